@@ -1,0 +1,36 @@
+"""Errors the lab shows to its user: what happened, why it matters, what to type next."""
+
+from __future__ import annotations
+
+
+class LabError(Exception):
+    """Something the operator must do something about. `str()` is the whole message."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", next_command: str = "") -> None:
+        self.what, self.why, self.next_command = what, why, next_command
+        parts = [what.rstrip(".") + "."]
+        if why:
+            parts.append(why.rstrip(".") + ".")
+        if next_command:
+            parts.append(f"Next: {next_command}")
+        super().__init__(" ".join(parts))
+
+
+class Unmet(LabError):
+    """A prerequisite is missing; nothing was changed."""
+
+    exit_code = 3
+
+
+class NotUp(LabError):
+    """No lab answers."""
+
+    exit_code = 4
+
+
+class HostNotRunning(LabError):
+    """The instance has no running host."""
+
+    exit_code = 2
