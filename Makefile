@@ -1,0 +1,42 @@
+# Flotilla's front door. `make` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+export FLOTILLA_STARTED ?= $(shell date +%s.%N)
+
+.PHONY: help setup demo test lint unit lab-tests molecule clean requirements
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what Flotilla needs: system packages, then Python packages in .venv
+	@scripts/bootstrap
+
+demo: setup ## From a bare machine to a serving fleet, a rolling deploy and a switchover under traffic
+	@fab demo.run --yes
+
+test: setup lint ## Lint, unit, template and lab tests
+	@pytest tests/unit tests/templates tests/lab
+
+lint: setup ## Every linter, each named as it runs
+	@scripts/lint
+
+unit: setup ## Unit and template tests alone (seconds, no hosts)
+	@pytest tests/unit tests/templates
+
+lab-tests: setup ## Tests on real hosts alone
+	@pytest tests/lab
+
+molecule: setup ## Role scenarios on instances launched through the EC2 API
+	@pytest tests/molecule
+
+clean: ## Take the lab down and remove everything it made; images stay cached
+	@if [ -x $(BIN)/fab ]; then fab lab.down --yes; fi
+	@rm -rf var/lab
+
+requirements: setup ## Pin the dependencies again, with hashes and without index addresses
+	@for f in bootstrap runtime lab dev; do uv pip compile -q --upgrade --generate-hashes --universal --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate requirements/$$f.in -o requirements/$$f.txt; done
