@@ -1,0 +1,270 @@
+"""The shape of fleet.yml: what a fleet is, key by key, and what each key may hold.
+
+No key has a default: Ansible reads the same file without these models, so a value that existed only
+here would be seen by Python and not by the roles. Nothing in this module reads or writes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
+
+ROLES = ("bastion", "lb", "app", "mysql", "redis")
+
+# Ports that a fleet's own services hold on an application host.
+TAKEN_PORTS = {22: "SSH", 80: "nginx", 3306: "MySQL writer", 3307: "MySQL readers", 6379: "Redis"}
+
+_SIZES = r"(nano|micro|small|medium|large|\d*xlarge|metal(-\d+xl)?)"
+
+
+def _network(text: str) -> str:
+    IPv4Network(text)
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def Text(pattern: str) -> StringConstraints:  # noqa: N802
+    """A string that must match all of ``pattern``."""
+    return StringConstraints(pattern=f"^(?:{pattern})$")
+
+
+Name = Annotated[str, Text(r"[a-z][a-z0-9]*(-[a-z0-9]+)*"), Field(max_length=24)]
+Network = Annotated[str, AfterValidator(_network)]
+UrlPath = Annotated[str, Text(r"/[^\s?#]*")]
+Url = Annotated[str, Text(r"https?://[^\s/]+(/\S*)?")]
+InstanceType = Annotated[str, Text(rf"[a-z][a-z0-9-]*\.{_SIZES}")]
+Line = Annotated[str, Text(r"\S[^\r\n]*")]
+Account = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}")]
+Names = Annotated[tuple[Line, ...], BeforeValidator(_listed), Field(min_length=1)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Aws(Section):
+    """Which account and API the fleet lives in."""
+
+    profile: Line | None
+    credentials_file: Line | None
+    endpoint_url: Url | None
+    instance_endpoint_url: Url | None
+    hint: Line
+
+
+class Ssh(Section):
+    """How operators log in."""
+
+    user: Account
+    key_file: Line
+    allow_from: Networks
+
+
+class Inventory(Section):
+    """How old the list of hosts may be, in seconds."""
+
+    fresh_seconds: Annotated[int, Field(ge=0, le=3600)]
+    max_age_seconds: Annotated[int, Field(ge=10, le=3600)]
+
+
+class LoadBalancer(Section):
+    """Who may reach the load balancers, and their certificate."""
+
+    allow_from: Networks
+    certificate_parameter: Annotated[str, Text(r"/[A-Za-z0-9_./-]+")] | None
+
+
+class Tier(Section):
+    """How many hosts of a role, and how large."""
+
+    count: Annotated[int, Field(ge=1, le=1000)]
+    type: InstanceType
+    disk_gb: Annotated[int, Field(ge=8, le=16384)]
+
+
+class Tiers(Section):
+    """One tier for each role."""
+
+    bastion: Tier
+    lb: Tier
+    app: Tier
+    mysql: Tier
+    redis: Tier
+
+    def items(self) -> Iterator[tuple[str, Tier]]:
+        """Role and tier, in the order of ``ROLES``."""
+        return ((role, getattr(self, role)) for role in ROLES)
+
+
+class Application(Section):
+    """The program the fleet serves."""
+
+    name: Name
+    artifact: Line
+    start: Line
+    port: Annotated[int, Field(ge=1024, le=65535)]
+    health_path: UrlPath
+    ready_path: UrlPath
+    version_path: UrlPath
+    static_dir: Line | None
+    migrate: Line | None
+    boot_seconds: Annotated[int, Field(ge=1, le=900)]
+    environment: dict[Annotated[str, Text(r"[A-Z_][A-Z0-9_]*")], str]
+
+    @model_validator(mode="after")
+    def _free_port(self) -> Application:
+        if self.port in TAKEN_PORTS:
+            raise ValueError(f"port {self.port} is {TAKEN_PORTS[self.port]}'s; choose another one")
+        return self
+
+
+class SourceImage(Section):
+    """The public machine image that ours are built from; the newest match is taken."""
+
+    owner: Annotated[str, Text(r"\d{12}|self|amazon|aws-marketplace")]
+    name: Line
+
+
+class Packer(Section):
+    """The temporary host an image is built on."""
+
+    type: InstanceType
+    ssh_interface: Literal["public_ip", "private_ip", "session_manager"]
+    timeout_minutes: Annotated[int, Field(ge=1, le=240)]
+
+
+class Images(Section):
+    """How machine images are made and how many are kept."""
+
+    source: SourceImage
+    keep: Annotated[int, Field(ge=1, le=100)]
+    packer: Packer
+
+
+class AptSource(Section):
+    """The package source that real MySQL is installed from."""
+
+    uri: Url | None
+    suite: Line
+    components: Names
+    signing_key: Line | None
+    check_valid_until: bool
+    packages: Names
+
+
+class Mysql(Section):
+    """The database."""
+
+    database: Annotated[str, Text(r"[a-z][a-z0-9_]{0,63}")]
+    user: Annotated[str, Text(r"[a-z][a-z0-9_]{0,31}")]
+    buffer_pool_mb: Annotated[int, Field(ge=64)]
+    apt: AptSource
+
+
+class Redis(Section):
+    """The cache and session store."""
+
+    maxmemory_mb: Annotated[int, Field(ge=16)]
+    maxmemory_policy: Literal[
+        "noeviction", "allkeys-lru", "allkeys-lfu", "volatile-lru", "volatile-lfu", "volatile-ttl"
+    ]
+    down_after_seconds: Annotated[int, Field(ge=1, le=120)]
+
+
+class Cloudwatch(Section):
+    """Where measurements and logs go."""
+
+    namespace: Annotated[str, Text(r"[A-Za-z0-9_./#-]{1,255}")]
+    interval_seconds: Literal[10, 30, 60, 300]
+    # The days CloudWatch Logs accepts.
+    log_retention_days: Literal[1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731]
+
+
+class Settings(Section):
+    """One fleet in one environment: everything under ``fleet:`` in fleet.yml.
+
+    ``flotilla.config.load`` makes these; the paths and the digest come with the file it read.
+    """
+
+    name: Name
+    env: Name
+    region: Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d")]
+    zones: Names
+    vpc_cidr: Network
+    domain: Annotated[str, Text(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")]
+    aws: Aws
+    ssh: Ssh
+    inventory: Inventory
+    lb: LoadBalancer
+    tiers: Tiers
+    application: Application
+    images: Images
+    mysql: Mysql
+    redis: Redis
+    cloudwatch: Cloudwatch
+    _root: Path = PrivateAttr(default_factory=Path)
+    _digest: str = PrivateAttr(default="")
+
+    @property
+    def prefix(self) -> str:
+        """``<fleet>-<env>``: how every AWS name of ours begins."""
+        return f"{self.name}-{self.env}"
+
+    @property
+    def root(self) -> Path:
+        """The repository that the file was read in; relative paths start here."""
+        return self._root
+
+    @property
+    def scratch(self) -> Path:
+        """``var/<env>``: snapshots, SSH files, journals."""
+        return self._root / "var" / self.env
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes of fleet.yml, to tell whether something derived is out of date."""
+        return self._digest
+
+    def path(self, relative: str) -> Path:
+        """A path of fleet.yml made absolute; ``~`` is the operator's home."""
+        return self._root / Path(relative).expanduser()
+
+    def name_of(self, suffix: str) -> str:
+        """An AWS name: ``name_of("locks")`` is ``<fleet>-<env>-locks``."""
+        return f"{self.prefix}-{suffix}"
+
+    def parameter(self, role: str, name: str) -> str:
+        """The SSM parameter of a secret: ``/<fleet>/<env>/<role>/<name>``."""
+        return f"/{self.name}/{self.env}/{role}/{name}"
+
+    def placed(self, root: Path, digest: str) -> Settings:
+        """The same settings, knowing where their file was and what it held."""
+        copy = self.model_copy()
+        copy._root = root  # noqa: SLF001  a copy of our own class
+        copy._digest = digest  # noqa: SLF001
+        return copy
+
+
+def plain(pattern: str) -> str:
+    """A pattern as people read it: without anchors and the group ``Text`` adds."""
+    return re.sub(r"^\^\(\?:(.*)\)\$$", r"\1", pattern)
