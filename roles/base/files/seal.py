@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Remove the identity of this host, so that an image taken of it boots as somebody else.
 
-Leaves fingerprints (never keys) of what it removed in /etc/flotilla/image.json: the check of the finished
-image boots it and compares, which proves that the new host made its own.
+Leaves fingerprints (never keys) of what it removed in /etc/flotilla/image.json: the check of the
+finished image boots it and compares, which proves that the new host made its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ REMOVE = (
     "/var/log/apt/*",
     "/var/cache/apt/archives/*.deb",
     "/var/cache/apt/*.bin",
-    "/etc/apt/apt.conf.d/00flotilla-bake",
     "/etc/dpkg/dpkg.cfg.d/00flotilla-bake",
 )
 
@@ -56,8 +55,10 @@ def main() -> None:
     RECORD.chmod(0o644)
     paths = [str(path) for pattern in REMOVE for path in Path("/").glob(pattern.lstrip("/"))]
     subprocess.run(["rm", "-rf", "--", *paths], check=True)
-    MACHINE_ID.write_text("")  # empty, not absent: systemd then makes a new one at the next boot
-    subprocess.run(["cloud-init", "clean", "--logs", "--seed"], check=True, stdout=subprocess.DEVNULL)
+    MACHINE_ID.write_text("")  # empty, not absent: systemd then makes a new one at boot
+    subprocess.run(
+        ["cloud-init", "clean", "--logs", "--seed"], check=True, stdout=subprocess.DEVNULL
+    )
     os.sync()
 
 
