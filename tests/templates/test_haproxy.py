@@ -1,0 +1,157 @@
+"""What the load balancer and the app hosts' local HAProxy are told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+Render = Callable[..., str]
+
+
+def section(text: str, heading: str) -> list[str]:
+    """The lines under ``heading``, without comments."""
+    body = re.search(rf"^{heading}\n((?: .*\n|\n)*)", text, re.MULTILINE)
+    assert body, f"no section {heading!r}"
+    lines = (line.strip() for line in body[1].splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture
+def edge(render: Render) -> str:
+    return render("haproxy", "haproxy.cfg.j2", host="lb-1")
+
+
+@pytest.fixture
+def local(render: Render) -> str:
+    return render("haproxy", "haproxy.cfg.j2", host="app-2")
+
+
+def test_every_app_host_is_a_server_by_name_and_private_address(edge: str) -> None:
+    servers = [line for line in section(edge, "backend app") if line.startswith("server ")]
+    assert servers == [f"server app-{n} 10.77.3.{n}:80" for n in (1, 2, 3)]
+
+
+def test_a_request_that_changes_something_is_never_replayed(edge: str) -> None:
+    app = section(edge, "backend app")
+    assert "retry-on conn-failure empty-response" in app
+    assert "http-request disable-l7-retry unless { method GET HEAD OPTIONS }" in app
+
+
+def test_marking_an_app_server_down_cuts_no_request_in_flight(edge: str) -> None:
+    assert not [line for line in section(edge, "backend app") if "on-marked-down" in line]
+
+
+def test_a_reload_keeps_drained_servers_and_idle_clients(edge: str) -> None:
+    assert "load-server-state-from-file global" in section(edge, "defaults")
+    assert "option idle-close-on-response" in section(edge, "frontend edge")
+    assert not re.search(r"^\s*close-spread-time", edge, re.MULTILINE)
+
+
+def test_forwarded_headers_are_dropped_before_ours_are_added(edge: str) -> None:
+    lines = section(edge, "frontend edge")
+    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host"):
+        assert f"http-request del-header {header}" in lines
+    assert "option forwardfor" in lines
+
+
+def test_the_alive_answer_is_for_this_host_only(edge: str) -> None:
+    answers = [
+        line for line in section(edge, "frontend edge") if line.startswith("http-request return")
+    ]
+    assert len(answers) == 2
+    assert all("local_alive_question from_this_host" in line for line in answers)
+
+
+def test_a_load_balancer_asks_the_others_and_not_itself(edge: str) -> None:
+    servers = [line for line in section(edge, "backend lb_peers") if line.startswith("server ")]
+    assert servers == ["server lb-2 10.77.2.2:8404"]
+
+
+def test_statistics_listen_on_the_private_address_only(edge: str, local: str) -> None:
+    assert "bind 10.77.2.1:8404" in section(edge, "frontend stats")
+    assert "bind 10.77.3.2:8404" in section(local, "frontend stats")
+
+
+def test_stickiness_names_the_server_in_the_cookie(render: Render) -> None:
+    text = render("haproxy", "haproxy.cfg.j2", host="lb-1", haproxy_edge_sticky_enabled=True)
+    app = section(text, "backend app")
+    assert "cookie FLOTILLA insert indirect nocache httponly" in app
+    assert "server app-3 10.77.3.3:80 cookie app-3" in app
+
+
+def test_a_certificate_opens_443_and_redirects_80(render: Render) -> None:
+    text = render(
+        "haproxy",
+        "haproxy.cfg.j2",
+        host="lb-1",
+        haproxy_edge_certificate_path="/etc/haproxy/edge.pem",
+    )
+    lines = section(text, "frontend edge")
+    assert "bind :443 ssl crt /etc/haproxy/edge.pem alpn h2,http/1.1" in lines
+    assert "http-request redirect scheme https code 308 unless { ssl_fc }" in lines
+
+
+def test_an_app_host_serves_no_clients_and_a_load_balancer_no_databases(
+    edge: str, local: str
+) -> None:
+    assert "frontend edge" not in local
+    assert "listen mysql_writer" not in edge
+    assert "listen redis_primary" not in edge
+
+
+@pytest.mark.parametrize(
+    ("listen", "port"), [("mysql_writer", 3306), ("mysql_readers", 3307), ("redis_primary", 6379)]
+)
+def test_the_primaries_are_reached_through_the_loopback_only(
+    local: str, listen: str, port: int
+) -> None:
+    binds = [line for line in section(local, f"listen {listen}") if line.startswith("bind ")]
+    assert binds == [f"bind 127.0.0.1:{port}"]
+
+
+@pytest.mark.parametrize("listen", ["mysql_writer", "redis_primary"])
+def test_nobody_writes_while_two_hosts_say_primary(local: str, listen: str) -> None:
+    assert "tcp-request connection reject if { nbsrv gt 1 }" in section(local, f"listen {listen}")
+
+
+def test_connections_to_a_host_that_lost_its_role_are_cut(local: str) -> None:
+    checks = [li for li in section(local, "defaults primaries") if li.startswith("default-server")]
+    assert len(checks) == 1
+    assert checks[0].endswith("on-marked-down shutdown-sessions")
+
+
+def test_readers_fall_back_to_the_host_the_writer_uses(local: str) -> None:
+    servers = [
+        line for line in section(local, "listen mysql_readers") if line.startswith("server ")
+    ]
+    assert "server mysql-2 10.77.4.2:3306 port 3380" in servers
+    assert (
+        "server mysql-2-primary 10.77.4.2:3306 no-check track mysql_writer/mysql-2 backup"
+        in servers
+    )
+
+
+@pytest.mark.parametrize("host", ["lb-1", "app-1"])
+def test_haproxy_accepts_the_configuration(
+    render: Render, checked_by: Callable[..., CompletedProcess[str]], host: str, tmp_path: Path
+) -> None:
+    page = tmp_path / "503.http"
+    page.write_text(render("haproxy", "503.http.j2", host=host))
+    text = render("haproxy", "haproxy.cfg.j2", host=host)
+    text = text.replace("/etc/haproxy/errors/flotilla-503.http", str(page))
+    # The check looks the accounts up; the package makes them, a workstation may lack them.
+    accounts = re.compile(r" user haproxy group haproxy|^    (user|group) haproxy\n", re.MULTILINE)
+    text = accounts.sub("", text)
+    result = checked_by(text, "haproxy", "-c", "-f", "%s")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_error_page_is_a_whole_http_answer(render: Render) -> None:
+    head, _, body = render("haproxy", "503.http.j2", host="lb-1").partition("\n\n")
+    assert head.startswith("HTTP/1.0 503 ")
+    assert "Cache-Control: no-cache" in head
+    assert body.startswith("<!doctype html>")

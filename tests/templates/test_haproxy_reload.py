@@ -1,0 +1,73 @@
+"""The reload's reading of what HAProxy says, on answers taken from HAProxy 3.0."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "roles/haproxy/files/haproxy_reload.py"
+
+DUMP = """1
+# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port
+4 app 1 app-1 10.77.3.1 0 {one} 1 1 5 6 0 0 14 0 0 0 - 80 - 0 0 - - 0
+4 app 2 app-2 10.77.3.2 2 {two} 1 1 5 6 3 4 6 0 0 0 - 80 - 0 0 - - 0
+
+"""  # noqa: E501  HAProxy's own line
+
+PROCESSES = """#<PID>          <type>          <reloads>       <uptime>        <version>
+1194            master          2 [failed: 0]   0d00h00m10s     3.0.11-1+deb13u5
+# workers
+1240            worker          0               0d00h00m01s     3.0.11-1+deb13u5
+# old workers
+1212            worker          1               0d00h00m06s     3.0.11-1+deb13u5
+1196            worker          2               0d00h00m10s     3.0.11-1+deb13u5
+# programs
+
+"""
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("haproxy_reload", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_only_what_an_operator_forced_counts(script: ModuleType) -> None:
+    # 0x20 is maintenance for want of a DNS answer, 0x04 comes from the configuration: not ours.
+    states = script.forced_states(DUMP.format(one=1, two=8 | 4 | 32))
+    assert states == {"app/app-1": 1, "app/app-2": 8}
+
+
+def test_a_server_that_came_back_up_is_named(script: ModuleType) -> None:
+    before = script.forced_states(DUMP.format(one=1, two=0))
+    after = script.forced_states(DUMP.format(one=0, two=0))
+    assert script.forgotten(before, after) == ["app/app-1"]
+
+
+def test_a_server_removed_from_the_configuration_is_not_missed(script: ModuleType) -> None:
+    assert script.forgotten({"app/app-9": 1}, {"app/app-1": 0}) == []
+
+
+def test_an_error_message_is_not_taken_for_a_fleet_without_servers(script: ModuleType) -> None:
+    with pytest.raises(ValueError, match="Permission denied"):
+        script.forced_states("Permission denied\n")
+
+
+def test_old_processes_are_counted_and_the_current_one_is_not(script: ModuleType) -> None:
+    assert script.old_workers(PROCESSES) == 2
+    assert script.old_workers(PROCESSES.replace("# old workers\n1212", "1212")) == 0
+
+
+def test_the_state_file_is_replaced_whole(script: ModuleType, tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    target.write_text("old")
+    script.save("new dump\n", target)
+    assert target.read_text() == "new dump\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
