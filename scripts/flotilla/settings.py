@@ -50,6 +50,7 @@ Network = Annotated[str, AfterValidator(_network)]
 UrlPath = Annotated[str, Text(r"/[^\s?#]*")]
 Url = Annotated[str, Text(r"https?://[^\s/]+(/\S*)?")]
 InstanceType = Annotated[str, Text(rf"[a-z][a-z0-9-]*\.{_SIZES}")]
+Region = Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d")]
 Line = Annotated[str, Text(r"\S[^\r\n]*")]
 Account = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}")]
 Names = Annotated[tuple[Line, ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -85,6 +86,7 @@ class Inventory(Section):
 
     fresh_seconds: Annotated[int, Field(ge=0, le=3600)]
     max_age_seconds: Annotated[int, Field(ge=10, le=3600)]
+    other_regions: Annotated[tuple[Region, ...], BeforeValidator(_listed)]
 
 
 class LoadBalancer(Section):
@@ -208,7 +210,7 @@ class Settings(Section):
 
     name: Name
     env: Name
-    region: Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d")]
+    region: Region
     zones: Names
     vpc_cidr: Network
     domain: Annotated[str, Text(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")]

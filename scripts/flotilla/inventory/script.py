@@ -1,0 +1,59 @@
+"""What ``inventory/<env>/ec2.py`` does when the snapshot alone cannot answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from flotilla import config
+from flotilla.errors import BadOption, FlotillaError
+from flotilla.inventory import store
+from flotilla.inventory.source import load
+
+
+def main(root: Path, env: str, arguments: list[str]) -> int:
+    """Answer Ansible: data on stdout, warnings and errors on stderr; returns the exit code.
+
+    An outage of the EC2 API serves the last snapshot with a warning; without one it is an error.
+    """
+    options = _parser(env).parse_args(arguments)
+    try:
+        settings = config.load(env, root=root)
+        snapshot = load(settings, refresh=options.refresh)
+        listing = store.listing(settings)
+        for sentence in filter(None, (snapshot.warning, *snapshot.problems)):
+            _say(f"warning: {sentence}")
+        if options.list:
+            sys.stdout.buffer.write(listing + b"\n")
+        elif options.host:
+            _host(listing, options.host)
+        else:
+            _say(f"{len(snapshot.hosts)} hosts in {store.path(settings)}")
+    except FlotillaError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    return 0
+
+
+def _parser(env: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ec2.py", description=f"Ansible's inventory of environment {env}."
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print all groups and hosts as JSON")
+    what.add_argument("--host", metavar="NAME", help="print the variables of one host as JSON")
+    parser.add_argument("--refresh", action="store_true", help="ask EC2 first, however fresh")
+    return parser
+
+
+def _host(listing: bytes, name: str) -> None:
+    variables = json.loads(listing)["_meta"]["hostvars"]
+    if name not in variables:
+        raise BadOption(f"there is no active host {name!r}", next="fab fleet.status")
+    sys.stdout.write(json.dumps(variables[name], indent=2) + "\n")
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
