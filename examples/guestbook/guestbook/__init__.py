@@ -1,0 +1,1 @@
+"""A guestbook: rows in MySQL, sessions in Redis, and the endpoints a deploy asks for."""

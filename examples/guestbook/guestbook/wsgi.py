@@ -1,0 +1,5 @@
+"""What gunicorn loads."""
+
+from guestbook.web import create
+
+app = create()

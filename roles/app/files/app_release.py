@@ -1,0 +1,355 @@
+#!/usr/bin/python3
+"""Fetch, check and switch releases of the application on this host.
+
+Run as root; answers one JSON object on stdout.
+
+    app-release status
+    app-release stage VERSION --sha256 HEX     download, or find it there already
+    app-release migrate VERSION                bring the schema up to date
+    app-release switch VERSION                 stop, point `current` at VERSION, start
+    app-release retire                         stop the application and take `current` away
+    app-release wait VERSION                   until the host says it is ready and runs VERSION
+    app-release prune                          drop old releases
+
+Exit 0 done, 1 not done, with one line on stderr that says why. A release is never changed once it
+is in place: it is unpacked beside and renamed, so that a host that loses power has all of it or
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+VERSION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+RECORD = ".release.json"
+UNIT = "app.service"
+MIGRATE_SECONDS = 600
+POLL_SECONDS = 0.1
+ANSWER_SECONDS = 3
+# Answers in a row before a host counts as ready: one may come from a worker while another one is
+# still failing.
+PASSES = 2
+
+
+class NotDoneError(Exception):
+    """Why the command stopped, in one line."""
+
+
+class Host:
+    """The files and the service of one host. `root` is / except in tests."""
+
+    def __init__(self, root: Path, base_url: str = "http://127.0.0.1") -> None:
+        self.releases = root / "srv/app/releases"
+        self.current = root / "srv/app/current"
+        self.settings_file = root / "etc/app/release.json"
+        self.environment = root / "etc/app/environment"
+        self.aws_environment = root / "etc/flotilla/aws.env"
+        self.unit = root / "etc/systemd/system" / UNIT
+        self.lock = root / "run/lock/app-release.lock"
+        self.base_url = base_url
+
+    def settings(self) -> dict[str, Any]:
+        """What the role wrote. Raises NotDoneError when the host was never configured."""
+        try:
+            content: dict[str, Any] = json.loads(self.settings_file.read_text())
+        except (OSError, ValueError) as error:
+            raise NotDoneError(
+                f"{self.settings_file} cannot be read ({error}); configure the host first"
+            ) from None
+        return content
+
+    def version(self) -> str | None:
+        """The version `current` points at."""
+        try:
+            return self.current.readlink().name
+        except OSError:
+            return None
+
+    def staged(self) -> dict[str, str]:
+        """Version and SHA-256 of every complete release on the host."""
+        found = {}
+        for record in self.releases.glob(f"*/{RECORD}"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                content = json.loads(record.read_text())
+                found[str(content["version"])] = str(content["sha256"])
+        return found
+
+
+def status(host: Host) -> dict[str, Any]:
+    """What is on the host and what runs.
+
+    `stale`: started before its environment or unit was last changed.
+    """
+    shown = systemctl(
+        "show", UNIT, "-P", "ActiveState", "-P", "ActiveEnterTimestamp", "--timestamp=unix"
+    )
+    state, _, entered = shown.partition("\n")
+    since = float(entered.strip().lstrip("@") or 0)
+    changed = max(
+        (p.stat().st_mtime for p in (host.environment, host.unit) if p.is_file()), default=0.0
+    )
+    active = state.strip() == "active"
+    return {
+        "current": host.version(),
+        "releases": host.staged(),
+        "active": active,
+        # systemd tells whole seconds: a file of the same second is older than the start in all but
+        # a rare case.
+        "stale": active and changed >= since + 1,
+    }
+
+
+def stage(host: Host, version: str, sha256: str) -> dict[str, Any]:
+    """Put a release on the host, checked. Raises NotDoneError and leaves nothing behind."""
+    have = host.staged().get(version)
+    if have == sha256:
+        return {"version": version, "already": True}
+    if have:
+        raise NotDoneError(
+            f"release {version} is here as {have[:12]}, not {sha256[:12]}; a version never changes"
+        )
+    key = f"app/{version}.tar.gz"
+    workspace = Path(tempfile.mkdtemp(prefix=".staging-", dir=host.releases))
+    try:
+        tarball = workspace / "artifact"
+        download(host, key, tarball)
+        actual = hashlib.sha256(tarball.read_bytes()).hexdigest()
+        if actual != sha256:
+            raise NotDoneError(f"{key} is {actual[:12]}, not {sha256[:12]}; it was not unpacked")
+        folder = workspace / "release"
+        unpack(tarball, folder)
+        (folder / RECORD).write_text(json.dumps({"version": version, "sha256": sha256}))
+        shutil.rmtree(host.releases / version, ignore_errors=True)
+        folder.rename(host.releases / version)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return {"version": version, "already": False}
+
+
+def download(host: Host, key: str, target: Path) -> None:
+    """Fetch from S3 as the instance's own role; region and endpoint are in flotilla/aws.env."""
+    # Late: boto3 takes 0.3 s to load, and only this needs it.
+    import boto3  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    for line in (
+        host.aws_environment.read_text().splitlines() if host.aws_environment.is_file() else ()
+    ):
+        name, equals, value = line.partition("=")
+        if equals and not name.startswith("#"):
+            os.environ.setdefault(name.strip(), value.strip())
+    bucket = host.settings()["bucket"]
+    try:
+        config = Config(
+            connect_timeout=5,
+            read_timeout=30,
+            retries={"mode": "standard", "total_max_attempts": 4},
+        )
+        boto3.client("s3", config=config).download_file(bucket, key, str(target))
+    except (BotoCoreError, ClientError) as error:
+        raise NotDoneError(f"s3://{bucket}/{key} could not be downloaded: {error}") from None
+
+
+def unpack(tarball: Path, folder: Path) -> None:
+    """Unpack a tarball that may hold nothing but files and folders below its own root."""
+    folder.mkdir(mode=0o755)
+    try:
+        with tarfile.open(tarball) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise NotDoneError(f"the artifact cannot be unpacked: {error}") from None
+
+
+def switch(host: Host, version: str) -> dict[str, Any]:
+    """Run `version`.
+
+    The symlink is replaced by a rename: it is there at every moment, old or new.
+    """
+    if version not in (here := host.staged()):
+        has = ", ".join(sorted(here)) or "none"
+        raise NotDoneError(f"release {version} is not on this host; it has {has}")
+    previous = host.version()
+    systemctl("stop", UNIT)
+    fresh = host.current.with_name(".current-new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(host.releases / version)
+    fresh.rename(host.current)
+    systemctl("reset-failed", UNIT, check=False)
+    systemctl("start", UNIT)
+    return {"previous": previous, "current": host.version()}
+
+
+def retire(host: Host) -> dict[str, Any]:
+    """Back to a host without a release, as before its first deploy."""
+    previous = host.version()
+    systemctl("stop", UNIT)
+    host.current.unlink(missing_ok=True)
+    return {"previous": previous, "current": None}
+
+
+def migrate(host: Host, version: str) -> dict[str, Any]:
+    """Run the migration command of `version` as the application's user, with its environment."""
+    command = host.settings()["migrate"]
+    if not command:
+        return {"ran": False, "output": ""}
+    folder = host.releases / version
+    argv = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--unit=app-migrate"]
+    for setting in (
+        "User=app",
+        "Group=app",
+        f"WorkingDirectory={folder}",
+        f"EnvironmentFile={host.environment}",
+        "Environment=PYTHONDONTWRITEBYTECODE=1",
+        f"RuntimeMaxSec={MIGRATE_SECONDS}",
+    ):
+        argv += ["-p", setting]
+    done = subprocess.run([*argv, *command.split()], capture_output=True, text=True, check=False)
+    output = (done.stdout + done.stderr).strip()
+    if done.returncode != 0:
+        said = f"exit {done.returncode}: {output[-500:] or 'no output'}"
+        raise NotDoneError(f"the migration of {version} failed ({said})")
+    return {"ran": True, "output": output}
+
+
+def wait(host: Host, version: str, seconds: float) -> dict[str, Any]:
+    """Wait until the host answers "ready" and names `version`, PASSES times in a row."""
+    settings = host.settings()
+    started = time.monotonic()
+    passes, why = 0, "it was not asked yet"
+    while passes < PASSES:
+        if time.monotonic() - started > seconds:
+            raise NotDoneError(f"not ready with version {version} after {seconds:g} s: {why}")
+        problem = not_ready(host.base_url, settings, version)
+        passes = 0 if problem else passes + 1
+        if problem:
+            why = problem
+            time.sleep(POLL_SECONDS)
+    return {"version": version, "seconds": round(time.monotonic() - started, 2)}
+
+
+def not_ready(base_url: str, settings: dict[str, Any], version: str) -> str | None:
+    """Why the host is not ready with `version`; None when it is."""
+    for path in (settings["version_path"], settings["ready_path"]):
+        try:
+            with urllib.request.urlopen(base_url + path, timeout=ANSWER_SECONDS) as answer:  # noqa: S310  loopback
+                body = answer.read(65536)
+        except urllib.error.HTTPError as error:
+            said = error.read(300).decode(errors="replace").strip()
+            return f"GET {path} answered {error.code}: {said}"
+        except OSError as error:
+            return f"GET {path}: {error}"
+        if path == settings["version_path"] and (answered := named_version(body)) != version:
+            return f"GET {path} names version {answered!r}"
+    return None
+
+
+def named_version(body: bytes) -> str:
+    """The version in an answer: the key `version` of a JSON object, else the whole text."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(body)["version"])
+    return body.decode(errors="replace").strip()
+
+
+def prune(host: Host) -> dict[str, Any]:
+    """Keep the current release and the `keep` newest others; drop what a broken staging left."""
+    keep = int(host.settings()["keep"])
+    others = [
+        path.parent
+        for path in host.releases.glob(f"*/{RECORD}")
+        if path.parent.name != host.version()
+    ]
+    others.sort(key=lambda path: path.stat().st_ctime, reverse=True)
+    dropped = [*others[keep:], *host.releases.glob(".staging-*")]
+    for path in dropped:
+        shutil.rmtree(path, ignore_errors=True)
+    return {"dropped": sorted(path.name for path in dropped)}
+
+
+def systemctl(*words: str, check: bool = True) -> str:
+    """Run systemctl. Raises NotDoneError with what it said."""
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise NotDoneError(
+            f"systemctl {' '.join(words)}: {done.stderr.strip() or f'exit {done.returncode}'}"
+        )
+    return done.stdout
+
+
+def version_argument(text: str) -> str:
+    """A version is one path element and safe in a shell."""
+    if not VERSION.match(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a version: 1 to 64 letters, digits or any of . _ -"
+        )
+    return text
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="app-release", description="Releases of the application on this host."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("status", "retire", "prune"):
+        verbs.add_parser(verb)
+    for verb in ("stage", "migrate", "switch", "wait"):
+        verbs.add_parser(verb).add_argument("version", type=version_argument)
+    verbs.choices["stage"].add_argument("--sha256", required=True)
+    verbs.choices["wait"].add_argument("--seconds", type=float)
+    return parser.parse_args(argv)
+
+
+def perform(host: Host, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one verb.
+
+    Those that change something hold the host's lock; a second one is told so at once.
+    """
+    if options.verb == "status":
+        return status(host)
+    if options.verb == "wait":
+        return wait(
+            host, options.version, options.seconds or float(host.settings()["boot_seconds"])
+        )
+    with host.lock.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise NotDoneError("another app-release is at work on this host") from None
+        if options.verb == "stage":
+            return stage(host, options.version, options.sha256)
+        if options.verb in {"retire", "prune"}:
+            return {"retire": retire, "prune": prune}[options.verb](host)
+        return {"migrate": migrate, "switch": switch}[options.verb](host, options.version)
+
+
+def main(argv: list[str] | None = None, root: Path = Path("/")) -> int:
+    """Run one command line."""
+    os.umask(0o022)
+    try:
+        result = perform(Host(root), arguments(argv))
+    except NotDoneError as error:
+        sys.stderr.write(f"app-release: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
