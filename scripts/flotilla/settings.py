@@ -122,7 +122,10 @@ class Application(Section):
     """The program the fleet serves."""
 
     name: Name
-    artifact: Line
+    # One of the two: what builds the tarball ({version} and {output} are filled in), or where it is
+    # (a path or an s3:// address; {version} is filled in).
+    build: Annotated[str, Text(r".*\{output\}.*")] | None
+    artifact: Line | None
     start: Line
     port: Annotated[int, Field(ge=1024, le=65535)]
     health_path: UrlPath
@@ -137,6 +140,12 @@ class Application(Section):
     def _free_port(self) -> Application:
         if self.port in TAKEN_PORTS:
             raise ValueError(f"port {self.port} is {TAKEN_PORTS[self.port]}'s; choose another one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Application:
+        if (self.build is None) == (self.artifact is None):
+            raise ValueError("set exactly one of build and artifact; the other one is null")
         return self
 
 
