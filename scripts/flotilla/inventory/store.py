@@ -8,12 +8,10 @@ second: with 10,000 hosts that is what keeps ``ec2.py`` below 0.3 s.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flotilla.errors import FlotillaError
+from flotilla.files import replace
 from flotilla.inventory.groups import document
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
@@ -53,7 +51,7 @@ def save(settings: Settings, snapshot: Snapshot) -> None:
         "hosts": [host.as_dict() for host in snapshot.hosts],
     }
     lines = (f'"{key}":{json.dumps(value)}' for key, value in parts.items())
-    _replace(path(settings), "{" + ",\n".join(lines) + "}\n")
+    replace(path(settings), "{" + ",\n".join(lines) + "}\n")
 
 
 def read(settings: Settings) -> Stored | None:
@@ -88,22 +86,3 @@ def _bare(line: bytes) -> bytes:
     """The value on one line of the file: without its key, and the comma or brace that follows."""
     text = line.strip()
     return text[text.index(b":") + 1 : -1]
-
-
-def _replace(target: Path, text: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise FlotillaError(
-            f"could not write {target}: {error.strerror}",
-            untouched="The snapshot before it is still there" if target.exists() else "",
-            next=f"df -h {target.parent}",
-        ) from error

@@ -1,0 +1,1 @@
+"""Hosts at the edge: SSH through the bastion, and the services that answer there."""

@@ -1,0 +1,74 @@
+"""The operator's SSH key."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+from flotilla.errors import Refused
+from flotilla.settings import Settings
+
+
+def ensure(settings: Settings) -> Path:
+    """The private key that fleet.ssh.key_file names; its public half is beside it as ``.pub``.
+
+    A key under ``var/<env>`` is made (ed25519, mode 0600) by whoever needs it first, also when
+    several do at once. Any other path is the operator's own key: Refused when it is missing, or
+    when others can read it, because ssh would not use it.
+    """
+    path = settings.path(settings.ssh.key_file)
+    if not path.exists():
+        if not path.is_relative_to(settings.scratch):
+            raise Refused(
+                f"there is no SSH key at {path}",
+                why=f"fleet.ssh.key_file of environment {settings.env!r} names it",
+                untouched="Nothing was changed",
+                next=f"ssh-keygen -t ed25519 -f {path}",
+            )
+        _make(path, comment=f"operator@{settings.prefix}")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise Refused(
+            f"the SSH key {path} can be read by others, and ssh refuses to use such a key",
+            untouched="Nothing was changed",
+            next=f"chmod 600 {path}",
+        )
+    return path
+
+
+def public(settings: Settings) -> str:
+    """The public half, as one line of authorized_keys."""
+    private = ensure(settings)
+    beside = private.with_name(f"{private.name}.pub")
+    if beside.exists():
+        return beside.read_text(encoding="utf-8").strip()
+    derived = subprocess.run(
+        ["ssh-keygen", "-y", "-f", str(private)], capture_output=True, text=True, check=False
+    )
+    if derived.returncode:
+        raise Refused(
+            f"{private} has no public half beside it and ssh-keygen cannot derive one: "
+            f"{derived.stderr.strip()}",
+            next=f"ssh-keygen -y -f {private} > {beside}",
+        )
+    return derived.stdout.strip()
+
+
+def _make(path: Path, *, comment: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fresh = Path(folder) / "key"
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(fresh)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+        # A link fails where a rename would replace: of two that make a key at once, one wins
+        # and both use it.
+        try:
+            os.link(fresh, path)
+        except FileExistsError:
+            return
+        Path(f"{fresh}.pub").replace(f"{path}.pub")
