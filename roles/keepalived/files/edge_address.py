@@ -1,0 +1,326 @@
+#!/usr/bin/python3
+"""Give this instance the fleet's Elastic IP while keepalived says that it is the VRRP master.
+
+Events come through a pipe from keepalived, in order. Besides, every few seconds keepalived is asked
+for its state and EC2 for the address's owner. Events alone are not enough: the winner of a healed
+split gets none but MASTER_RX_LOWER_PRI, AssociateAddress succeeds for two callers in the same
+second, and an address can be moved by hand.
+
+Invariant: the address is claimed only on fresh word from keepalived that this host is the master.
+A keepalived that does not answer (dead, frozen) means hands off: the other host has taken over.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+RUN = Path("/run/flotilla-address")
+EVENTS = RUN / "events"
+KEEPALIVED_STATE = RUN / "keepalived.json"
+OUR_STATE = RUN / "state.json"
+KEEPALIVED_PID = Path("/run/keepalived.pid")
+METADATA = "169.254.169.254"
+
+INSTANCE = "edge"
+STATES = {0: "INIT", 1: "BACKUP", 2: "MASTER", 3: "FAULT"}
+# A claim that EC2 does not confirm is given up after this long; the next look starts another.
+CLAIM_SECONDS = 30.0
+# Two reads in a row must say that the address is ours: of two claims in one second both "succeed".
+CONFIRMATIONS = 2
+
+
+@dataclass(frozen=True)
+class Address:
+    """An Elastic IP as EC2 describes it; ``owner`` is an instance id or empty."""
+
+    allocation_id: str
+    public_ip: str
+    owner: str
+
+
+class Addresses(Protocol):
+    """What is needed of EC2."""
+
+    def read(self) -> Address:
+        """The address now."""
+
+    def associate(self, allocation_id: str) -> None:
+        """Ask for it, whoever has it."""
+
+
+def parse_events(text: str) -> list[str]:
+    """The states of our instance in what keepalived wrote, oldest first.
+
+    Lines look like ``INSTANCE "edge" MASTER 200``; others are not about us.
+    """
+    states = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 3 and words[0] == "INSTANCE" and words[1].strip('"') == INSTANCE:
+            states.append(words[2])
+    return states
+
+
+def state_after(events: list[str], before: str) -> str:
+    """Our VRRP state once ``events`` happened; a master that hears a lower one stays master."""
+    states = ["MASTER" if event == "MASTER_RX_LOWER_PRI" else event for event in events]
+    states = [state for state in states if state in (*STATES.values(), "STOP")]
+    return states[-1] if states else before
+
+
+def wants_claim(events: list[str]) -> bool:
+    """Do these events end with this host as the master, who must (again) own the address?"""
+    return state_after(events, "") == "MASTER"
+
+
+def parse_state(text: str) -> str:
+    """Our instance's state in keepalived's JSON dump; UNKNOWN when it is not there."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return "UNKNOWN"
+    instances = document.get("vrrp", []) if isinstance(document, dict) else document
+    for instance in instances:
+        data = instance.get("data", {})
+        if data.get("iname") == INSTANCE:
+            return STATES.get(data.get("state"), "UNKNOWN")
+    return "UNKNOWN"
+
+
+def verdict(vrrp: str, owner: str, me: str) -> tuple[bool, str]:
+    """Whether to claim, and the sentence that says why or why not."""
+    if vrrp == "MASTER":
+        if owner == me:
+            return False, "master, and the address is here"
+        return True, f"master, but the address is with {owner or 'nobody'}"
+    if owner == me:
+        # Nobody serves better by our letting go: the new master takes it from us.
+        return False, f"{vrrp}, and the address is still here until the master takes it"
+    return False, f"{vrrp}, and the address is with {owner or 'nobody'}"
+
+
+def claim(
+    addresses: Addresses,
+    known: Address,
+    me: str,
+    *,
+    still_master: Callable[[], bool],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> tuple[Address, str]:
+    """Associate until EC2 confirms it, we are no longer master, or CLAIM_SECONDS are over.
+
+    ``known`` is the address as last read; the first try needs only its allocation id, so that an
+    outage is not prolonged by a read. Returns the address as read last and a sentence.
+    """
+    started = clock()
+    pause, seen, trouble = 0.1, 0, ""
+    address, fresh = known, True
+    while still_master():
+        try:
+            # After any trouble read first: the allocation id may be of an address that is gone.
+            if not fresh:
+                address, fresh = addresses.read(), True
+            if seen == 0:
+                addresses.associate(address.allocation_id)
+            address = addresses.read()
+            seen = seen + 1 if address.owner == me else 0
+            trouble = f"it is with {address.owner or 'nobody'}"
+        except Exception as error:  # whatever it was, the answer is to try again
+            seen, fresh, trouble = 0, False, str(error)
+        if seen >= CONFIRMATIONS:
+            return address, f"claimed {address.public_ip} in {clock() - started:.2f} s"
+        if clock() - started > CLAIM_SECONDS:
+            return (
+                address,
+                f"could not claim {address.public_ip} in {CLAIM_SECONDS:.0f} s: {trouble}",
+            )
+        sleep(pause)
+        pause = 0.1 if seen else min(pause * 1.5, 2.0)
+    return address, "no longer the master: left the address to the new one"
+
+
+class Ec2Addresses:
+    """The fleet's Elastic IP, found by its tag Name."""
+
+    def __init__(self, name: str, me: str) -> None:
+        import boto3  # noqa: PLC0415  half a second that tests of the rest need not pay
+        from botocore.config import Config  # noqa: PLC0415
+
+        # Short: the move may cut the connection a call is on, and the loop tries again anyhow.
+        config = Config(connect_timeout=1, read_timeout=3, retries={"total_max_attempts": 1})
+        self._ec2: Any = boto3.client("ec2", config=config)
+        self._name = name
+        self._me = me
+
+    def read(self) -> Address:
+        """The address now. Raises LookupError when the tag names none or several."""
+        filters = [{"Name": "tag:Name", "Values": [self._name]}]
+        found = self._ec2.describe_addresses(Filters=filters)["Addresses"]
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} Elastic IPs have the tag Name={self._name}, not one")
+        return Address(
+            found[0]["AllocationId"], found[0]["PublicIp"], found[0].get("InstanceId", "")
+        )
+
+    def associate(self, allocation_id: str) -> None:
+        """Ask for it, whoever has it."""
+        self._ec2.associate_address(
+            AllocationId=allocation_id, InstanceId=self._me, AllowReassociation=True
+        )
+
+
+class Keepalived:
+    """keepalived as it can be asked: by a pipe of events, and by a signal for its state."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._rest = ""
+
+    def events(self, timeout: float) -> list[str]:
+        """States that arrived, waiting at most ``timeout`` seconds for the first."""
+        ready, _, _ = select.select([self._pipe], [], [], timeout)
+        if not ready:
+            return []
+        self._rest += os.read(self._pipe, 65536).decode(errors="replace")
+        whole, _, self._rest = self._rest.rpartition("\n")
+        return parse_events(whole)
+
+    def state(self, *, timeout: float = 1.0) -> str:
+        """What it says it is, written after we asked; UNKNOWN when it does not answer in time."""
+        before = KEEPALIVED_STATE.stat().st_mtime_ns if KEEPALIVED_STATE.exists() else 0
+        try:
+            # The real-time signal `keepalived --signum=JSON` names.
+            os.kill(int(KEEPALIVED_PID.read_text()), signal.SIGRTMIN + 2)
+        except (OSError, ValueError):
+            return "UNKNOWN"
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            if KEEPALIVED_STATE.exists() and KEEPALIVED_STATE.stat().st_mtime_ns > before:
+                state = parse_state(KEEPALIVED_STATE.read_text())
+                if state != "UNKNOWN":  # else it is still being written
+                    return state
+        return "UNKNOWN"
+
+
+class Keeper:
+    """The loop: an event or the passing of time, a verdict, perhaps a claim, a note of it."""
+
+    def __init__(self, addresses: Addresses, keepalived: Keepalived, me: str) -> None:
+        self._addresses = addresses
+        self._keepalived = keepalived
+        self._me = me
+        self._vrrp = "UNKNOWN"
+        self._note = ""
+        self._address = addresses.read()
+
+    def turn(self, every: float) -> None:
+        """Wait for an event, at most ``every`` seconds, and do what it asks for."""
+        events = self._keepalived.events(every)
+        if wants_claim(events):
+            self._vrrp = "MASTER"
+            self._claim()
+            return
+        self._vrrp = state_after(events, "") or self._keepalived.state()
+        self._address = self._addresses.read()
+        must_claim, note = verdict(self._vrrp, self._address.owner, self._me)
+        self._tell(note)
+        if must_claim:
+            self._claim()
+
+    def _claim(self) -> None:
+        self._address, note = claim(
+            self._addresses,
+            self._address,
+            self._me,
+            still_master=self._still_master,
+            clock=time.monotonic,
+            sleep=time.sleep,
+        )
+        self._tell(note)
+
+    def _still_master(self) -> bool:
+        self._vrrp = state_after(self._keepalived.events(0), self._vrrp)
+        return self._vrrp == "MASTER"
+
+    def _tell(self, note: str) -> None:
+        if note != self._note:
+            sys.stderr.write(f"{note}\n")
+        self._note = note
+        seen = {
+            "vrrp": self._vrrp,
+            "mine": self._address.owner == self._me,
+            "note": note,
+            "at": time.time(),
+            **asdict(self._address),
+        }
+        draft = OUR_STATE.with_suffix(".new")
+        draft.write_text(json.dumps(seen) + "\n")
+        draft.rename(OUR_STATE)
+
+
+def instance_id() -> str:
+    """Who we are, from the instance metadata with a session token (IMDSv2)."""
+    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = metadata("PUT", "/latest/api/token", lifetime)
+    return metadata("GET", "/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token})
+
+
+def metadata(method: str, path: str, headers: dict[str, str]) -> str:
+    """One answer of the metadata service. Raises OSError when it refuses or does not answer."""
+    connection = http.client.HTTPConnection(METADATA, timeout=2)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise OSError(f"{method} {METADATA}{path} answered {answer.status}")
+    return text
+
+
+def open_events() -> int:
+    """The pipe, made if it is not there. Opened for both ends, so that it never reports an end."""
+    if not EVENTS.exists():
+        os.mkfifo(EVENTS, 0o600)
+    return os.open(EVENTS, os.O_RDWR | os.O_NONBLOCK)
+
+
+def tell_systemd(message: str) -> None:
+    """sd_notify, where systemd listens."""
+    if path := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.sendto(message.encode(), path.replace("@", "\0", 1))
+
+
+def main() -> int:
+    """Run until stopped. Trouble at the start ends the process: systemd starts it again."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--name", required=True, help="tag Name of the Elastic IP")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    arguments = parser.parse_args()
+    keepalived = Keepalived(open_events())
+    tell_systemd("READY=1")
+    me = instance_id()
+    keeper = Keeper(Ec2Addresses(arguments.name, me), keepalived, me)
+    while True:
+        try:
+            keeper.turn(arguments.every)
+        except Exception as error:  # the API may be away for hours; keepalived is not
+            sys.stderr.write(f"cannot tell who has the address: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""What keepalived is told, and when the Elastic IP is claimed.
+
+The claims run against moto's EC2, so that what is asserted is what DescribeAddresses says.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moto import mock_aws
+
+SCRIPT = Path(__file__).resolve().parents[2] / "roles/keepalived/files/edge_address.py"
+Render = Callable[..., str]
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("edge_address", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["edge_address"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+edge = _script()
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def configuration(render: Render) -> str:
+    return render("keepalived", "keepalived.conf.j2", host="lb-2", keepalived_interface="eth0")
+
+
+def test_adverts_go_to_the_other_load_balancers_only(configuration: str) -> None:
+    block = re.search(r"unicast_peer \{([^}]*)\}", configuration)
+    assert block
+    peers = block[1].split()
+    assert peers == ["10.77.2.1"]
+    assert "unicast_src_ip 10.77.2.2" in configuration
+
+
+def test_a_returning_host_takes_nothing_from_a_working_master(configuration: str) -> None:
+    words = configuration.split()
+    assert "nopreempt" in words
+    assert words[words.index("state") + 1] == "BACKUP"  # nopreempt is ignored for MASTER
+
+
+def test_no_two_load_balancers_have_the_same_priority(render: Render) -> None:
+    texts = [
+        render("keepalived", "keepalived.conf.j2", host=host, keepalived_interface="eth0")
+        for host in ("lb-1", "lb-2")
+    ]
+    priorities = [re.findall(r"^    priority (\d+)$", text, re.MULTILINE) for text in texts]
+    assert priorities == [["200"], ["190"]]
+
+
+def test_keepalived_accepts_the_configuration(
+    configuration: str, checked_by: Callable[..., Any]
+) -> None:
+    here = sorted(path.name for path in Path("/sys/class/net").iterdir() if path.name != "lo")
+    if not here:
+        pytest.skip("keepalived's check wants an interface other than lo")
+    text = configuration.replace("interface eth0", f"interface {here[-1]}")
+    result = checked_by(text, "keepalived", "--config-test", "--use-file=%s")
+    assert result.returncode == 0, result.stderr
+
+
+def test_events_about_other_instances_are_not_ours() -> None:
+    lines = 'INSTANCE "inner" MASTER 100\nGROUP "edge" MASTER 0\nINSTANCE "edge" BACKUP 200\n'
+    assert edge.parse_events(lines) == ["BACKUP"]
+
+
+@pytest.mark.parametrize(
+    ("events", "claims"),
+    [
+        (["MASTER"], True),
+        (["BACKUP", "MASTER"], True),
+        (["MASTER", "BACKUP"], False),
+        (["MASTER_RX_LOWER_PRI"], True),
+        (["MASTER", "FAULT"], False),
+        (["MASTER_PRIORITY"], False),
+        ([], False),
+    ],
+)
+def test_only_the_last_word_counts(events: list[str], claims: bool) -> None:
+    assert edge.wants_claim(events) is claims
+
+
+@given(vrrp=st.sampled_from([*edge.STATES.values(), "STOP", "UNKNOWN", ""]), mine=st.booleans())
+def test_nobody_but_a_master_claims(vrrp: str, mine: bool) -> None:
+    claims, sentence = edge.verdict(vrrp, "i-me" if mine else "i-other", "i-me")
+    assert claims is (vrrp == "MASTER" and not mine)
+    assert sentence
+
+
+def test_the_state_is_read_from_both_forms_of_the_dump() -> None:
+    instance = {"data": {"iname": "edge", "state": 2}}
+    assert edge.parse_state(json.dumps([instance])) == "MASTER"
+    assert edge.parse_state(json.dumps({"vrrp": [instance]})) == "MASTER"
+    assert edge.parse_state('[{"data": {"iname": "edge", "st') == "UNKNOWN"
+    assert edge.parse_state("[]") == "UNKNOWN"
+
+
+@pytest.fixture
+def ec2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        yield boto3.client("ec2")
+
+
+@pytest.fixture
+def pair(ec2: Any) -> tuple[str, str]:
+    """Two instances and an Elastic IP tagged edge that neither has."""
+    image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    made = ec2.run_instances(ImageId=image, MinCount=2, MaxCount=2)["Instances"]
+    tags = [{"ResourceType": "elastic-ip", "Tags": [{"Key": "Name", "Value": "edge"}]}]
+    ec2.allocate_address(Domain="vpc", TagSpecifications=tags)
+    return made[0]["InstanceId"], made[1]["InstanceId"]
+
+
+def claims(me: str, *, master: Callable[[], bool] = lambda: True) -> tuple[Any, str]:
+    clock = Clock()
+    addresses = edge.Ec2Addresses("edge", me)
+    known = addresses.read()
+    return edge.claim(addresses, known, me, still_master=master, clock=clock, sleep=clock.sleep)
+
+
+def owner(ec2: Any) -> str:
+    found = ec2.describe_addresses(Filters=[{"Name": "tag:Name", "Values": ["edge"]}])["Addresses"]
+    return str(found[0].get("InstanceId", ""))
+
+
+def test_a_claim_takes_the_address_from_whoever_has_it(ec2: Any, pair: tuple[str, str]) -> None:
+    claims(pair[0])
+    assert owner(ec2) == pair[0]
+    address, sentence = claims(pair[1])
+    assert owner(ec2) == pair[1] == address.owner
+    assert sentence.startswith(f"claimed {address.public_ip} in ")
+
+
+def test_losing_the_role_ends_a_claim_before_it_starts(ec2: Any, pair: tuple[str, str]) -> None:
+    claims(pair[0])
+    _, sentence = claims(pair[1], master=lambda: False)
+    assert owner(ec2) == pair[0]
+    assert "no longer the master" in sentence
+
+
+def test_a_claim_overwritten_in_the_same_second_is_made_again(
+    ec2: Any, pair: tuple[str, str]
+) -> None:
+    asked = 0
+
+    def master_while_the_other_claims() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # after our first associate and read, before the read that would confirm it
+            edge.Ec2Addresses("edge", pair[0]).associate(claims_id)
+        return True
+
+    claims_id = edge.Ec2Addresses("edge", pair[0]).read().allocation_id
+    claims(pair[1], master=master_while_the_other_claims)
+    assert owner(ec2) == pair[1]
+
+
+def test_an_address_made_anew_is_claimed_by_its_new_id(ec2: Any, pair: tuple[str, str]) -> None:
+    clock = Clock()
+    gone = edge.Address("eipalloc-00000000", "127.77.0.1", "")
+    addresses = edge.Ec2Addresses("edge", pair[0])
+    _, sentence = edge.claim(
+        addresses, gone, pair[0], still_master=lambda: True, clock=clock, sleep=clock.sleep
+    )
+    assert sentence.startswith("claimed")
+    assert owner(ec2) == pair[0]
+
+
+def test_an_api_that_never_agrees_ends_in_a_sentence(ec2: Any, pair: tuple[str, str]) -> None:
+    clock = Clock()
+    addresses = edge.Ec2Addresses("edge", pair[0])
+    known = addresses.read()
+    ec2.release_address(AllocationId=known.allocation_id)
+    _, sentence = edge.claim(
+        addresses, known, pair[0], still_master=lambda: True, clock=clock, sleep=clock.sleep
+    )
+    assert sentence.startswith(f"could not claim {known.public_ip} in 30 s: ")
+
+
+def test_two_addresses_of_one_name_are_not_guessed_between(ec2: Any, pair: tuple[str, str]) -> None:
+    tags = [{"ResourceType": "elastic-ip", "Tags": [{"Key": "Name", "Value": "edge"}]}]
+    ec2.allocate_address(Domain="vpc", TagSpecifications=tags)
+    with pytest.raises(LookupError, match="2 Elastic IPs have the tag Name=edge"):
+        edge.Ec2Addresses("edge", pair[0]).read()
