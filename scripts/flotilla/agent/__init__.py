@@ -1,0 +1,1 @@
+"""What runs on a database host. Needs nothing but Python, PyMySQL and this package."""

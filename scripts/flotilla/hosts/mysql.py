@@ -1,0 +1,288 @@
+"""One MySQL server at the edge: statements with a time limit each, and one look at all of it.
+
+The protocol is PyMySQL's, over any stream: a channel through SSH to the server's own Unix socket
+(root, known by its peer credentials, so no password exists), or the socket itself on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import pymysql
+from pymysql.constants import CLIENT
+from pymysql.cursors import DictCursor
+
+from flotilla.errors import HostFailed, Unreachable
+from flotilla.rules.mysql_health import Health
+from flotilla.rules.mysql_settings import NAMES, faults
+from flotilla.rules.mysql_topology import Member, Replication, SemiSync
+
+SOCKET = "/run/mysqld/mysqld.sock"
+STATEMENT_SECONDS = 5.0
+NO_SUCH_TABLE = 1146
+LOCK_WAIT_TIMEOUT = 1205
+_LOST = frozenset({2006, 2013, 2014, 2055})
+
+Row = Mapping[str, Any]
+Statement = str | tuple[str, Sequence[object]]
+
+
+class SqlError(HostFailed):
+    """A server refused a statement; ``code`` is MySQL's error number."""
+
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(what)
+        self.code = code
+
+
+class Server:
+    """A session on one server. Not for use by two threads at once.
+
+    ``open_stream`` gives a connected socket, or a paramiko channel: PyMySQL needs no more of either.
+    After a statement ran out of time the session is gone: whether it took effect is not known until
+    a new session has looked.
+    """
+
+    def __init__(self, name: str, open_stream: Callable[[], Any], user: str = "root") -> None:
+        self.name = name
+        self._open = open_stream
+        self._user = user
+        self._stream: Any = None
+        self._connection: Any = None  # a pymysql Connection
+
+    def query(
+        self, sql: str, args: Sequence[object] = (), *, seconds: float = STATEMENT_SECONDS
+    ) -> list[Row]:
+        """Rows of one statement. Raises SqlError, or Unreachable when the limit has passed."""
+        return self.batch([(sql, args)], seconds=seconds)[0]
+
+    def batch(
+        self, statements: Iterable[Statement], *, seconds: float = STATEMENT_SECONDS
+    ) -> list[list[Row]]:
+        """Rows of each statement, all in one round trip; the first error stops the rest."""
+        connection = self._connected(seconds)
+        pairs = [(s, ()) if isinstance(s, str) else s for s in statements]
+        try:
+            with connection.cursor() as cursor:
+                text = ";\n".join(
+                    cursor.mogrify(sql, tuple(args)) if args else sql for sql, args in pairs
+                )
+                cursor.execute(text)
+                answers = [list(cursor.fetchall())]
+                while cursor.nextset():
+                    answers.append(list(cursor.fetchall()))
+                return answers
+        except (pymysql.err.MySQLError, OSError, EOFError) as error:
+            raise self._described(error, pairs[0][0], seconds) from None
+
+    def close(self) -> None:
+        """End the session; safe to call twice."""
+        if self._connection is not None:
+            self._connection._force_close()  # noqa: SLF001  close() would ask a frozen server
+        self._connection = self._stream = None
+
+    def _connected(self, seconds: float) -> Any:
+        try:
+            if self._connection is None:
+                self._stream = self._open()
+                connection: Any = pymysql.connections.Connection(
+                    user=self._user,
+                    ssl_disabled=True,  # the stream is local, or inside SSH
+                    cursorclass=DictCursor,
+                    autocommit=True,
+                    client_flag=CLIENT.MULTI_STATEMENTS,
+                    defer_connect=True,
+                )
+                self._stream.settimeout(seconds)
+                connection.connect(_Limited(self._stream))
+                self._connection = connection
+            self._stream.settimeout(seconds)
+        except (pymysql.err.MySQLError, OSError, EOFError) as error:
+            raise self._described(error, "connect", seconds) from None
+        return self._connection
+
+    def _described(self, error: Exception, sql: str, seconds: float) -> Exception:
+        code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+        verb = " ".join(sql.split()[:3])  # never more: what follows may be a secret
+        if isinstance(error, pymysql.err.MySQLError) and code and code not in _LOST:
+            return SqlError(f"{self.name}: {verb}: {error.args[-1]} ({code})", code)
+        self.close()
+        return Unreachable(
+            f"{self.name}: MySQL gave no answer to {verb} within {seconds:g} s ({error})",
+            next=f"fab fleet.logs {self.name}",
+        )
+
+
+class _Limited:
+    """A stream whose time limit is the caller's: PyMySQL's own is for a whole connection."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.sendall = stream.sendall
+        self.makefile = stream.makefile
+        self.close = stream.close
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Leave the limit of the statement in place."""
+
+
+_IDENTITY = """
+SELECT @@GLOBAL.server_uuid AS uuid, @@GLOBAL.server_id AS server_id, @@GLOBAL.version AS version,
+  @@GLOBAL.read_only AS read_only, @@GLOBAL.super_read_only AS super_read_only,
+  @@GLOBAL.offline_mode AS offline, @@GLOBAL.gtid_executed AS executed,
+  @@GLOBAL.gtid_purged AS purged
+"""
+# Lag is the age of the oldest transaction on its way through the applier, or of the newest received
+# one where nobody has picked it up yet; it is 0 when all that was received is applied. An idle
+# source therefore shows 0.
+_REPLICATION = """
+SELECT c.HOST AS host, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier,
+  s.RECEIVED_TRANSACTION_SET AS received, ac.DESIRED_DELAY AS delay,
+  CONCAT_WS('; ', NULLIF(s.LAST_ERROR_MESSAGE, ''), NULLIF(co.LAST_ERROR_MESSAGE, ''),
+    (SELECT MAX(NULLIF(w.LAST_ERROR_MESSAGE, ''))
+       FROM performance_schema.replication_applier_status_by_worker w WHERE w.CHANNEL_NAME = '')
+  ) AS error,
+  IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
+    GREATEST(0, TIMESTAMPDIFF(MICROSECOND, LEAST(
+      COALESCE((SELECT MIN(w.APPLYING_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP)
+         FROM performance_schema.replication_applier_status_by_worker w
+         WHERE w.CHANNEL_NAME = '' AND w.APPLYING_TRANSACTION <> ''), NOW(6)),
+      IF(co.PROCESSING_TRANSACTION <> '',
+        co.PROCESSING_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP, NOW(6)),
+      IF(s.LAST_QUEUED_TRANSACTION <> '',
+        s.LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP, NOW(6))
+    ), NOW(6))) / 1e6) AS lag_seconds
+FROM performance_schema.replication_connection_configuration c
+JOIN performance_schema.replication_connection_status s USING (CHANNEL_NAME)
+JOIN performance_schema.replication_applier_configuration ac USING (CHANNEL_NAME)
+JOIN performance_schema.replication_applier_status a USING (CHANNEL_NAME)
+LEFT JOIN performance_schema.replication_applier_status_by_coordinator co USING (CHANNEL_NAME)
+WHERE c.CHANNEL_NAME = ''
+"""
+_SETTINGS = """
+SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.global_variables
+WHERE VARIABLE_NAME IN %s OR VARIABLE_NAME LIKE 'rpl_semi_sync_%%_enabled'
+"""
+_STATUS = """
+SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.global_status
+WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_clients', 'Rpl_semi_sync_replica_status')
+"""
+_PERSISTED = """
+SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.persisted_variables
+WHERE VARIABLE_NAME IN ('read_only', 'super_read_only', 'rpl_semi_sync_source_enabled',
+  'rpl_semi_sync_replica_enabled', 'skip_replica_start')
+"""
+_TERM = "SELECT term, uuid FROM ops.term ORDER BY term DESC LIMIT 1"
+
+
+def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str]:
+    """The member as it is now, and its gtid_purged; one round trip, two where it has a term."""
+    identity, replication, settings, status, persisted = server.batch(
+        [_IDENTITY, _REPLICATION, (_SETTINGS, (NAMES,)), _STATUS, _PERSISTED]
+    )
+    me = identity[0]
+    variables = _pairs(settings)
+    term = _term(server)
+    member = Member(
+        name=server.name,
+        instance_id=instance_id,
+        address=address,
+        uuid=me["uuid"],
+        server_id=int(me["server_id"]),
+        version=_version(me["version"]),
+        read_only=bool(me["read_only"]),
+        super_read_only=bool(me["super_read_only"]),
+        offline=bool(me["offline"]),
+        executed=_flat(me["executed"]),
+        term=term["term"] if term else None,
+        term_uuid=term["uuid"] if term else None,
+        replication=_replication(replication[0]) if replication else None,
+        semi_sync=_semi_sync(variables, _pairs(status)),
+        faults=tuple(faults(variables, _pairs(persisted))),
+    )
+    return member, _flat(me["purged"])
+
+
+def read_health(server: Server, *, seconds: float) -> Health:
+    """What the health endpoint needs, in one round trip, readable for its small account."""
+    identity, replication, term = server.batch([_IDENTITY, _REPLICATION, _TERM], seconds=seconds)
+    me, newest = identity[0], term[0] if term else None
+    follows = _replication(replication[0]) if replication else None
+    return Health(
+        uuid=me["uuid"],
+        read_only=bool(me["read_only"] or me["super_read_only"]),
+        offline=bool(me["offline"]),
+        term=newest["term"] if newest else None,
+        term_uuid=newest["uuid"] if newest else None,
+        io=follows.io if follows else None,
+        applier=follows.applier if follows else None,
+        lag_seconds=follows.lag_seconds if follows else 0.0,
+    )
+
+
+def subtract(server: Server, sets: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """For each pair of names, what the first GTID set has and the second has not; empty left out.
+
+    The algebra is the server's own: tagged GTIDs have forms that no regular expression should read.
+    """
+    pairs = list(permutations(sets, 2))
+    if not pairs:
+        return {}
+    columns = ", ".join(f"GTID_SUBTRACT(%s, %s) AS p{n}" for n in range(len(pairs)))
+    args = [sets[name] for pair in pairs for name in pair]
+    row = server.query(f"SELECT {columns}", args)[0]
+    found = {pair: _flat(row[f"p{n}"]) for n, pair in enumerate(pairs)}
+    return {pair: gtids for pair, gtids in found.items() if gtids}
+
+
+def position(member: Member) -> str:
+    """All that a member holds, applied or only received, as one GTID set."""
+    received = member.replication.received if member.replication else ""
+    return ",".join(part for part in (member.executed, received) if part)
+
+
+def _term(server: Server) -> Row | None:
+    try:
+        rows = server.query(_TERM)
+    except SqlError as error:
+        if error.code in {NO_SUCH_TABLE, 1049}:  # no such table, no such database
+            return None
+        raise
+    return rows[0] if rows else None
+
+
+def _replication(row: Row) -> Replication:
+    return Replication(
+        host=row["host"],
+        io=row["io"],
+        applier=row["applier"],
+        received=_flat(row["received"]),
+        error=row["error"] or "",
+        lag_seconds=float(row["lag_seconds"] or 0),
+        delay_seconds=int(row["delay"]),
+    )
+
+
+def _semi_sync(variables: Mapping[str, str], status: Mapping[str, str]) -> SemiSync:
+    return SemiSync(
+        source=variables.get("rpl_semi_sync_source_enabled") == "ON",
+        replica=variables.get("rpl_semi_sync_replica_enabled") == "ON",
+        acknowledging=status.get("Rpl_semi_sync_replica_status") == "ON",
+        clients=int(status.get("Rpl_semi_sync_source_clients", 0)),
+    )
+
+
+def _pairs(rows: Iterable[Row]) -> dict[str, str]:
+    return {row["name"]: row["value"] for row in rows}
+
+
+def _version(text: str) -> tuple[int, int, int]:
+    major, minor, patch = (int(part) for part in text.partition("-")[0].split(".")[:3])
+    return major, minor, patch
+
+
+def _flat(gtids: str) -> str:
+    """A GTID set on one line: the server breaks long ones."""
+    return "".join(gtids.split())
