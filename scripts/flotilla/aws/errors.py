@@ -71,7 +71,7 @@ def describe(
     """The error to raise instead of ``error``."""
     if isinstance(error, _NO_CREDENTIALS):
         return _no_credentials(settings, doing, error)
-    if isinstance(error, boto.HTTPClientError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return Unreachable(
             f"could not {doing}: the AWS API at {_endpoint(settings)} does not answer "
             f"({type(error).__name__})",

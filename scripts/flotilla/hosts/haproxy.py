@@ -26,17 +26,27 @@ Ask = Callable[[str], str]
 Row = Mapping[str, str]
 
 
+class Output(Protocol):
+    """What a command wrote."""
+
+    @property
+    def stdout(self) -> str:
+        """All of it."""
+
+
 class Runner(Protocol):
-    """What this module asks of an SSH connection. ``run`` raises Unreachable or HostFailed."""
+    """What this module asks of SSH; `flotilla.hosts.ssh.Runner` is one."""
 
-    def run(self, command: str, *, stdin: str, timeout: float) -> str:
-        """Run ``command`` on the host with ``stdin``; what it wrote to stdout."""
+    def run(self, host: str, command: str, *, sudo: bool, stdin: str, seconds: float) -> Output:
+        """Run ``command`` on ``host``. Raises Unreachable, or HostFailed when it fails."""
 
 
-def over_ssh(runner: Runner, path: str = SOCKET) -> Ask:
-    """Ask the socket at ``path`` on another host. One SSH command for each question."""
-    command = f"sudo socat -t{ANSWER_SECONDS:g} - UNIX-CONNECT:{path}"
-    return lambda text: runner.run(command, stdin=text, timeout=ANSWER_SECONDS + 2)
+def over_ssh(runner: Runner, host: str, path: str = SOCKET) -> Ask:
+    """Ask the socket at ``path`` on another host: one SSH command for each question."""
+    command = f"socat -t{ANSWER_SECONDS:g} - UNIX-CONNECT:{path}"
+    return lambda text: (
+        runner.run(host, command, sudo=True, stdin=text, seconds=ANSWER_SECONDS).stdout
+    )
 
 
 def local(path: Path) -> Ask:
