@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from flotilla import environment
 from flotilla.errors import BadOption, Refused
 from flotilla.rules import fleet as fleet_rules
-from flotilla.settings import Settings, plain
+from flotilla.settings import Settings, words
 
 __all__ = ["Settings", "load", "parse"]
 
@@ -76,7 +76,7 @@ def _refusal(shown: str, faults: Sequence[str]) -> Refused:
     return Refused(
         f"{shown}: {faults[0]}"
         if len(faults) == 1
-        else f"{shown} has {len(faults)} faults:\n  " + "\n  ".join(faults) + "\n",
+        else "\n  ".join([f"{shown} has {len(faults)} faults:", *faults]),
         untouched=_UNTOUCHED,
         next=f"correct {shown}; every key is explained in {_EXAMPLE}",
     )
@@ -134,11 +134,10 @@ def _fault(detail: ErrorDetails, tree: yaml.Node | None) -> str:
 def _allowed(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     if detail["type"] == "string_pattern_mismatch":
-        return f"it must match {plain(context['pattern'])}"
+        return f"it must be {words(context['pattern'])}"
     if detail["type"] == "value_error":
         return str(context["error"])
-    message = detail["msg"]
-    return message[:1].lower() + message[1:]
+    return detail["msg"].replace("Input should be", "it must be")
 
 
 def _siblings(path: tuple[str | int, ...]) -> str:

@@ -22,8 +22,12 @@ def current(variables: Mapping[str, str] = os.environ) -> str:
 
 
 def names(base: Path) -> list[str]:
-    """Every environment that exists: a folder of ``inventory/`` with a fleet.yml, sorted."""
-    return sorted(path.parents[2].name for path in base.glob(f"inventory/*/{FLEET_FILE}"))
+    """Every environment that exists: a folder of ``inventory/`` with a fleet.yml, sorted.
+
+    A folder called ``<something>.example`` is there to be copied, not to be used.
+    """
+    folders = (path.parents[2] for path in base.glob(f"inventory/*/{FLEET_FILE}"))
+    return sorted(folder.name for folder in folders if folder.suffix != ".example")
 
 
 def fleet_file(base: Path, env: str) -> Path:

@@ -31,7 +31,8 @@ class FlotillaError(Exception):
         parts = [_sentence(part) for part in (self.what, self.why, self.untouched) if part]
         if self.next:
             parts.append(f"Next: {self.next}")
-        return " ".join(parts)
+        # A list of several lines is followed by a line of its own.
+        return ("\n" if "\n" in self.what else " ").join(parts)
 
     def as_dict(self) -> dict[str, str | int]:
         """The same for ``--json``: kind, exit_code, what, why, untouched, next."""

@@ -6,7 +6,6 @@ here would be seen by Python and not by the roles. Nothing in this module reads 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -40,19 +39,31 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def Text(pattern: str) -> StringConstraints:  # noqa: N802
-    """A string that must match all of ``pattern``."""
-    return StringConstraints(pattern=f"^(?:{pattern})$")
+# What a pattern means in words, for messages; filled by Text.
+_WORDS: dict[str, str] = {}
 
 
-Name = Annotated[str, Text(r"[a-z][a-z0-9]*(-[a-z0-9]+)*"), Field(max_length=24)]
+def Text(pattern: str, words: str) -> StringConstraints:  # noqa: N802  used as a type
+    """A string that must match all of ``pattern``; ``words`` follows "it must be"."""
+    whole = f"^(?:{pattern})$"
+    _WORDS[whole] = words
+    return StringConstraints(pattern=whole)
+
+
+Name = Annotated[
+    str,
+    Text(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", "lower case letters and digits, with dashes between"),
+    Field(max_length=24),
+]
 Network = Annotated[str, AfterValidator(_network)]
-UrlPath = Annotated[str, Text(r"/[^\s?#]*")]
-Url = Annotated[str, Text(r"https?://[^\s/]+(/\S*)?")]
-InstanceType = Annotated[str, Text(rf"[a-z][a-z0-9-]*\.{_SIZES}")]
-Region = Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d")]
-Line = Annotated[str, Text(r"\S[^\r\n]*")]
-Account = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}")]
+UrlPath = Annotated[str, Text(r"/[^\s?#]*", "the path of a URL, beginning with /")]
+Url = Annotated[str, Text(r"https?://[^\s/]+(/\S*)?", "an http:// or https:// address, or null")]
+InstanceType = Annotated[
+    str, Text(rf"[a-z][a-z0-9-]*\.{_SIZES}", "an EC2 instance type such as t3.medium")
+]
+Region = Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d", "an AWS region such as eu-central-1")]
+Line = Annotated[str, Text(r"\S[^\r\n]*", "one line of text, not empty")]
+Account = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}", "a Unix account such as admin")]
 Names = Annotated[tuple[Line, ...], BeforeValidator(_listed), Field(min_length=1)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_listed), Field(min_length=1)]
 
@@ -93,7 +104,10 @@ class LoadBalancer(Section):
     """Who may reach the load balancers, and their certificate."""
 
     allow_from: Networks
-    certificate_parameter: Annotated[str, Text(r"/[A-Za-z0-9_./-]+")] | None
+    certificate_parameter: (
+        Annotated[str, Text(r"/[A-Za-z0-9_./-]+", "the name of an SSM parameter, beginning with /")]
+        | None
+    )
 
 
 class Tier(Section):
@@ -124,7 +138,7 @@ class Application(Section):
     name: Name
     # One of the two: what builds the tarball ({version} and {output} are filled in), or where it is
     # (a path or an s3:// address; {version} is filled in).
-    build: Annotated[str, Text(r".*\{output\}.*")] | None
+    build: Annotated[str, Text(r".*\{output\}.*", "a command with {output} in it")] | None
     artifact: Line | None
     start: Line
     port: Annotated[int, Field(ge=1024, le=65535)]
@@ -134,7 +148,9 @@ class Application(Section):
     static_dir: Line | None
     migrate: Line | None
     boot_seconds: Annotated[int, Field(ge=1, le=900)]
-    environment: dict[Annotated[str, Text(r"[A-Z_][A-Z0-9_]*")], str]
+    environment: dict[
+        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", "the name of a variable, in upper case")], str
+    ]
 
     @model_validator(mode="after")
     def _free_port(self) -> Application:
@@ -152,7 +168,13 @@ class Application(Section):
 class SourceImage(Section):
     """The public machine image that ours are built from; the newest match is taken."""
 
-    owner: Annotated[str, Text(r"\d{12}|self|amazon|aws-marketplace")]
+    owner: Annotated[
+        str,
+        Text(
+            r"\d{12}|self|amazon|aws-marketplace",
+            "an account of 12 digits in quotes, or self, amazon or aws-marketplace",
+        ),
+    ]
     name: Line
 
 
@@ -186,8 +208,12 @@ class AptSource(Section):
 class Mysql(Section):
     """The database."""
 
-    database: Annotated[str, Text(r"[a-z][a-z0-9_]{0,63}")]
-    user: Annotated[str, Text(r"[a-z][a-z0-9_]{0,31}")]
+    database: Annotated[
+        str, Text(r"[a-z][a-z0-9_]{0,63}", "lower case letters, digits and underscores")
+    ]
+    user: Annotated[
+        str, Text(r"[a-z][a-z0-9_]{0,31}", "lower case letters, digits and underscores")
+    ]
     buffer_pool_mb: Annotated[int, Field(ge=64)]
     apt: AptSource
 
@@ -205,7 +231,9 @@ class Redis(Section):
 class Cloudwatch(Section):
     """Where measurements and logs go."""
 
-    namespace: Annotated[str, Text(r"[A-Za-z0-9_./#-]{1,255}")]
+    namespace: Annotated[
+        str, Text(r"[A-Za-z0-9_./#-]{1,255}", "letters, digits and any of _ . / # -")
+    ]
     interval_seconds: Literal[10, 30, 60, 300]
     # The days CloudWatch Logs accepts.
     log_retention_days: Literal[1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731]
@@ -222,7 +250,13 @@ class Settings(Section):
     region: Region
     zones: Names
     vpc_cidr: Network
-    domain: Annotated[str, Text(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")]
+    domain: Annotated[
+        str,
+        Text(
+            r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}",
+            "a host name such as www.acme.example",
+        ),
+    ]
     aws: Aws
     ssh: Ssh
     inventory: Inventory
@@ -276,6 +310,6 @@ class Settings(Section):
         return copy
 
 
-def plain(pattern: str) -> str:
-    """A pattern as people read it: without anchors and the group ``Text`` adds."""
-    return re.sub(r"^\^\(\?:(.*)\)\$$", r"\1", pattern)
+def words(pattern: str) -> str:
+    """What a pattern of a key means, for a sentence that begins with "it must be"."""
+    return _WORDS.get(pattern, f"text that matches {pattern}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from flotilla.aws.session import client, described
@@ -37,13 +37,15 @@ def instances_in_state(
 ) -> None:
     """Wait until every instance is in ``state`` ("running", "stopped", "terminated").
 
-    An instance that EC2 does not show (yet) counts as pending. Raises Unreachable naming those that are not there after ``seconds``, FlotillaError as
+    An instance that EC2 does not show counts as terminated when that is waited for, else as
+    pending. Raises Unreachable naming those that are not there after ``seconds``, FlotillaError as
     soon as one can no longer get there.
     """
     seen: dict[str, str] = {}
 
     def arrived() -> bool:
-        seen.update(_states(settings, instance_ids))
+        unseen = state if state == "terminated" else "pending"
+        seen.update(dict.fromkeys(instance_ids, unseen) | _states(settings, instance_ids))
         lost = [i for i, now in seen.items() if now == "terminated" != state]
         if lost:
             raise FlotillaError(f"{', '.join(lost)} terminated instead of becoming {state}")
@@ -56,13 +58,12 @@ def instances_in_state(
         raise Unreachable(f"not {state} after {seconds:g} s: {late}") from None
 
 
-def _states(settings: Settings, instance_ids: Collection[str]) -> Mapping[str, str]:
+def _states(settings: Settings, instance_ids: Collection[str]) -> dict[str, str]:
     # A filter, unlike InstanceIds, is not refused as a whole when one instance is unknown.
     wanted = {"Name": "instance-id", "Values": sorted(instance_ids)}
-    states = dict.fromkeys(instance_ids, "pending")
-    for reservation in paginate(
-        settings, "ec2", "describe_instances", "Reservations", Filters=[wanted]
-    ):
-        for instance in reservation["Instances"]:
-            states[instance["InstanceId"]] = instance["State"]["Name"]
-    return states
+    found = paginate(settings, "ec2", "describe_instances", "Reservations", Filters=[wanted])
+    return {
+        instance["InstanceId"]: instance["State"]["Name"]
+        for reservation in found
+        for instance in reservation["Instances"]
+    }
