@@ -22,13 +22,13 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from lab.errors import LabError
+from lab.layout import SERVICE_ADDRESSES
 from lab.ports import AclEntry, Rule, View
 
 TABLE = "lab_sg"
 
-# The API, the package proxy and the metadata service. No group filters EC2's own link-local
-# services either.
-SERVICES = ("169.254.169.250", "169.254.169.253", "169.254.169.254")
+# No security group filters the link-local services of EC2 either.
+SERVICES = SERVICE_ADDRESSES
 
 _EVERYWHERE = ["0.0.0.0/0"]
 _WITH_PORTS = {"6": "tcp", "17": "udp", "tcp": "tcp", "udp": "udp"}
