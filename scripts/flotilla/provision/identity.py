@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -80,7 +80,7 @@ def _import_key(world: World, name: str) -> None:
 def _role(world: World, role: str) -> list[Change]:
     iam, name = world.client("iam"), world.settings.name_of(role)
     trust = data("policies/trust.json")
-    found = _get(lambda: iam.get_role(RoleName=name)["Role"])
+    found = get(lambda: iam.get_role(RoleName=name)["Role"])
     if found is None:
         return [Change("create", "IAM role", name, partial(_make_role, world, role, trust))]
     if found["AssumeRolePolicyDocument"] != trust:
@@ -104,7 +104,7 @@ def _make_role(world: World, role: str, trust: Mapping[str, Any]) -> None:
 def _policy(world: World, role: str) -> list[Change]:
     iam, name = world.client("iam"), world.settings.name_of(role)
     wanted = policy(world, role)
-    found = _get(lambda: iam.get_role_policy(RoleName=name, PolicyName=name)["PolicyDocument"])
+    found = get(lambda: iam.get_role_policy(RoleName=name, PolicyName=name)["PolicyDocument"])
     if found == wanted:
         return []
     act = partial(
@@ -116,7 +116,7 @@ def _policy(world: World, role: str) -> list[Change]:
 
 def _profile(world: World, role: str) -> list[Change]:
     iam, name = world.client("iam"), world.settings.name_of(role)
-    found = _get(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
+    found = get(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
     if found and [held["RoleName"] for held in found["Roles"]] == [name]:
         return []
     act = partial(_make_profile, world, role, found)
@@ -132,7 +132,7 @@ def _make_profile(world: World, role: str, found: Mapping[str, Any] | None) -> N
     iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
 
-def _get(read: Any) -> Any:
+def get(read: Callable[[], Any]) -> Any:
     """What ``read`` returns, None where IAM knows no such thing."""
     try:
         return read()

@@ -160,13 +160,21 @@ def _sorted(tags: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _table(world: World, table: Mapping[str, Any]) -> list[Change]:
-    dynamodb, name = world.client("dynamodb"), world.settings.name_of(table["name"])
+    name = world.settings.name_of(table["name"])
+    if table_exists(world, name):
+        return []
+    make = partial(_make_table, world, name, table["key"])
+    return [Change("create", "table", name, make, f"key {table['key']}")]
+
+
+def table_exists(world: World, name: str) -> bool:
+    """Whether DynamoDB knows the table, in whatever state."""
+    dynamodb = world.client("dynamodb")
     try:
         dynamodb.describe_table(TableName=name)
     except dynamodb.exceptions.ResourceNotFoundException:
-        make = partial(_make_table, world, name, table["key"])
-        return [Change("create", "table", name, make, f"key {table['key']}")]
-    return []
+        return False
+    return True
 
 
 def _make_table(world: World, name: str, key: str) -> None:
