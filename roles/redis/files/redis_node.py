@@ -1,0 +1,383 @@
+#!/usr/bin/python3
+"""What a Redis host does for itself: choose its role, answer health checks, tell its state.
+
+    redis_node.py start redis|sentinel   before either starts; exit 1 means: wait, and try again
+    redis_node.py remember               after Redis started: have it note its role on disk
+    redis_node.py health                 HTTP service, GET /primary: 200 or 503 with the reason
+    redis_node.py status                 one JSON object on stdout
+    redis_node.py apply                  bring running services to the files Ansible owns
+
+No role is ever written into a file that Ansible owns: who is primary is a fact of run time.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import redis
+import redis_rules as rules
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+SETTINGS = Path("/etc/redis/flotilla.json")
+OWNED = Path("/etc/redis/flotilla.conf")
+HOME = Path("/var/lib/redis")
+DATA = HOME / "data"
+ROLE = Path("/run/redis/role.conf")
+
+# A word older than this counts as none: whoever said it may have changed his mind, or be gone.
+STALE_SECONDS = 1.0
+ASK_EVERY_SECONDS = 0.2
+ASK_TIMEOUT_SECONDS = 0.4
+# How long a start looks for a majority. Long enough for Sentinels that boot at the same time.
+START_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """/etc/redis/flotilla.json: this host, its cluster, and the accounts to ask with."""
+
+    name: str
+    cluster: str
+    hosts: dict[str, str]
+    initial: str
+    port: int
+    sentinel_port: int
+    health_port: int
+    monitor_user: str
+    monitor_password: str
+    operator_user: str
+    operator_password: str
+    sentinel: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        """This host's private address."""
+        return self.hosts[self.name]
+
+
+def load() -> Settings:
+    """The settings. Raises OSError, ValueError or TypeError when the file is not right."""
+    return Settings(**json.loads(SETTINGS.read_text()))
+
+
+def connect(settings: Settings, address: str, port: int, *, operator: bool = False) -> Any:
+    """A client of the Redis or Sentinel there; it connects at the first command."""
+    who = (settings.operator_user, settings.operator_password)
+    if not operator:
+        who = (settings.monitor_user, settings.monitor_password)
+    return redis.Redis(
+        host=address,
+        port=port,
+        username=who[0],
+        password=who[1],
+        socket_timeout=ASK_TIMEOUT_SECONDS,
+        socket_connect_timeout=ASK_TIMEOUT_SECONDS,
+        decode_responses=True,
+        # Its own retries wait for seconds; whoever asks here asks again soon anyhow.
+        retry=Retry(NoBackoff(), 0),
+        lib_name=None,
+        lib_version=None,
+    )
+
+
+def ask_sentinel(client: Any, cluster: str) -> rules.Word:
+    """Whom this Sentinel names."""
+    try:
+        answer = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", cluster)
+    except redis.exceptions.ConnectionError as error:
+        return rules.Word(silent="refused" not in str(error))
+    except redis.exceptions.RedisError:
+        return rules.Word(silent=True)
+    return rules.Word(names=str(answer[0]) if answer else "")
+
+
+def ask_all(settings: Settings) -> dict[str, rules.Word]:
+    """What every Sentinel says now, asked at the same time."""
+    words: dict[str, rules.Word] = {}
+
+    def ask(name: str, address: str) -> None:
+        client = connect(settings, address, settings.sentinel_port)
+        words[name] = ask_sentinel(client, settings.cluster)
+        client.close()
+
+    threads = [threading.Thread(target=ask, args=host) for host in settings.hosts.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {name: words[name] for name in settings.hosts}
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def is_empty() -> bool:
+    """Does this host hold no data?"""
+    return not any(DATA.glob("appendonlydir/*")) and not any(DATA.glob("*.rdb"))
+
+
+def settle(look: Callable[[], rules.Start]) -> rules.Start:
+    """Look until there is a firm answer, or START_SECONDS are over."""
+    deadline = time.monotonic() + START_SECONDS
+    while (found := look()).role in ("keep", "wait") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def put(path: Path, text: str) -> None:
+    """A file for Redis alone, whole or not at all."""
+    draft = path.with_suffix(".new")
+    draft.write_text(text)
+    draft.chmod(0o640)
+    shutil.chown(draft, "redis", "redis")
+    draft.rename(path)
+
+
+def start_redis(settings: Settings) -> int:
+    """Write the role Redis starts with into a file of this boot."""
+    DATA.mkdir(mode=0o750, exist_ok=True)
+    shutil.chown(DATA, "redis", "redis")
+    if not (HOME / "redis.conf").exists():
+        put(HOME / "redis.conf", "# Redis writes here what it must remember; see flotilla.conf.\n")
+    initial = settings.hosts[settings.initial]
+    found = settle(
+        lambda: rules.start(
+            ask_all(settings), me=settings.address, initial=initial, empty=is_empty()
+        )
+    )
+    sys.stderr.write(f"start as {found.role}: {found.reason}\n")
+    if found.role == "wait":
+        return 1
+    role = {
+        "primary": "replicaof no one\n",
+        "replica": f"replicaof {found.primary} {settings.port}\n",
+        "keep": "",
+    }
+    put(ROLE, role[found.role])
+    return 0
+
+
+def start_sentinel(settings: Settings) -> int:
+    """Give a Sentinel without memory its first configuration; it owns the file from then on."""
+    path = HOME / "sentinel.conf"
+    if path.exists():
+        return 0
+    initial = settings.hosts[settings.initial]
+    first = connect(settings, initial, settings.port)
+    found = settle(
+        lambda: rules.monitored(ask_all(settings), initial=initial, initial_role=own_role(first))
+    )
+    sys.stderr.write(f"sentinel: {found.role}: {found.reason}\n")
+    if found.role == "wait":
+        return 1
+    quorum = settings.sentinel["quorum"]
+    lines = [
+        f"port {settings.sentinel_port}",
+        f"bind {settings.address} 127.0.0.1",
+        f"dir {HOME}",
+        "aclfile /etc/redis/sentinel.acl",
+        f"sentinel announce-ip {settings.address}",
+        f"sentinel monitor {settings.cluster} {found.primary} {settings.port} {quorum}",
+        *(f"sentinel {k} {settings.cluster} {v}" for k, v in sentinel_options(settings).items()),
+        f"sentinel sentinel-user {settings.operator_user}",
+        f"sentinel sentinel-pass {settings.operator_password}",
+    ]
+    put(path, "\n".join(lines) + "\n")
+    return 0
+
+
+def remember(settings: Settings) -> int:
+    """Have Redis note its role in its own file.
+
+    A start that finds no majority of Sentinels keeps that role. Without the note a replica that was
+    never told anything since its first start would come back as a primary.
+    """
+    connect(settings, settings.address, settings.port, operator=True).config_rewrite()
+    return 0
+
+
+def sentinel_options(settings: Settings) -> dict[str, str]:
+    """What SENTINEL SET knows besides the quorum, by its own names."""
+    options = {key: value for key, value in settings.sentinel.items() if key != "quorum"}
+    accounts = {"auth-user": settings.operator_user, "auth-pass": settings.operator_password}
+    return {**options, **accounts}
+
+
+# --- health --------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Keeps asking one question in a thread of its own, so that a silent host delays no other."""
+
+    def __init__(self, ask: Callable[[], Any], nothing: Any) -> None:
+        self._ask = ask
+        self._nothing = nothing
+        self._last: tuple[float, Any] = (float("-inf"), nothing)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            # The time before the question: an answer is as old as the state it tells of may be.
+            asked = time.monotonic()
+            try:
+                self._last = (asked, self._ask())
+            except Exception as error:  # the thread must live: its silence would be for ever
+                sys.stderr.write(f"cannot ask: {error}\n")
+            time.sleep(ASK_EVERY_SECONDS)
+
+    def word(self) -> Any:
+        """The last answer, or nothing when it is stale."""
+        asked, answer = self._last
+        return answer if time.monotonic() - asked <= STALE_SECONDS else self._nothing
+
+
+def own_role(client: Any) -> str:
+    """The first word of ROLE, empty when Redis does not answer."""
+    try:
+        return str(client.execute_command("ROLE")[0])
+    except redis.exceptions.RedisError:
+        return ""
+
+
+def handler(verdict: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
+    """The HTTP side: GET /primary and nothing else."""
+
+    class Health(BaseHTTPRequestHandler):
+        timeout = 5
+
+        def do_GET(self) -> None:
+            found = verdict() if self.path == "/primary" else {"reason": "ask for /primary"}
+            self.send_response(200 if found.get("primary") else 503 if "primary" in found else 404)
+            body = json.dumps(found).encode() + b"\n"
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """A check several times a second is not worth a line in the journal."""
+
+    return Health
+
+
+def health(settings: Settings) -> int:
+    """Serve until stopped."""
+    clients = {
+        name: connect(settings, address, settings.sentinel_port)
+        for name, address in settings.hosts.items()
+    }
+    own = connect(settings, settings.address, settings.port)
+    role = Watch(lambda: own_role(own), "")
+    sentinels = {
+        name: Watch(lambda c=client: ask_sentinel(c, settings.cluster), rules.Word(silent=True))
+        for name, client in clients.items()
+    }
+
+    def verdict() -> dict[str, Any]:
+        words = {name: watch.word() for name, watch in sentinels.items()}
+        said = role.word()
+        is_primary, reason = rules.offered(said, words, me=settings.address)
+        names = {name: word.names or None for name, word in words.items()}
+        return {"primary": is_primary, "reason": reason, "role": said or None, "sentinels": names}
+
+    server = ThreadingHTTPServer((settings.address, settings.health_port), handler(verdict))
+    server.daemon_threads = True
+    server.serve_forever()
+    return 0
+
+
+# --- status and apply ----------------------------------------------------------------------------
+
+INFO = {
+    "replication": ("role", "master_link_status", "master_host", "connected_slaves",
+                    "master_repl_offset", "slave_repl_offset", "min_slaves_good_slaves"),
+    "memory": ("used_memory", "maxmemory"),
+    "persistence": ("loading", "aof_enabled", "aof_last_write_status", "aof_last_bgrewrite_status"),
+    "clients": ("connected_clients",),
+    "server": ("redis_version", "uptime_in_seconds"),
+}  # fmt: skip
+
+
+def status(settings: Settings) -> int:
+    """One JSON object: this Redis, whom each Sentinel names, whether a failover could be agreed."""
+    client = connect(settings, settings.address, settings.port)
+    found: dict[str, Any] = {"name": settings.name, "address": settings.address, "error": None}
+    try:
+        for section, keys in INFO.items():
+            info = client.info(section)
+            found |= {key: info.get(key) for key in keys}
+    except redis.exceptions.RedisError as error:
+        found["error"] = str(error)
+    words = ask_all(settings)
+    found["sentinels"] = {name: word.names or None for name, word in words.items()}
+    sentinel = connect(settings, settings.address, settings.sentinel_port)
+    found["quorum_error"] = None
+    try:
+        sentinel.execute_command("SENTINEL", "CKQUORUM", settings.cluster)
+    except redis.exceptions.RedisError as error:
+        found["quorum_error"] = str(error)
+    json.dump(found, sys.stdout)
+    sys.stdout.write("\n")
+    return 0
+
+
+def owned_lines(text: str) -> list[tuple[str, str]]:
+    """Name and value of every setting in a Redis configuration, in order."""
+    lines = (line.strip() for line in text.splitlines())
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#"))
+    return [(name, value.strip().strip('"')) for name, _, value in pairs]
+
+
+def apply(settings: Settings) -> int:
+    """Set on the running services what the owned files say, without a restart.
+
+    Exit 0 when all of it holds now; 2 when something needs a restart, named on stderr.
+    """
+    client = connect(settings, settings.address, settings.port, operator=True)
+    later = []
+    for name, value in owned_lines(OWNED.read_text()):
+        try:
+            client.execute_command("CONFIG", "SET", name, value)
+        except redis.exceptions.ResponseError as error:
+            if client.config_get(name).get(name) != value:
+                later.append(f"{name} ({error})")
+    client.execute_command("ACL", "LOAD")
+    sentinel = connect(settings, settings.address, settings.sentinel_port, operator=True)
+    sentinel.execute_command("ACL", "LOAD")
+    options = {"quorum": settings.sentinel["quorum"], **sentinel_options(settings)}
+    for name, value in options.items():
+        sentinel.execute_command("SENTINEL", "SET", settings.cluster, name, value)
+    if later:
+        sys.stderr.write(f"redis: a restart is needed for: {'; '.join(later)}\n")
+    return 2 if later else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and do it."""
+    parser = argparse.ArgumentParser(description="what a Redis host does for itself")
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("start", help="choose the role before a start")
+    start.add_argument("what", choices=("redis", "sentinel"))
+    actions = {"health": health, "status": status, "apply": apply, "remember": remember}
+    for name, action in actions.items():
+        commands.add_parser(name, help=(action.__doc__ or "").partition("\n")[0])
+    chosen = parser.parse_args(arguments)
+    settings = load()
+    os.umask(0o027)
+    if chosen.command == "start":
+        return start_redis(settings) if chosen.what == "redis" else start_sentinel(settings)
+    return actions[chosen.command](settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

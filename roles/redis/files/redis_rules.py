@@ -1,0 +1,130 @@
+"""Who is the Redis primary: decisions over what the Sentinels and Redis itself say.
+
+Nothing here talks to a host. Two invariants:
+- a host is offered to clients as the primary only while its own ROLE says so *and* a majority of
+  all configured Sentinels names it: no two hosts at a time, but for the age of the words;
+- a host whose data is gone never starts as the primary of hosts that still have theirs: its
+  replicas would copy the emptiness.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Word:
+    """What one Sentinel said: ``names`` an address, or nothing.
+
+    ``silent`` is True when it may be there but did not answer (a timeout, an error); a refused
+    connection is no silence: nothing runs there.
+    """
+
+    names: str = ""
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to start: ``role`` is primary, replica, keep (as Redis itself noted last) or wait."""
+
+    role: str
+    primary: str
+    reason: str
+
+
+def majority(hosts: int) -> int:
+    """The least number that is more than half of ``hosts``."""
+    return hosts // 2 + 1
+
+
+def named_by_majority(words: Mapping[str, Word]) -> str:
+    """The address most Sentinels name, if they are more than half of all; else empty."""
+    counted = Counter(word.names for word in words.values() if word.names)
+    address, votes = counted.most_common(1)[0] if counted else ("", 0)
+    return address if votes >= majority(len(words)) else ""
+
+
+def start(words: Mapping[str, Word], *, me: str, initial: str, empty: bool) -> Start:
+    """Rule on the role a starting Redis takes.
+
+    ``words`` has every configured Sentinel by host name, this host's included; ``me`` and
+    ``initial`` are addresses, ``initial`` that of the host which is primary in a fleet that never
+    had one; ``empty`` says that this host holds no data.
+    """
+    named = named_by_majority(words)
+    if named and named != me:
+        return Start("replica", named, f"a majority of the Sentinels names {named}")
+    if named and empty:
+        return Start(
+            "wait",
+            "",
+            "the Sentinels name this host, but its data is gone: starting empty would empty its "
+            "replicas; one of them takes over first",
+        )
+    if named:
+        return Start("primary", me, "a majority of the Sentinels names this host")
+    if not empty:
+        return Start(
+            "keep", "", "no majority of the Sentinels answers; the last known role is kept"
+        )
+    return _first_start(words, me=me, initial=initial)
+
+
+def _first_start(words: Mapping[str, Word], *, me: str, initial: str) -> Start:
+    others = {word.names for word in words.values() if word.names}
+    if others == {me}:
+        return Start("wait", "", "a Sentinel names this host, but its data is gone")
+    if len(others) == 1:
+        (primary,) = others
+        return Start("replica", primary, f"the only Sentinels that answer name {primary}")
+    if others:
+        return Start("wait", "", f"the Sentinels disagree: {', '.join(sorted(others))}")
+    silent = sorted(name for name, word in words.items() if word.silent)
+    if silent:
+        return Start(
+            "wait", "", f"no answer from {', '.join(silent)}: somebody may be primary there"
+        )
+    if me == initial:
+        return Start("primary", me, "nobody has ever been primary, and this host is the first")
+    return Start("replica", initial, f"nobody has ever been primary; {initial} is the first")
+
+
+def monitored(words: Mapping[str, Word], *, initial: str, initial_role: str) -> Start:
+    """The primary a Sentinel that has no memory starts to watch; ``role`` is replica or wait.
+
+    ``initial_role`` is what ROLE says on the initial host, empty when it does not answer. A
+    Sentinel must not remember a primary that never was: that host would find itself named at its
+    first start, take its own emptiness for lost data, and wait for ever.
+    """
+    named = {word.names for word in words.values() if word.names}
+    agreed = named_by_majority(words) or (named.pop() if len(named) == 1 else "")
+    if agreed:
+        return Start("replica", agreed, f"the other Sentinels watch {agreed}")
+    silent = sorted(name for name, word in words.items() if word.silent)
+    if silent or named:
+        return Start(
+            "wait", "", f"no agreement, and no answer from {', '.join(silent) or 'nobody'}"
+        )
+    if initial_role != "master":
+        return Start("wait", "", f"{initial} is to be the first primary and is not yet")
+    return Start("replica", initial, f"no Sentinel watches anybody yet; {initial} is the first")
+
+
+def offered(own_role: str, words: Mapping[str, Word], *, me: str) -> tuple[bool, str]:
+    """May clients be sent here as to the primary, and why (not).
+
+    ``own_role`` is the first word of ROLE (master, slave), empty when Redis did not answer.
+    """
+    votes = sum(word.names == me for word in words.values())
+    silent = sorted(name for name, word in words.items() if not word.names)
+    heard = f"{votes} of {len(words)} Sentinels name this host"
+    if silent:
+        heard += f" (no word from {', '.join(silent)})"
+    if not own_role:
+        return False, "Redis on this host does not answer"
+    if own_role != "master":
+        return False, f"Redis on this host is a replica; {heard}"
+    if votes < majority(len(words)):
+        return False, f"Redis on this host says it is the primary, but only {heard}"
+    return True, heard

@@ -1,0 +1,152 @@
+"""Who may be the Redis primary, over every combination of what the Sentinels say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+SCRIPT = Path(__file__).resolve().parents[2] / "roles/redis/files/redis_rules.py"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("redis_rules", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["redis_rules"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+rules = _script()
+ONE, TWO, THREE = "10.77.5.1", "10.77.5.2", "10.77.5.3"
+NOBODY, SILENT = rules.Word(), rules.Word(silent=True)
+
+
+def says(*addresses: object) -> dict[str, object]:
+    """Words of redis-1, redis-2, ...: an address, NOBODY or SILENT."""
+    return {
+        f"redis-{n}": rules.Word(names=a) if isinstance(a, str) else a
+        for n, a in enumerate(addresses, start=1)
+    }
+
+
+words = st.fixed_dictionaries(
+    {
+        f"redis-{n}": st.sampled_from(
+            [rules.Word(names=ONE), rules.Word(names=TWO), rules.Word(names=THREE), NOBODY, SILENT]
+        )
+        for n in (1, 2, 3)
+    }
+)
+
+
+def test_in_a_new_fleet_the_first_host_is_primary_and_the_others_follow_it() -> None:
+    none = says(NOBODY, NOBODY, NOBODY)
+    assert rules.start(none, me=ONE, initial=ONE, empty=True).role == "primary"
+    second = rules.start(none, me=TWO, initial=ONE, empty=True)
+    assert (second.role, second.primary) == ("replica", ONE)
+
+
+def test_the_first_host_rebuilt_after_a_failover_follows_the_new_primary() -> None:
+    found = rules.start(says(NOBODY, TWO, TWO), me=ONE, initial=ONE, empty=True)
+    assert (found.role, found.primary) == ("replica", TWO)
+
+
+def test_an_old_primary_comes_back_as_a_replica() -> None:
+    found = rules.start(says(ONE, TWO, TWO), me=ONE, initial=ONE, empty=False)
+    assert (found.role, found.primary) == ("replica", TWO)
+
+
+def test_a_primary_that_restarts_before_anybody_noticed_stays_primary() -> None:
+    found = rules.start(says(NOBODY, ONE, ONE), me=ONE, initial=ONE, empty=False)
+    assert found.role == "primary"
+
+
+def test_a_wiped_primary_waits_until_somebody_else_has_taken_over() -> None:
+    found = rules.start(says(NOBODY, ONE, ONE), me=ONE, initial=ONE, empty=True)
+    assert found.role == "wait"
+    assert "its data is gone" in found.reason
+
+
+def test_a_new_host_does_not_make_itself_primary_behind_a_firewall() -> None:
+    found = rules.start(says(NOBODY, SILENT, SILENT), me=ONE, initial=ONE, empty=True)
+    assert found.role == "wait"
+    assert "redis-2, redis-3" in found.reason
+
+
+def test_without_a_majority_a_host_with_data_keeps_its_last_role() -> None:
+    found = rules.start(says(NOBODY, SILENT, ONE), me=ONE, initial=ONE, empty=False)
+    assert found.role == "keep"
+
+
+@given(words=words, me=st.sampled_from([ONE, TWO, THREE]), empty=st.booleans())
+def test_a_host_without_data_is_primary_only_where_nobody_ever_was(
+    words: dict[str, object], me: str, empty: bool
+) -> None:
+    found = rules.start(words, me=me, initial=ONE, empty=empty)
+    if found.role == "primary" and empty:
+        assert me == ONE
+        assert set(words.values()) == {NOBODY}
+    assert found.primary != me or found.role == "primary"
+    assert found.reason
+
+
+@given(words=words)
+def test_at_most_one_of_three_hosts_that_all_claim_the_role_is_offered(
+    words: dict[str, object],
+) -> None:
+    offered = [me for me in (ONE, TWO, THREE) if rules.offered("master", words, me=me)[0]]
+    assert len(offered) <= 1
+
+
+@given(words=words, role=st.sampled_from(["slave", "sentinel", ""]))
+def test_a_replica_is_never_offered_whatever_the_sentinels_say(
+    words: dict[str, object], role: str
+) -> None:
+    assert not any(rules.offered(role, words, me=me)[0] for me in (ONE, TWO, THREE))
+
+
+@pytest.mark.parametrize(
+    ("said", "primary", "reason"),
+    [
+        (says(ONE, ONE, ONE), True, "3 of 3 Sentinels name this host"),
+        (says(ONE, SILENT, ONE), True, "2 of 3 Sentinels name this host (no word from redis-2)"),
+        (says(ONE, SILENT, TWO), False, "only 1 of 3 Sentinels name this host"),
+    ],
+)
+def test_the_reason_says_who_was_heard(said: dict[str, object], primary: bool, reason: str) -> None:
+    found = rules.offered("master", said, me=ONE)
+    assert found[0] is primary
+    assert reason in found[1]
+
+
+def test_a_new_sentinel_does_not_remember_a_primary_that_never_was() -> None:
+    none = says(NOBODY, NOBODY, NOBODY)
+    assert rules.monitored(none, initial=ONE, initial_role="").role == "wait"
+    found = rules.monitored(none, initial=ONE, initial_role="master")
+    assert (found.role, found.primary) == ("replica", ONE)
+
+
+def test_a_new_sentinel_joins_the_others_even_while_the_primary_is_down() -> None:
+    found = rules.monitored(says(NOBODY, TWO, TWO), initial=ONE, initial_role="")
+    assert (found.role, found.primary) == ("replica", TWO)
+
+
+@given(words=words)
+def test_a_new_sentinel_never_goes_against_a_majority(words: dict[str, object]) -> None:
+    named = rules.named_by_majority(words)
+    found = rules.monitored(words, initial=ONE, initial_role="master")
+    if named:
+        assert found.primary == named
+
+
+@pytest.mark.parametrize(("hosts", "least"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
+def test_a_majority_is_more_than_half(hosts: int, least: int) -> None:
+    assert rules.majority(hosts) == least
