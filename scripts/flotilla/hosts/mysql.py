@@ -21,8 +21,10 @@ from flotilla.rules.mysql_topology import Member, Replication, SemiSync
 
 SOCKET = "/run/mysqld/mysqld.sock"
 STATEMENT_SECONDS = 5.0
-NO_SUCH_TABLE = 1146
+# No such table, no such database.
+MISSING = frozenset({1146, 1049})
 LOCK_WAIT_TIMEOUT = 1205
+SYNTAX_ERROR = 1064
 _LOST = frozenset({2006, 2013, 2014, 2055})
 
 Row = Mapping[str, Any]
@@ -40,7 +42,7 @@ class SqlError(HostFailed):
 class Server:
     """A session on one server. Not for use by two threads at once.
 
-    ``open_stream`` gives a connected socket, or a paramiko channel: PyMySQL needs no more of either.
+    ``open_stream`` gives a connected socket or a paramiko channel; PyMySQL needs nothing else.
     After a statement ran out of time the session is gone: whether it took effect is not known until
     a new session has looked.
     """
@@ -64,18 +66,19 @@ class Server:
         """Rows of each statement, all in one round trip; the first error stops the rest."""
         connection = self._connected(seconds)
         pairs = [(s, ()) if isinstance(s, str) else s for s in statements]
+        answers: list[list[Row]] = []
         try:
             with connection.cursor() as cursor:
                 text = ";\n".join(
                     cursor.mogrify(sql, tuple(args)) if args else sql for sql, args in pairs
                 )
                 cursor.execute(text)
-                answers = [list(cursor.fetchall())]
+                answers.append(list(cursor.fetchall()))
                 while cursor.nextset():
                     answers.append(list(cursor.fetchall()))
                 return answers
         except (pymysql.err.MySQLError, OSError, EOFError) as error:
-            raise self._described(error, pairs[0][0], seconds) from None
+            raise self._described(error, pairs[len(answers)][0], seconds) from None
 
     def close(self) -> None:
         """End the session; safe to call twice."""
@@ -107,7 +110,9 @@ class Server:
         code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
         verb = " ".join(sql.split()[:3])  # never more: what follows may be a secret
         if isinstance(error, pymysql.err.MySQLError) and code and code not in _LOST:
-            return SqlError(f"{self.name}: {verb}: {error.args[-1]} ({code})", code)
+            # A syntax error quotes what follows it, which may be a password.
+            text = "syntax error" if code == SYNTAX_ERROR else error.args[-1]
+            return SqlError(f"{self.name}: {verb}: {text} ({code})", code)
         self.close()
         return Unreachable(
             f"{self.name}: MySQL gave no answer to {verb} within {seconds:g} s ({error})",
@@ -247,7 +252,7 @@ def _term(server: Server) -> Row | None:
     try:
         rows = server.query(_TERM)
     except SqlError as error:
-        if error.code in {NO_SUCH_TABLE, 1049}:  # no such table, no such database
+        if error.code in MISSING:
             return None
         raise
     return rows[0] if rows else None

@@ -1,0 +1,173 @@
+"""The accounts of a cluster: made on the primary only, so that they replicate to everybody.
+
+Passwords come from SSM and travel inside the MySQL protocol, through SSH: never in an argument.
+Whether an account is as it should be is told by two digests in ops.account: of the statements that
+made it (keyed by the root secret, so that a password cannot be guessed from it), and of what the
+server then stored. A rotated secret, a changed grant and a change by hand all show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flotilla.aws.session import client, described
+from flotilla.errors import Refused
+from flotilla.hosts.mysql import MISSING, Server, SqlError, Statement
+from flotilla.settings import Settings
+
+AGENT = "flotilla_agent"
+AGENT_OS_USER = "flotilla-mysql"
+REPLICATION = "replication"
+MONITOR = "monitor"
+
+# All that an application and its migrations may do, in its own database only.
+_APPLICATION = (
+    "SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, REFERENCES, CREATE VIEW,"
+    " SHOW VIEW, TRIGGER, CREATE TEMPORARY TABLES, LOCK TABLES, EXECUTE, CREATE ROUTINE,"
+    " ALTER ROUTINE"
+)
+# What the server keeps of an account, in the words of mysql.user.
+_KEPT = "SHA2(CONCAT_WS('/', plugin, HEX(authentication_string), ssl_type, account_locked), 256)"
+_REMEMBERED = f"""
+SELECT a.name, a.digest FROM ops.account a JOIN mysql.user u ON u.user = a.name
+WHERE a.kept = {_KEPT}
+"""  # noqa: S608  nothing but the constant above
+_REMEMBER = f"""
+REPLACE INTO ops.account (name, digest, kept)
+SELECT user, %s, {_KEPT} FROM mysql.user WHERE user = %s AND host = %s
+"""  # noqa: S608  nothing but the constant above
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secrets:
+    """Account to password, and "root" to the key of digests. No repr: it must not be logged."""
+
+    passwords: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Account:
+    """An account and the statements that make it what it should be, from any state."""
+
+    name: str
+    host: str
+    statements: tuple[Statement, ...]
+
+    def digest(self, key: str) -> str:
+        """Changes with every statement and every password; keyed, 64 hexadecimal digits."""
+        return hmac.new(key.encode(), repr(self.statements).encode(), hashlib.sha256).hexdigest()
+
+
+def secrets(settings: Settings) -> Secrets:
+    """The passwords of this fleet's accounts, from SSM. Raises Refused naming what is missing."""
+    wanted = {
+        settings.parameter("mysql", "root_password"): "root",
+        settings.parameter("mysql", "app_password"): settings.mysql.user,
+        settings.parameter("mysql", "replication_password"): REPLICATION,
+        settings.parameter("mysql", "monitor_password"): MONITOR,
+    }
+    with described(settings, "read the MySQL passwords"):
+        answer = client(settings, "ssm").get_parameters(Names=list(wanted), WithDecryption=True)
+    found = {wanted[p["Name"]]: p["Value"] for p in answer["Parameters"]}
+    missing = sorted(name for name, account in wanted.items() if account not in found)
+    if missing:
+        raise Refused(
+            f"SSM has no parameter {', '.join(missing)}",
+            "accounts without a password are not made",
+            "Nothing was changed",
+            "fab fleet.provision",
+        )
+    return Secrets(found)
+
+
+def schema() -> Iterator[Statement]:
+    """Our own tables: whose term it is, and how the accounts were made."""
+    yield "CREATE DATABASE IF NOT EXISTS ops"
+    yield (
+        "CREATE TABLE IF NOT EXISTS ops.term (term BIGINT UNSIGNED PRIMARY KEY,"
+        " uuid CHAR(36) NOT NULL, granted_at TIMESTAMP(6) NOT NULL)"
+    )
+    yield (
+        "CREATE TABLE IF NOT EXISTS ops.account (name VARCHAR(32) PRIMARY KEY,"
+        " digest CHAR(64) NOT NULL, kept CHAR(64) NOT NULL)"
+    )
+
+
+def replication(known: Secrets) -> Account:
+    """Whom replicas log in as."""
+    return _account(REPLICATION, known, "REQUIRE SSL", "GRANT REPLICATION SLAVE ON *.* TO {}")
+
+
+def accounts(settings: Settings, known: Secrets) -> tuple[Account, ...]:
+    """Every account a cluster should have."""
+    database, user = settings.mysql.database, settings.mysql.user
+    return (
+        replication(known),
+        _agent(),
+        _account(
+            MONITOR,
+            known,
+            "REQUIRE SSL",
+            "GRANT PROCESS, REPLICATION CLIENT ON *.* TO {}",
+            "GRANT SELECT ON performance_schema.* TO {}",
+        ),
+        _account(
+            user,
+            known,
+            "REQUIRE NONE",
+            f"CREATE DATABASE IF NOT EXISTS `{database}`",
+            f"GRANT {_APPLICATION} ON `{database}`.* TO {{}}",
+        ),
+    )
+
+
+def unusable(server: Server, wanted: Iterable[Account], known: Secrets) -> frozenset[str]:
+    """The accounts that are missing on this server, or not as they should be."""
+    try:
+        rows = server.query(_REMEMBERED)
+    except SqlError as error:
+        if error.code not in MISSING:
+            raise
+        rows = []
+    right = {row["name"]: row["digest"] for row in rows}
+    key = known.passwords["root"]
+    return frozenset(one.name for one in wanted if right.get(one.name) != one.digest(key))
+
+
+def make(account: Account, known: Secrets) -> Iterator[Statement]:
+    """Statements that make the account and then remember how."""
+    yield from account.statements
+    yield _REMEMBER, (account.digest(known.passwords["root"]), account.name, account.host)
+
+
+def _agent() -> Account:
+    """The health endpoint: known by its operating system user, able to see and nothing else."""
+    who = f"'{AGENT}'@'localhost'"
+    return Account(
+        AGENT,
+        "localhost",
+        (
+            f"CREATE USER IF NOT EXISTS {who} IDENTIFIED WITH auth_socket AS '{AGENT_OS_USER}'",
+            f"ALTER USER {who} IDENTIFIED WITH auth_socket AS '{AGENT_OS_USER}'",
+            f"GRANT REPLICATION CLIENT ON *.* TO {who}",
+            f"GRANT SELECT ON performance_schema.* TO {who}",
+            f"GRANT SELECT ON ops.term TO {who}",
+        ),
+    )
+
+
+def _account(name: str, known: Secrets, requires: str, *grants: str) -> Account:
+    who = f"'{name}'@'%%'"
+    password = (known.passwords[name],)
+    return Account(
+        name,
+        "%",
+        (
+            (f"CREATE USER IF NOT EXISTS {who} IDENTIFIED BY %s {requires}", password),
+            (f"ALTER USER {who} IDENTIFIED BY %s {requires} ACCOUNT UNLOCK", password),
+            *(grant.format(who.replace("%%", "%")) for grant in grants),
+        ),
+    )

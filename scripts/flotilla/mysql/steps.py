@@ -1,0 +1,187 @@
+"""What each step does to a server, and how it is read back. Every one may be done again.
+
+Order inside a step matters and is measured: relay logs are never thrown away, a replica restarts
+its stream after it was told to acknowledge, and the source side of semi-sync is on only where
+nothing is left to apply.
+"""
+
+from __future__ import annotations
+
+from flotilla.errors import HostFailed
+from flotilla.hosts.mysql import Server, Statement, look
+from flotilla.mysql.accounts import REPLICATION, Secrets
+from flotilla.rules.mysql import follower_objection
+from flotilla.rules.mysql_topology import Member
+from flotilla.wait import DeadlineError, until
+
+PORT = 3306
+DRAIN_SECONDS = 30.0
+CONNECT_SECONDS = 15.0
+GRANT_SECONDS = 10.0
+
+# A heartbeat a second, so that replica_net_timeout may be a few: a frozen source is noticed.
+_FOLLOW = """
+CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_USER = %s,
+  SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_SSL = 1,
+  SOURCE_HEARTBEAT_PERIOD = 1, SOURCE_CONNECT_RETRY = 1, SOURCE_RETRY_COUNT = 86400
+"""
+_TERM = """
+INSERT INTO ops.term (term, uuid, granted_at) VALUES (%s, %s, NOW(6)) AS new
+ON DUPLICATE KEY UPDATE granted_at = IF(term.uuid = new.uuid, new.granted_at, NULL)
+"""
+
+
+def source_off(server: Server) -> None:
+    """Let a replica stop waiting: what it applies was acknowledged before it came here."""
+    server.query("SET GLOBAL rpl_semi_sync_source_enabled = OFF")
+
+
+def follow(server: Server, source: str, known: Secrets) -> None:
+    """Follow ``source`` from nothing: for a member that has no source, and so no relay log."""
+    server.batch(
+        [
+            "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
+            (_FOLLOW, (source, PORT, REPLICATION, known.passwords[REPLICATION])),
+            "START REPLICA",
+        ],
+        seconds=DRAIN_SECONDS,
+    )
+
+
+def repoint(server: Server, source: str) -> None:
+    """Follow another source and keep every received transaction.
+
+    With the applier stopped, CHANGE would empty the relay log; so it runs, and catches up, first.
+    """
+    drain(server)
+    server.batch(stream_to(source), seconds=DRAIN_SECONDS)
+
+
+def stream_to(source: str) -> list[Statement]:
+    """Point a running replica's stream elsewhere; its applier does not stop."""
+    return [
+        "STOP REPLICA IO_THREAD",
+        ("CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s", (source, PORT)),
+        "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
+        "START REPLICA IO_THREAD",
+    ]
+
+
+def acknowledge(server: Server) -> None:
+    """Acknowledge what is received from now on: the switch counts only for a new stream."""
+    server.batch(
+        [
+            "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
+            "STOP REPLICA IO_THREAD",
+            "START REPLICA",
+        ],
+        seconds=DRAIN_SECONDS,
+    )
+
+
+def resume(server: Server) -> None:
+    """Start what is stopped, both halves."""
+    server.query("START REPLICA", seconds=DRAIN_SECONDS)
+
+
+def renew_password(server: Server, known: Secrets) -> None:
+    """Log in to the source with the password as it is now."""
+    server.batch(
+        [
+            "STOP REPLICA IO_THREAD",
+            (
+                "CHANGE REPLICATION SOURCE TO SOURCE_USER = %s, SOURCE_PASSWORD = %s",
+                (REPLICATION, known.passwords[REPLICATION]),
+            ),
+            "START REPLICA IO_THREAD",
+        ],
+        seconds=DRAIN_SECONDS,
+    )
+
+
+def drain(server: Server) -> None:
+    """Apply everything received. Raises HostFailed when that does not end."""
+    server.query("START REPLICA SQL_THREAD")
+    rows = server.query(
+        "SELECT WAIT_FOR_EXECUTED_GTID_SET(RECEIVED_TRANSACTION_SET, %s) AS late"
+        " FROM performance_schema.replication_connection_status WHERE CHANNEL_NAME = ''",
+        (DRAIN_SECONDS,),
+        seconds=DRAIN_SECONDS + 3,
+    )
+    if rows and rows[0]["late"]:
+        raise HostFailed(
+            f"{server.name}: it did not apply all it received within {DRAIN_SECONDS:g} s",
+            "turning it now would throw away transactions it has acknowledged",
+            "Its replication was left as it is",
+            "fab mysql.status",
+        )
+
+
+def detach(server: Server) -> None:
+    """Follow nobody any more, after everything received is applied."""
+    drain(server)
+    server.batch(["STOP REPLICA", "RESET REPLICA ALL"], seconds=DRAIN_SECONDS)
+
+
+def grant(server: Server, term: int, uuid: str) -> None:
+    """Take writes as the primary of ``term``; the row that says so proves that commits are safe.
+
+    Raises HostFailed while still read-only when nobody acknowledges.
+    """
+    server.batch(
+        [
+            "SET GLOBAL rpl_semi_sync_replica_enabled = OFF",
+            "SET GLOBAL rpl_semi_sync_source_enabled = ON",
+        ]
+    )
+    await_acknowledger(server)
+    server.batch(open_for_writes(term, uuid), seconds=GRANT_SECONDS)
+
+
+def open_for_writes(term: int, uuid: str) -> list[Statement]:
+    """Writable, then the term's row. Granting the same term to another server is an error."""
+    return [
+        "SET GLOBAL super_read_only = OFF",
+        "SET GLOBAL read_only = OFF",
+        "SET GLOBAL offline_mode = OFF",
+        (_TERM, (term, uuid)),
+    ]
+
+
+def await_acknowledger(server: Server, *, every: float = 0.05) -> None:
+    """Wait until a replica acknowledges to this server. Raises HostFailed."""
+    try:
+        until(lambda: _clients(server) >= 1, seconds=CONNECT_SECONDS, every=every)
+    except DeadlineError:
+        raise HostFailed(
+            f"{server.name}: no replica acknowledged within {CONNECT_SECONDS:g} s",
+            "every write would wait for ever",
+            "It is still read-only",
+            "fab mysql.status",
+        ) from None
+
+
+def await_following(server: Server, primary: Member) -> None:
+    """Wait until a member follows and acknowledges. Raises HostFailed with what is missing."""
+    objection = ""
+
+    def follows() -> bool:
+        nonlocal objection
+        member, _ = look(server, instance_id="", address="")
+        objection = follower_objection(member, primary) or ""
+        return not objection
+
+    try:
+        until(follows, seconds=CONNECT_SECONDS)
+    except DeadlineError:
+        raise HostFailed(
+            f"after {CONNECT_SECONDS:g} s {objection}", next=f"fab fleet.logs {server.name}"
+        ) from None
+
+
+def _clients(server: Server) -> int:
+    rows = server.query(
+        "SELECT VARIABLE_VALUE AS clients FROM performance_schema.global_status"
+        " WHERE VARIABLE_NAME = 'Rpl_semi_sync_source_clients'"
+    )
+    return int(rows[0]["clients"]) if rows else 0
