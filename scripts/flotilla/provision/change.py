@@ -38,8 +38,8 @@ class Change:
 Stage = Sequence[Change]
 
 
-def carry_out(stages: Sequence[Stage]) -> int:
-    """Act on every change, stage by stage, several at a time within one; the number of changes.
+def carry_out(stages: Sequence[Stage]) -> None:
+    """Act on every change, stage by stage, several at a time within one.
 
     All changes of a stage are tried even when one fails; the first failure is then raised and no
     later stage begins.
@@ -49,4 +49,3 @@ def carry_out(stages: Sequence[Stage]) -> int:
             attempts = [pool.submit(change.act) for change in stage]
         for attempt in attempts:
             attempt.result()
-    return sum(len(stage) for stage in stages)

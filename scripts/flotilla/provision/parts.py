@@ -5,56 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flotilla.aws.errors import described
-from flotilla.errors import BadOption, FlotillaError
+from flotilla.errors import FlotillaError
 from flotilla.provision import groups, hosts, identity, network, storage, templates
 from flotilla.provision.change import Change, Stage, carry_out
 from flotilla.provision.world import World
 
-PARTS: dict[str, Callable[[World], list[Stage]]] = {
-    "network": network.stages,
-    "groups": groups.stages,
-    "identity": identity.stages,
-    "storage": storage.stages,
-    "templates": templates.stages,
-    "hosts": hosts.stages,
+Look = Callable[[World, Sequence[str]], list[Stage]]
+
+PARTS: dict[str, Look] = {
+    "network": lambda world, _shrink: network.stages(world),
+    "groups": lambda world, _shrink: groups.stages(world),
+    "identity": lambda world, _shrink: identity.stages(world),
+    "storage": lambda world, _shrink: storage.stages(world),
+    "templates": lambda world, _shrink: templates.stages(world),
+    "hosts": lambda world, shrink: hosts.stages(world, shrink=shrink),
 }
 
 
 def plan(world: World, *, shrink: Sequence[str] = ()) -> dict[str, list[Change]]:
     """Every difference between fleet.yml and AWS, by part. Reads only.
 
-    Raises Refused where fleet.yml asks for what must not or cannot be done.
+    ``shrink`` names the stateful roles that may lose hosts. Raises Refused where fleet.yml asks for
+    what must not or cannot be done.
     """
     with described(world.settings, "compare the fleet with AWS"):
         return {
-            name: [change for stage in _stages(world, name, shrink) for change in stage]
-            for name in PARTS
+            part: [change for stage in stages(world, shrink) for change in stage]
+            for part, stages in PARTS.items()
         }
 
 
-def converge(world: World, names: Sequence[str], *, shrink: Sequence[str] = ()) -> list[Change]:
-    """Remove every difference of the named parts, in order, and look again; what was changed.
+def converge(
+    world: World,
+    *,
+    shrink: Sequence[str] = (),
+    began: Callable[[str, Sequence[Change]], None] = lambda _part, _changes: None,
+) -> list[Change]:
+    """Remove every difference, part by part, and look at each part again; what was changed.
 
-    Raises FlotillaError where a difference is still there afterwards.
+    ``began`` hears of each part and its changes before they are made. Raises FlotillaError where a
+    difference is still there afterwards; the parts after it are then untouched.
     """
     done: list[Change] = []
-    for name in names:
-        with described(world.settings, f"make the {name} of the fleet"):
-            stages = _stages(world, name, shrink)
-            if carry_out(stages):
-                done += [change for stage in stages for change in stage]
-                left = [str(c) for stage in _stages(world, name, shrink) for c in stage]
-                if left:
-                    raise FlotillaError(
-                        f"AWS accepted the changes of {name} but still differs: {'; '.join(left)}",
-                        next="fab fleet.provision",
-                    )
+    for part, look in PARTS.items():
+        with described(world.settings, f"make the {part} of the fleet"):
+            stages = look(world, shrink)
+            changes = [change for stage in stages for change in stage]
+            began(part, changes)
+            carry_out(stages)
+            left = [str(c) for stage in look(world, shrink) for c in stage] if changes else []
+        if left:
+            raise FlotillaError(
+                f"AWS accepted the changes of {part} but still differs: {'; '.join(left)}",
+                next="fab fleet.provision",
+            )
+        done += changes
     return done
-
-
-def _stages(world: World, name: str, shrink: Sequence[str]) -> list[Stage]:
-    if name not in PARTS:
-        raise BadOption(f"there is no part {name!r}; there are: {', '.join(PARTS)}")
-    if name == "hosts":
-        return hosts.stages(world, shrink=shrink)
-    return PARTS[name](world)

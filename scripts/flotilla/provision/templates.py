@@ -142,6 +142,7 @@ def _add_version(world: World, role: str) -> None:
 def _image(world: World, role: str) -> dict[str, Any]:
     tags = {"Role": role, "Status": "tested", "Fleet": world.settings.name}
     filters = [{"Name": f"tag:{k}", "Values": [v]} for k, v in tags.items()]
+    filters.append({"Name": "state", "Values": ["available"]})
     found = world.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]
     if not found:
         raise Refused(f"no tested image {role}")

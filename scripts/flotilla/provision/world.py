@@ -64,8 +64,8 @@ class World:
             return self.ids[kind, name]
         except KeyError:
             raise FlotillaError(
-                f"there is no {kind} {name} yet",
-                why="a step of playbooks/provision.yml ran without the ones before it",
+                f"there is no {kind} {name}",
+                why="another part of the fleet needs it and it has vanished meanwhile",
                 next="fab fleet.provision",
             ) from None
 
