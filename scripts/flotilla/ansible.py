@@ -91,6 +91,9 @@ def variables(
         # The pipe we read would make Python hold output back, and progress would come in lumps.
         "PYTHONUNBUFFERED": "1",
     }
+    if not any("utf" in base.get(name, "").lower() for name in ("LC_ALL", "LC_CTYPE", "LANG")):
+        # Ansible refuses to start in any other locale, and cron has none.
+        ours["LC_ALL"] = "C.UTF-8"
     if mitogen:
         ours |= {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(mitogen)}
     if colour:
