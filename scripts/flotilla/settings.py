@@ -182,7 +182,8 @@ class Packer(Section):
     """The temporary host an image is built on."""
 
     type: InstanceType
-    ssh_interface: Literal["public_ip", "private_ip", "session_manager"]
+    subnet_id: Annotated[str, Text(r"subnet-[0-9a-f]+", "a subnet id, or null")] | None
+    ssh_interface: Literal["public_ip", "private_ip"]
     timeout_minutes: Annotated[int, Field(ge=1, le=240)]
 
 
