@@ -1,0 +1,274 @@
+"""A planned change of primary, with the old one's help: nothing is lost, writes pause for a moment.
+
+Up to the change of the record everything can be taken back, and an abort leaves the old primary
+writable as it was. From there on there is only forward: whoever comes next reads the record and
+finishes (``fab mysql.ensure``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flotilla.aws import lease
+from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
+from flotilla.hosts.mysql import LOCK_WAIT_TIMEOUT, SqlError, subtract
+from flotilla.mysql import accounts, steps
+from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.ensure import LEASE_SECONDS, Progress, lease_key, refused
+from flotilla.mysql.record import Records
+from flotilla.rules.mysql import Refusal, Switchover, repair, switchover
+from flotilla.rules.mysql_topology import Record
+from flotilla.settings import Settings
+
+LAG_LIMIT_SECONDS = 2.0
+# A commit or a table lock may hold up read-only for this long; then the switch is called off.
+LOCK_WAIT_SECONDS = 5
+CATCH_UP_SECONDS = 5.0
+
+_POSITION = """
+SELECT @@GLOBAL.gtid_executed AS executed, RECEIVED_TRANSACTION_SET AS received
+FROM performance_schema.replication_connection_status WHERE CHANNEL_NAME = ''
+"""
+
+# Told when writes have moved: (old, new) by name. What it does is a courtesy; health checks decide.
+Announce = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A switch that was made. ``paused_seconds``: no server took writes, by our clock."""
+
+    term: int
+    old: str
+    new: str
+    paused_seconds: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Move:
+    """One planned switchover. ``plan`` only looks; ``apply`` changes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        *,
+        holder: str,
+        announce: Announce = lambda _old, _new: None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._holder = holder
+        self._announce = announce
+        self._clock = clock
+        self._monotonic = monotonic
+        self._records = Records(settings)
+        self._known = accounts.secrets(settings)
+        self._seconds: dict[str, float] = {}
+
+    def plan(self, to: str | None = None) -> Switchover:
+        """Whom it would promote. Raises Refused with the reason for each replica that may not."""
+        record = self._records.read()
+        decision = switchover(
+            self._cluster.look(record), record, to, lag_limit_seconds=LAG_LIMIT_SECONDS
+        )
+        if isinstance(decision, Refusal):
+            raise refused(decision)
+        return decision
+
+    def apply(self, chosen: Switchover, progress: Progress) -> Moved:
+        """Switch to the one that ``chosen`` names, if the same still holds under the lease.
+
+        Raises Refused when it was called off and the old primary takes writes as before.
+        """
+        table = self._settings.name_of("locks")
+        with self._timed("lease", progress):
+            held = lease.acquire(
+                self._settings,
+                table,
+                lease_key(),
+                holder=self._holder,
+                reason="fab mysql.switchover",
+                seconds=LEASE_SECONDS,
+                now=self._clock(),
+            )
+        try:
+            with self._timed("check again", progress):
+                plan = self._again(chosen)
+            start = self._monotonic()
+            self._before_the_record(plan, held, progress)
+            self._after_the_record(plan, progress)
+            paused = self._monotonic() - start
+            with self._timed("verify", progress):
+                self._verify(plan)
+        finally:
+            lease.release(self._settings, table, held, now=self._clock())
+        return Moved(plan.term, plan.old.name, plan.new.name, paused, self._seconds)
+
+    def _again(self, chosen: Switchover) -> Switchover:
+        plan = self.plan(chosen.new.name)
+        if (plan.term, plan.old.name) != (chosen.term, chosen.old.name):
+            raise Refused(
+                f"{plan.old.name} became primary of term {plan.term - 1} in the meantime",
+                f"what was confirmed was a switch from {chosen.old.name}",
+                "Nothing was changed",
+                "fab mysql.switchover",
+            )
+        return plan
+
+    def _before_the_record(self, plan: Switchover, held: lease.Lease, progress: Progress) -> None:
+        try:
+            with self._timed(f"pause {plan.old.name}", progress):
+                executed = self._pause(plan)
+            with self._timed(f"catch up {plan.new.name}", progress):
+                self._catch_up(plan, executed)
+        except FlotillaError as error:
+            self._reopen(plan, error)
+            raise Refused(
+                f"called off: {error.what}",
+                "no replica can take over without losing writes",
+                f"{plan.old.name} takes writes as before",
+                error.next or "fab mysql.status",
+            ) from error
+        with self._timed("record", progress):
+            self._decide(plan, held)
+
+    def _pause(self, plan: Switchover) -> str:
+        """Stop writes on the old primary; everything it committed, as a GTID set."""
+        rows = self._cluster.server(plan.old.name).batch(
+            [
+                # Without it, a commit that waits for its acknowledgement would hold this up for
+                # ever, and everybody else behind it.
+                ("SET SESSION lock_wait_timeout = %s", (LOCK_WAIT_SECONDS,)),
+                "SET GLOBAL super_read_only = ON",
+                "SELECT @@GLOBAL.gtid_executed AS executed",
+            ],
+            seconds=LOCK_WAIT_SECONDS + 2,
+        )
+        return str(rows[-1][0]["executed"])
+
+    def _catch_up(self, plan: Switchover, executed: str) -> None:
+        server = self._cluster.server(plan.new.name)
+        rows = server.batch(
+            [
+                ("SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s) AS late", (executed, CATCH_UP_SECONDS)),
+                _POSITION,
+            ],
+            seconds=CATCH_UP_SECONDS + 3,
+        )
+        if rows[0][0]["late"]:
+            raise HostFailed(
+                f"{plan.new.name} did not apply what {plan.old.name} had committed"
+                f" within {CATCH_UP_SECONDS:g} s"
+            )
+        mine = rows[1][0]
+        unapplied = subtract(server, {"received": mine["received"], "executed": mine["executed"]})
+        if ("received", "executed") in unapplied:
+            raise HostFailed(
+                f"{plan.new.name} received {unapplied['received', 'executed']},"
+                f" which {plan.old.name} never committed"
+            )
+
+    def _reopen(self, plan: Switchover, cause: FlotillaError) -> None:
+        """Give the old primary back what it had. Raises HostFailed where that cannot be seen."""
+        if isinstance(cause, SqlError) and cause.code == LOCK_WAIT_TIMEOUT:
+            cause.next = "find the long commit or lock: SHOW PROCESSLIST on the primary"
+        server = self._cluster.server(plan.old.name)
+        try:
+            server.batch(["SET GLOBAL super_read_only = OFF", "SET GLOBAL read_only = OFF"])
+            state = server.query("SELECT @@GLOBAL.read_only OR @@GLOBAL.super_read_only AS closed")
+        except FlotillaError as error:
+            raise self._left_closed(plan, error) from cause
+        if state[0]["closed"]:
+            raise self._left_closed(plan, cause) from cause
+
+    @staticmethod
+    def _left_closed(plan: Switchover, error: FlotillaError) -> HostFailed:
+        return HostFailed(
+            f"the switch was called off, but {plan.old.name} may be read-only: {error.what}",
+            "nobody takes writes until it is opened again",
+            f"The record still names {plan.old.name}",
+            "fab mysql.ensure",
+        )
+
+    def _decide(self, plan: Switchover, held: lease.Lease) -> None:
+        record = Record(plan.term, plan.new.instance_id, plan.new.uuid)
+        try:
+            self._records.write(record, fence=held.term)
+        except Unreachable as error:
+            # Written or not is not known, so neither of the two may be opened from here.
+            raise HostFailed(
+                f"the record may or may not name {plan.new.name}: {error.what}",
+                "opening either one could make two primaries",
+                f"{plan.old.name} and {plan.new.name} are read-only; no write is lost",
+                "fab mysql.ensure, which goes by the record",
+            ) from error
+        except FlotillaError as error:
+            self._reopen(plan, error)
+            raise
+
+    def _after_the_record(self, plan: Switchover, progress: Progress) -> None:
+        try:
+            with self._timed(f"promote {plan.new.name}", progress):
+                self._promote(plan)
+            with self._timed(f"open {plan.new.name}", progress):
+                statements = steps.open_for_writes(plan.term, plan.new.uuid)
+                self._cluster.server(plan.new.name).batch(statements, seconds=steps.GRANT_SECONDS)
+        except FlotillaError as error:
+            raise HostFailed(
+                f"term {plan.term} belongs to {plan.new.name}, but it was not opened: {error.what}",
+                "nobody takes writes until it is",
+                "No write is lost",
+                "fab mysql.ensure",
+            ) from error
+        with self._timed("announce", progress):
+            self._announce(plan.old.name, plan.new.name)
+
+    def _promote(self, plan: Switchover) -> None:
+        new = self._cluster.server(plan.new.name)
+        new.batch(
+            [
+                "STOP REPLICA",
+                "RESET REPLICA ALL",
+                "SET GLOBAL rpl_semi_sync_replica_enabled = OFF",
+                "SET GLOBAL rpl_semi_sync_source_enabled = ON",
+            ],
+            seconds=steps.DRAIN_SECONDS,
+        )
+
+        def turn(name: str) -> None:
+            server = self._cluster.server(name)
+            if name == plan.old.name:
+                # Nothing waits on it any more: it is read-only, and all it had was acknowledged.
+                steps.source_off(server)
+                steps.follow(server, plan.new.address, self._known)
+            else:
+                server.batch(steps.stream_to(plan.new.address), seconds=steps.DRAIN_SECONDS)
+
+        names = [plan.old.name, *(member.name for member in plan.followers)]
+        self._cluster.each(names, lambda seat: turn(seat.name))
+        steps.await_acknowledger(new, every=0.005)
+
+    def _verify(self, plan: Switchover) -> None:
+        for name in (plan.old.name, *(member.name for member in plan.followers)):
+            steps.await_following(self._cluster.server(name), plan.new)
+        record = self._records.read()
+        left = repair(self._cluster.look(record), record)
+        if isinstance(left, Refusal) or left.steps:
+            found = left.what if isinstance(left, Refusal) else "; ".join(s.why for s in left.steps)
+            raise HostFailed(
+                f"{plan.new.name} is primary of term {plan.term} and takes writes, but: {found}",
+                next="fab mysql.ensure",
+            )
+
+    @contextmanager
+    def _timed(self, title: str, progress: Progress) -> Iterator[None]:
+        start = self._monotonic()
+        with progress(title):
+            yield
+        self._seconds[title] = round(self._monotonic() - start, 4)
