@@ -7,8 +7,10 @@ so that either side can be tested with the real other side or with a small stand
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 
@@ -130,3 +132,5 @@ class Context:
     cache: str  # directory that outlives the lab (downloads, images)
     log: Callable[[str, Mapping[str, Any]], None]  # log(event, fields): one JSON line in var/lab/log/lab.jsonl
     on_instance_state: Callable[[Callable[[str, str], None]], None]  # register f(instance_id, new state name)
+    # Held while a request to EC2, Auto Scaling or IAM is served; to be held by whoever changes their state besides.
+    lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)

@@ -1,0 +1,165 @@
+"""Start, stop and ask the lab process, from the operator's side."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab import preflight
+from lab.console import plain
+from lab.errors import LabError, NotUp, Unmet
+from lab.layout import API_PORT, Layout
+from lab.namespace import UNSHARE
+
+ENDPOINT = f"http://127.0.0.1:{API_PORT}"
+_DOWN_SECONDS = 60.0
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+def ask(verb: str, body: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> dict[str, Any]:
+    """Call one of the lab's control paths: GET without a body, POST with one.
+
+    Raises `NotUp` when no lab answers, `LabError` with the lab's own words when it refuses.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{ENDPOINT}/_lab/{verb}", data=data)  # noqa: S310  always http, always here
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+            read: dict[str, Any] = json.load(answer)
+            return read
+    except urllib.error.HTTPError as error:
+        said = json.loads(error.read() or b"{}").get("error", str(error))
+        raise LabError(f"the lab refused {verb}: {said}") from error
+    except OSError as error:
+        raise NotUp(f"no lab answers at {ENDPOINT} ({error})", next_command="fab lab.up") from error
+
+
+def up(where: Layout, tell: Tell) -> dict[str, Any]:
+    """Start the lab unless it is up; returns `{"already": bool, "seconds": float, ...status}`.
+
+    `tell` gets each step as `{"step": text, "seconds": float}`.
+    """
+    began = time.monotonic()
+    preflight.check(where)
+    if preflight.is_running(where):
+        return {"already": True, "seconds": 0.0, **_own(where)}
+    _wait_ready(_spawn(where), where, tell)
+    return {"already": False, "seconds": round(time.monotonic() - began, 2), **ask("status")}
+
+
+def down(where: Layout) -> list[str]:
+    """Stop the lab and remove everything of it; returns what a crash had left, if it had."""
+    preflight.root()
+    if preflight.is_running(where):
+        _own(where)
+        pid = int(str(preflight.owner(where)["pid"]))
+        os.kill(pid, signal.SIGTERM)
+        _wait_gone(where, pid)
+    argv = [*UNSHARE, sys.executable, "-m", "lab.clean"]
+    done = subprocess.run(argv, cwd=where.repo, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        raise LabError(f"clean-up failed: {done.stderr.strip()[-800:]}", next_command="fab lab.down")
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def find_host(status: Mapping[str, Any], named: str) -> dict[str, Any]:
+    """The instance with this id or tag Name that has not been terminated.
+
+    Raises `LabError` listing what there is.
+    """
+    rows = [row for row in status["instances"] if row["state"] not in ("terminated", "shutting-down")]
+    matching: list[dict[str, Any]] = [row for row in rows if named in (row["id"], row["name"])]
+    if len(matching) == 1:
+        return matching[0]
+    known = ", ".join(sorted(str(row["name"] or row["id"]) for row in rows)) or "none"
+    how_many = "no host is" if not matching else f"{len(matching)} hosts are"
+    raise LabError(f"{how_many} called {named}; there are: {known}", next_command="fab lab.status")
+
+
+def shell_argv(row: Mapping[str, Any]) -> list[str]:
+    """The command that opens a root shell in a host without its sshd.
+
+    Raises `LabError` when the host does not run.
+    """
+    if not row["pid"]:
+        raise LabError(f"{row['name'] or row['id']} is {row['state']}: there is nothing to enter")
+    enter = ["nsenter", "-t", str(row["pid"]), "-m", "-u", "-i", "-n", "-p", "-C"]
+    return [*enter, "--", "env", "-i", f"TERM={os.environ.get('TERM', 'dumb')}", "HOME=/root", "bash", "-l"]
+
+
+def console(row: Mapping[str, Any]) -> str:
+    """What a host printed on its console."""
+    path = Path(row["console"])
+    return plain(path.read_text(errors="replace").splitlines()) if path.exists() else ""
+
+
+def _own(where: Layout) -> dict[str, Any]:
+    """Status of the running lab; refuses when it belongs to another checkout."""
+    other = preflight.owner(where).get("repo")
+    if other != str(where.repo):
+        raise Unmet(
+            f"another lab runs on this machine, from {other}",
+            why="there is one set of addresses; nothing was changed",
+            next_command=f"cd {other} && fab lab.down",
+        )
+    return ask("status")
+
+
+def _spawn(where: Layout) -> int:
+    """Start the lab process; returns the descriptor its progress can be read from."""
+    where.log.mkdir(parents=True, exist_ok=True)
+    reader, writer = os.pipe()
+    with (where.log / "daemon.log").open("ab") as log:
+        subprocess.Popen(
+            [*UNSHARE, sys.executable, "-m", "lab.server", str(writer)],
+            cwd=where.repo,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writer,),
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(where.repo)},
+        )
+    os.close(writer)
+    return reader
+
+
+def _wait_ready(reader: int, where: Layout, tell: Tell) -> None:
+    with os.fdopen(reader) as lines:
+        for line in lines:
+            said = json.loads(line)
+            if said.get("ready"):
+                return
+            if "error" in said:
+                error = LabError(said["error"])
+                error.exit_code = int(said["exit_code"])
+                raise error
+            tell(said)
+    log = where.log / "daemon.log"
+    last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise LabError(f"the lab process ended before it was ready; the end of {log}:\n{last}")
+
+
+def _wait_gone(where: Layout, pid: int) -> None:
+    deadline = time.monotonic() + _DOWN_SECONDS
+    while preflight.is_running(where):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def log_files(where: Layout) -> list[Path]:
+    """The lab's logs, for messages that point at them."""
+    return [where.log / "daemon.log", where.log / "lab.jsonl", where.log / "api.jsonl"]

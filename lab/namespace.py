@@ -1,0 +1,36 @@
+"""The private mount namespace that the lab process, podman and every host live in.
+
+systemd 257 will not boot on cgroup v1, and a machine in hybrid mode has version 2 only below a directory of its own.
+In a mount namespace nobody else sees, version 2 can be at the usual place. The namespace also takes every mount of a
+crashed lab with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lab.run import run, tried
+
+CGROUP = Path("/sys/fs/cgroup")
+# The lab process is started through this, so that nothing below is ever done to the machine itself.
+UNSHARE = ("unshare", "--mount", "--propagation", "private", "--")
+
+
+def enter() -> bool:
+    """Have cgroup v2 at its usual place; True when it was not there and has been mounted."""
+    if (CGROUP / "cgroup.controllers").exists():
+        return False
+    tried(["umount", "--recursive", str(CGROUP)])
+    run(["mount", "-t", "cgroup2", "none", str(CGROUP)])
+    return True
+
+
+def end_group(name: str) -> None:
+    """End every process in a group of processes, at once, and remove the group; no error where there is none."""
+    top = CGROUP / name.lstrip("/")
+    if not top.exists():
+        return
+    (top / "cgroup.kill").write_text("1")
+    for directory in sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)):
+        tried(["rmdir", str(directory)])
+    tried(["rmdir", str(top)])
