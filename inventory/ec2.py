@@ -38,6 +38,7 @@ def hit(root: Path, env: str) -> bytes | None:
             limit = float(environ.get("FLOTILLA_INVENTORY_FRESH") or header["fresh_seconds"])
             good = (
                 header["schema"] == SCHEMA
+                and header["hosts"] > 0
                 and header["root"] == str(root)
                 and 0 <= time.time() - header["fetched_at"] <= limit
                 and header["digest"] == hashlib.sha256(fleet.read_bytes()).hexdigest()

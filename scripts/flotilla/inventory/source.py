@@ -36,8 +36,7 @@ def load(
     moment = now()
     fresh = _seconds(variables, FRESH_VARIABLE, settings.inventory.fresh_seconds)
     limit = fresh if max_age_seconds is None else min(fresh, max_age_seconds)
-    is_hit = stored and stored.is_current and stored.snapshot.age_seconds(moment) <= limit
-    if stored and is_hit and not refresh:
+    if stored and not refresh and _is_fresh(stored, moment, limit):
         return _usable(stored.snapshot, changing=max_age_seconds is not None)
     try:
         snapshot = collect(settings, now=moment)
@@ -76,6 +75,12 @@ def _seconds(variables: Mapping[str, str], name: str, default: float) -> float:
             next=f"unset {name}",
         )
     return seconds
+
+
+def _is_fresh(stored: store.Stored, now: float, limit: float) -> bool:
+    """Whether EC2 need not be asked. An empty fleet never is: somebody is about to fill it."""
+    snapshot = stored.snapshot
+    return stored.is_current and bool(snapshot.hosts) and snapshot.age_seconds(now) <= limit
 
 
 def _stale(

@@ -43,6 +43,7 @@ def save(settings: Settings, snapshot: Snapshot) -> None:
         "fresh_seconds": settings.inventory.fresh_seconds,
         "digest": settings.digest,
         "root": str(settings.root),
+        "hosts": len(snapshot.hosts),
         "problems": snapshot.problems,
     }
     parts = {
