@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 from io import BytesIO
 from modulefinder import ModuleFinder
@@ -11,21 +12,26 @@ from pathlib import Path
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def bundle(module: str) -> bytes:
+def bundle(module: str, carry: tuple[str, ...] = ()) -> bytes:
     """A zip of ``module`` and its imports from this package; for PYTHONPATH and ``python -m``.
 
-    The same sources give the same bytes. Packages on the other end (PyMySQL) are not in it.
+    ``carry`` names other pure Python packages to put in whole; the rest must be on the other end.
+    The same sources give the same bytes.
     """
     package = Path(__file__).parents[1]
-    found = ModuleFinder(path=[str(package.parent)], excludes=["pymysql"])
+    found = ModuleFinder(path=[str(package.parent)])
     found.run_script(str(package.parent / Path(*module.split(".")).with_suffix(".py")))
-    files = {Path(m.__file__) for m in found.modules.values() if m.__file__}
-    files |= {parent / "__init__.py" for file in files for parent in _packages(file, package)}
+    paths = (getattr(module, "__file__", None) for module in found.modules.values())
+    ours = {Path(path) for path in paths if path}
+    ours |= {parent / "__init__.py" for file in ours for parent in _packages(file, package)}
+    files = {file.relative_to(package.parent).as_posix(): file for file in ours}
+    for name in carry:
+        folder = Path(importlib.import_module(name).__path__[0])
+        files |= {p.relative_to(folder.parent).as_posix(): p for p in folder.rglob("*.py")}
     target = BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(files):
-            name = file.relative_to(package.parent).as_posix()
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), file.read_bytes())
+        for inside, file in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(inside, _EPOCH), file.read_bytes())
     return target.getvalue()
 
 
