@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from pathlib import Path
 
 from invoke.collection import Collection
+
+# Invoke puts this directory itself first on the path, where `lab` would be the tasks and not the package they call.
+_here = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
+for _source in (_here.parent / "scripts", _here.parent):
+    if str(_source) not in sys.path:
+        sys.path.insert(0, str(_source))
 
 # Every module here is a noun, and its tasks the verbs: adding a module is all it takes.
 namespace = Collection()
