@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lab.ports import Context, Service
-from lab.scaling import Group, Launch, Member, Subnet, Terminate, plan
+from lab.scaling import Group, Launch, Member, Subnet, Terminate, Wait, plan
 
 LAUNCHING = "autoscaling:EC2_INSTANCE_LAUNCHING"
 TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
@@ -28,25 +28,6 @@ _KEPT_ACTIVITIES = 500
 # A launch that fails is tried again after 2 s, 4 s, ... 60 s: a broken template must not keep the
 # machine busy.
 _LONGEST_BACKOFF_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class Wait:
-    """The lifecycle hooks one member waits for: name to deadline, default result, result."""
-
-    deadlines: dict[str, datetime]
-    defaults: dict[str, str]
-    seconds: dict[str, int]
-    results: dict[str, str] = field(default_factory=dict)
-
-    def verdict(self, now: datetime) -> str | None:
-        """ "CONTINUE" or "ABANDON" once every hook has spoken or run out of time; None before."""
-        for name, deadline in self.deadlines.items():
-            if name not in self.results and now >= deadline:
-                self.results[name] = self.defaults[name]
-        if "ABANDON" in self.results.values():
-            return "ABANDON"
-        return "CONTINUE" if len(self.results) == len(self.deadlines) else None
 
 
 @dataclass(slots=True)
@@ -170,7 +151,8 @@ class Engine:
         """The record of a member; a new one for an instance that was attached by hand."""
         found = self._records.get(state.instance_id)
         if found is None:
-            found = Record(state.instance.launch_time, _template(state.auto_scaling_group))
+            launched = state.instance.launch_time.replace(tzinfo=UTC)
+            found = Record(launched, _template(state.auto_scaling_group))
             self._records[state.instance_id] = found
         return found
 
@@ -205,9 +187,11 @@ class Engine:
     def _take_out(self, group: Any, state: Any, cause: str) -> None:
         record = self._record(state)
         if state.lifecycle_state.startswith("Pending"):
-            if record.activity and record.activity["StatusCode"] == "InProgress":
+            if state.instance.state in ("pending", "running"):
+                self._end(record, "Cancelled", cause)
+            else:
                 self._end(record, "Failed", _why_dead(state.instance))
-            self._fail(group)
+                self._fail(group)
         text = f"At {_at(self._now())} an instance was taken out of service in response to {cause}."
         record.activity = self._begin(group, f"Terminating EC2 instance: {state.instance_id}", text)
         record.wait = self._hooks(group, TERMINATING)
@@ -253,7 +237,7 @@ class Engine:
             lifecycle_state="Pending",
             protected_from_scale_in=group.new_instances_protected_from_scale_in,
         )
-        state.lab_template = _template(group)
+        vars(state)["lab_template"] = _template(group)
         group.instance_states.append(state)
         self._records[instance.id] = Record(self._now(), _template(group), activity)
 

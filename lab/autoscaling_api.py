@@ -1,4 +1,4 @@
-"""Where moto's Auto Scaling is taught to leave the acting to the engine, and to answer what it lacks.
+"""Where moto's Auto Scaling is taught to leave acting to the engine, and to say what it does.
 
 moto launches and terminates inside SetDesiredCapacity, all in one subnet, and knows no lifecycle
 actions and no activities. Groups of regions without hosts stay as moto has them.
@@ -34,10 +34,13 @@ def install(engine: Engine) -> None:
     _wrap(AutoScalingResponse, "delete_auto_scaling_group", _delete_response)
     _wrap(AutoScalingResponse, "set_instance_health", _then_wake)
     _wrap(AutoScalingResponse, "resume_processes", _then_wake)
-    AutoScalingResponse.describe_scaling_activities = _describe_scaling_activities
-    AutoScalingResponse.complete_lifecycle_action = _complete_lifecycle_action
-    AutoScalingResponse.record_lifecycle_action_heartbeat = _record_heartbeat
-    InstanceState.launch_template = property(_launch_template)
+    for name, answer in (
+        ("describe_scaling_activities", _describe_scaling_activities),
+        ("complete_lifecycle_action", _complete_lifecycle_action),
+        ("record_lifecycle_action_heartbeat", _record_heartbeat),
+    ):
+        setattr(AutoScalingResponse, name, answer)
+    setattr(InstanceState, "launch_template", property(_launch_template))  # noqa: B010  for mypy
 
 
 def _engine() -> Engine:
@@ -119,7 +122,12 @@ def _notify(original: Any, self: Any, instance_ids: list[str]) -> None:
     _engine().wake.set()
 
 
-def _terminate(original: Any, self: Any, instance_id: str, should_decrement: bool) -> Any:
+def _terminate(
+    original: Any,
+    self: Any,
+    instance_id: str,
+    should_decrement: bool,  # noqa: FBT001  moto's own signature
+) -> Any:
     if self.region_name != _engine().region:
         return original(self, instance_id, should_decrement)
     for group in self.autoscaling_groups.values():

@@ -1,4 +1,4 @@
-"""How many hosts an Auto Scaling group lacks or has too many, and where: pure.
+"""How many hosts an Auto Scaling group lacks or has too many, and where: no I/O, no clock.
 
 Invariant: carrying out a plan and planning again gives an empty plan. A plan never takes a member
 that is protected from scale-in or in standby, and never leaves one zone more than one launch ahead
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 # Members in these states are on their way out and no longer count.
@@ -68,6 +68,25 @@ class Terminate:
     failure: str
     before: int
     after: int
+
+
+@dataclass(slots=True)
+class Wait:
+    """The lifecycle hooks one member waits for: name to deadline, default result, result."""
+
+    deadlines: dict[str, datetime]
+    defaults: dict[str, str]
+    seconds: dict[str, int]
+    results: dict[str, str] = field(default_factory=dict)
+
+    def verdict(self, now: datetime) -> str | None:
+        """CONTINUE or ABANDON, once every hook has spoken or run out of time; None before."""
+        for name, deadline in self.deadlines.items():
+            if name not in self.results and now >= deadline:
+                self.results[name] = self.defaults[name]
+        if "ABANDON" in self.results.values():
+            return "ABANDON"
+        return "CONTINUE" if len(self.results) == len(self.deadlines) else None
 
 
 def plan(group: Group, members: Iterable[Member]) -> list[Launch | Terminate]:
