@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import threading
@@ -17,8 +15,9 @@ from lab import moto_env  # isort: skip  moto reads its settings when it is impo
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from lab import amis, aptproxy, metadata
+from lab import amis, aptproxy, autoscaling, faults, metadata
 from lab.amis import AmiStore
+from lab.errors import LabError
 from lab.hosts import HostSet
 from lab.instances import Instances
 from lab.layout import ACCOUNT, API_PORT, REGION, ZONES, Layout
@@ -63,6 +62,7 @@ class Lab:
             cache=str(where.cache),
             log=journal.log,
             on_instance_state=self._instances.listeners.append,
+            lock=self._calls.lock("ec2"),
         )
 
     def images(self, base_id: str, base_name: str) -> None:
@@ -80,9 +80,11 @@ class Lab:
             server = make_server(host, port, api, threaded=True, request_handler=_Quiet)
             self._servers.append(server)
             threading.Thread(target=server.serve_forever, args=(0.2,), name=f"api-{host}", daemon=True).start()
-        self._services += [metadata.serve(self.context), aptproxy.serve(self.context)]
-        if importlib.util.find_spec("lab.autoscaling"):
-            self._services.append(importlib.import_module("lab.autoscaling").start(self.context))
+        self._services += [
+            metadata.serve(self.context),
+            aptproxy.serve(self.context),
+            autoscaling.start(self.context),
+        ]
         self._write_credentials()
 
     def close(self) -> None:
@@ -108,6 +110,7 @@ class Lab:
             "up_seconds": round(time.time() - self._began),
             "instances": rows,
             "images": images,
+            "faults": faults.active(),
         }
 
     def _row(self, instance: Any) -> dict[str, Any]:
@@ -139,11 +142,13 @@ class Lab:
                 self._stop.set()
                 return 200, {"pid": os.getpid()}
             if (method, verb) == ("POST", "fault"):
-                return 200, _faults().inject(self.context, asked["kind"], asked["target"], asked.get("args", {}))
+                return 200, faults.inject(self.context, asked["kind"], asked["target"], asked.get("args", {}))
             if (method, verb) == ("POST", "heal"):
-                return 200, _faults().heal(self.context, asked.get("target"))
+                return 200, faults.heal(self.context, asked.get("target"))
         except (ValueError, KeyError) as error:
             return 400, {"error": str(error)}
+        except LabError as error:
+            return 500, {"error": str(error)}
         return 404, {"error": f"no {method} /_lab/{verb}"}
 
     def _write_credentials(self) -> None:
@@ -151,7 +156,3 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("[lab]\naws_access_key_id = operator\naws_secret_access_key = lab\n")
         path.chmod(0o600)
-
-
-def _faults() -> Any:
-    return importlib.import_module("lab.faults")

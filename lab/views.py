@@ -69,6 +69,8 @@ def _acl(ec2: Any, subnet_id: str) -> tuple[tuple[AclEntry, ...], tuple[AclEntry
 def _entries(acl: Any, *, egress: bool) -> tuple[AclEntry, ...]:
     entries = [e for e in acl.network_acl_entries if _truth(e.egress) == egress and e.cidr_block]
     entries.sort(key=lambda entry: int(entry.rule_number))
+    # Under every list stands EC2's own last line, which moto gives only to the default list.
+    last = AclEntry(32767, "deny", "-1", None, None, "0.0.0.0/0")
     return tuple(
         AclEntry(
             number=int(entry.rule_number),
@@ -79,7 +81,7 @@ def _entries(acl: Any, *, egress: bool) -> tuple[AclEntry, ...]:
             cidr=entry.cidr_block,
         )
         for entry in entries
-    )
+    ) + ((last,) if not entries else ())
 
 
 def _truth(value: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from lab.identity import role_of
+from lab.outage import gate
 
 Respond = Callable[..., Any]
 _READS = re.compile(r"(Describe|Get|List|Head|BatchGet|Query|Scan|Search|Lookup|Assume|Simulate)")
@@ -87,7 +88,9 @@ class Api:
         if path.startswith("/moto-api"):
             return _json(start_response, 404, {"error": "not part of the lab's API"})
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
-        return self._aws(Call(environ, body), environ, start_response)
+        call = Call(environ, body)
+        refused = gate.refuse((call.service, call.action), environ, start_response)
+        return self._aws(call, environ, start_response) if refused is None else refused
 
     def _aws(self, call: Call, environ: dict[str, Any], start_response: Respond) -> Iterable[bytes]:
         began = time.monotonic()
