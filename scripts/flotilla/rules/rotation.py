@@ -53,6 +53,11 @@ def why_not_out(views: Views, state: str) -> str | None:
     return _first(views, lambda s: None if s.status.startswith(state) else f"is {s.status}")
 
 
+def why_not_leaving(views: Views) -> str | None:
+    """No load balancer gives it new requests. One that was down stays "DOWN" when drained."""
+    return _first(views, lambda s: f"is still {s.status}" if s.is_serving else None)
+
+
 def why_not_idle(views: Views) -> str | None:
     """No request may be in flight or queued for it."""
 
