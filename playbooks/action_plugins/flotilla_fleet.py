@@ -34,7 +34,7 @@ ARGUMENTS = {
 
 
 class ActionModule(ActionBase):
-    """The action ``flotilla_fleet``; see ``ARGUMENTS``. Acts on the environment of ``fleet.env``."""
+    """The action ``flotilla_fleet`` on the environment of ``fleet.env``; see ``ARGUMENTS``."""
 
     _supports_check_mode = True
     _requires_connection = False

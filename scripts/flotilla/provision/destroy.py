@@ -74,15 +74,20 @@ def _stages(*, data: bool) -> list[list[Step]]:
 
 
 def _each(
+    world: World,
     kind: str,
     resources: Iterable[Mapping[str, Any]],
     key: str,
     act: Callable[[Mapping[str, Any]], object],
 ) -> list[Change]:
-    """A deletion for each resource; its id (under ``key``) stands beside its name."""
+    """A deletion for each resource of ours; its id (under ``key``) stands beside its name.
+
+    The tags are read once more here: a filter that the API ignores must not cost another fleet.
+    """
     return [
         Change("delete", kind, tag(one, "Name") or one[key], partial(_done, act, one), one[key])
         for one in resources
+        if world.owns(one)
     ]
 
 
@@ -93,6 +98,7 @@ def _done(act: Callable[[Mapping[str, Any]], object], one: Mapping[str, Any]) ->
 def _groups(world: World) -> list[Change]:
     names = [world.settings.name_of(role) for role in ROLES]
     return _each(
+        world,
         "Auto Scaling group",
         _found_groups(world, names),
         "AutoScalingGroupName",
@@ -120,7 +126,9 @@ def _delete_group(world: World, group: Mapping[str, Any]) -> None:
 
 
 def _instances(world: World) -> list[Change]:
-    return _each("instance", hosts.instances(world), "InstanceId", partial(_terminate, world))
+    return _each(
+        world, "instance", hosts.instances(world), "InstanceId", partial(_terminate, world)
+    )
 
 
 def _terminate(world: World, instance: Mapping[str, Any]) -> None:
@@ -144,6 +152,7 @@ def _state(world: World, instance_id: str) -> str:
 def _templates(world: World) -> list[Change]:
     found = world.ec2.describe_launch_templates(Filters=world.mine())["LaunchTemplates"]
     return _each(
+        world,
         "launch template",
         found,
         "LaunchTemplateId",
@@ -154,7 +163,7 @@ def _templates(world: World) -> list[Change]:
 def _nat_gateways(world: World) -> list[Change]:
     states = {"Name": "state", "Values": ["pending", "available", "deleting", "failed"]}
     found = world.ec2.describe_nat_gateways(Filters=[*world.mine(), states])["NatGateways"]
-    return _each("NAT gateway", found, "NatGatewayId", partial(_delete_nat, world))
+    return _each(world, "NAT gateway", found, "NatGatewayId", partial(_delete_nat, world))
 
 
 def _delete_nat(world: World, nat: Mapping[str, Any]) -> None:
@@ -172,6 +181,7 @@ def _endpoints(world: World) -> list[Change]:
     states = {"Name": "vpc-endpoint-state", "Values": ["pending", "available"]}
     found = world.ec2.describe_vpc_endpoints(Filters=[*world.mine(), states])["VpcEndpoints"]
     return _each(
+        world,
         "gateway endpoint",
         found,
         "VpcEndpointId",
@@ -181,6 +191,7 @@ def _endpoints(world: World) -> list[Change]:
 
 def _security_groups(world: World) -> list[Change]:
     return _each(
+        world,
         "security group",
         world.ec2.describe_security_groups(Filters=world.mine())["SecurityGroups"],
         "GroupId",
@@ -209,6 +220,7 @@ def _revoke(world: World, group: Mapping[str, Any]) -> None:
 
 def _addresses(world: World) -> list[Change]:
     return _each(
+        world,
         "Elastic IP",
         world.ec2.describe_addresses(Filters=world.mine())["Addresses"],
         "AllocationId",
@@ -220,6 +232,7 @@ def _addresses(world: World) -> list[Change]:
 
 def _keys(world: World) -> list[Change]:
     return _each(
+        world,
         "key pair",
         world.ec2.describe_key_pairs(Filters=world.mine())["KeyPairs"],
         "KeyPairId",
@@ -257,6 +270,7 @@ def _delete_role(
 
 def _internet_gateways(world: World) -> list[Change]:
     return _each(
+        world,
         "internet gateway",
         world.ec2.describe_internet_gateways(Filters=world.mine())["InternetGateways"],
         "InternetGatewayId",
@@ -280,6 +294,7 @@ def _delete_gateway(world: World, gateway: Mapping[str, Any]) -> None:
 
 def _subnets(world: World) -> list[Change]:
     return _each(
+        world,
         "subnet",
         world.ec2.describe_subnets(Filters=world.mine())["Subnets"],
         "SubnetId",
@@ -291,6 +306,7 @@ def _subnets(world: World) -> list[Change]:
 
 def _route_tables(world: World) -> list[Change]:
     return _each(
+        world,
         "route table",
         world.ec2.describe_route_tables(Filters=world.mine())["RouteTables"],
         "RouteTableId",
@@ -306,6 +322,7 @@ def _delete_table(world: World, table: Mapping[str, Any]) -> None:
 
 def _vpcs(world: World) -> list[Change]:
     return _each(
+        world,
         "VPC",
         world.ec2.describe_vpcs(Filters=world.mine())["Vpcs"],
         "VpcId",

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from flotilla.errors import Refused
+from flotilla.mysql.record import Records
 from flotilla.provision import network, templates
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World, tag
@@ -112,16 +113,8 @@ def _tier(world: World, role: str, found: Sequence[Instance], *, allowed: bool) 
 
 def _primary(world: World, role: str, existing: Mapping[str, Instance]) -> str | None:
     """Name of the host that the cluster record says is primary."""
-    record = (
-        world.client("dynamodb")
-        .get_item(
-            TableName=world.settings.name_of("clusters"),
-            Key={"cluster": {"S": role}},
-            ConsistentRead=True,
-        )
-        .get("Item", {})
-    )
-    primary = record.get("primary_instance_id", {}).get("S")
+    record = Records(world.settings, role).read()
+    primary = record.instance_id if record else None
     return next((n for n, i in existing.items() if i["InstanceId"] == primary), None)
 
 

@@ -96,6 +96,11 @@ class World:
             wanted["Name"] = list(names)
         return [{"Name": f"tag:{key}", "Values": values} for key, values in wanted.items()]
 
+    def owns(self, resource: Mapping[str, Any]) -> bool:
+        """Whether the resource carries our three tags."""
+        found = [tag(resource, key) for key in ("Fleet", "Env", "ManagedBy")]
+        return found == [self.settings.name, self.settings.env, MANAGED_BY]
+
     def wait(self, what: str, ready: Callable[[], T | None], *, seconds: float) -> T:
         """The first true answer of ``ready``; Unreachable after ``seconds`` without one."""
         try:

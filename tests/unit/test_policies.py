@@ -1,0 +1,135 @@
+"""What a host of each role may do at AWS: every grant has a use, and the neighbours' things are
+out of reach.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flotilla.provision.world import DATA
+from flotilla.rules.policies import allows, merge, problems, render
+from flotilla.settings import ROLES
+
+VALUES = {
+    "partition": "aws",
+    "region": "eu-central-1",
+    "account": "123456789012",
+    "fleet": "shop",
+    "env": "blue",
+    "namespace": "Flotilla",
+}
+ARN = "arn:aws:{service}:eu-central-1:123456789012:{rest}"
+DATABASE = {
+    "aws:ResourceTag/Fleet": "shop",
+    "aws:ResourceTag/Env": "blue",
+    "aws:ResourceTag/Role": "mysql",
+}
+BALANCER = DATABASE | {"aws:ResourceTag/Role": "lb"}
+TABLE = ARN.format(service="dynamodb", rest="table/shop-blue-clusters")
+RECORD = {"dynamodb:LeadingKeys": "mysql"}
+INSTANCE = ARN.format(service="ec2", rest="instance/i-1")
+ADDRESS = ARN.format(service="ec2", rest="elastic-ip/eipalloc-1")
+EDGE = {"aws:ResourceTag/Name": "shop-blue-edge"}
+
+
+def document(role: str) -> dict:
+    files = [DATA / "policies" / f"{name}.json" for name in ("every_host", role)]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    return render(merge(found), VALUES | {"role": role})
+
+
+def parameter(path: str) -> str:
+    return ARN.format(service="ssm", rest=f"parameter{path}")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_is_granted_more_than_it_names(role):
+    assert problems(document(role)) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_may_delete_anything_or_change_who_may_what(role):
+    actions = {a for s in document(role)["Statement"] for a in _list(s["Action"])}
+    assert not {a for a in actions if "Delete" in a or a.startswith(("iam:", "sts:", "kms:"))}
+
+
+MAY = [
+    ("lb", "ec2:AssociateAddress", ADDRESS, EDGE),
+    ("lb", "ec2:AssociateAddress", INSTANCE, BALANCER),
+    ("lb", "ec2:DescribeAddresses", "*", {}),
+    ("mysql", "dynamodb:GetItem", TABLE, RECORD),
+    ("mysql", "dynamodb:PutItem", TABLE, RECORD),
+    ("mysql", "dynamodb:UpdateItem", TABLE, RECORD),
+    ("mysql", "ec2:StopInstances", INSTANCE, DATABASE),
+    ("mysql", "ec2:DescribeInstances", "*", {}),
+    ("mysql", "s3:PutObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
+    ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
+    ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/app_password"), {}),
+    ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
+    ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
+    ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Flotilla"}),
+]
+MAY_NOT = [
+    ("lb", "ec2:AssociateAddress", ADDRESS, {"aws:ResourceTag/Name": "shop-green-edge"}),
+    ("lb", "ec2:AssociateAddress", INSTANCE, DATABASE),
+    ("lb", "ec2:StopInstances", INSTANCE, DATABASE),
+    ("mysql", "ec2:StopInstances", INSTANCE, BALANCER),
+    ("mysql", "ec2:StopInstances", INSTANCE, DATABASE | {"aws:ResourceTag/Env": "green"}),
+    ("mysql", "ec2:TerminateInstances", INSTANCE, DATABASE),
+    ("mysql", "dynamodb:PutItem", TABLE, {"dynamodb:LeadingKeys": "redis"}),
+    ("mysql", "dynamodb:DeleteItem", TABLE, RECORD),
+    ("mysql", "s3:DeleteObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
+    ("mysql", "s3:PutObject", "arn:aws:s3:::shop-blue-audit/1", {}),
+    ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
+    ("app", "s3:PutObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
+    ("app", "ssm:GetParameter", parameter("/shop/blue/mysql/root_password"), {}),
+    ("app", "ssm:GetParameter", parameter("/shop/green/app/secret_key"), {}),
+    ("app", "ssm:GetParametersByPath", parameter("/shop/blue"), {}),
+    ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "AWS/EC2"}),
+    ("bastion", "cloudwatch:PutMetricData", "*", {}),
+    ("redis", "dynamodb:GetItem", TABLE, {"dynamodb:LeadingKeys": "redis"}),
+]
+
+
+@pytest.mark.parametrize(("role", "action", "resource", "context"), MAY)
+def test_a_role_may_do_its_work(role, action, resource, context):
+    assert allows(document(role), action, resource, context)
+
+
+@pytest.mark.parametrize(("role", "action", "resource", "context"), MAY_NOT)
+def test_a_role_may_not_reach_further(role, action, resource, context):
+    assert not allows(document(role), action, resource, context)
+
+
+def test_every_grant_is_one_of_the_calls_above():
+    granted = {a for role in ROLES for s in document(role)["Statement"] for a in _list(s["Action"])}
+    assert granted == {action for _, action, _, _ in MAY}
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+        ({"Effect": "Allow", "Action": "s3:*", "Resource": "arn:aws:s3:::b"}, "whole service"),
+        ({"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}, "every resource"),
+        ({"Effect": "Allow", "NotAction": "s3:GetObject", "Resource": "x"}, "only plain Allow"),
+    ],
+)
+def test_a_wide_grant_is_found(statement, complaint):
+    assert complaint in problems({"Statement": [{"Sid": "Wide", **statement}]})[0]
+
+
+def test_a_placeholder_without_a_value_is_an_error():
+    with pytest.raises(ValueError, match="<fleet>"):
+        render({"Statement": [{"Resource": "arn:aws:s3:::<fleet>-backups/*"}]}, {"env": "blue"})
+
+
+def test_an_unknown_condition_is_an_error_and_not_a_yes():
+    wide = {"Action": "a:B", "Resource": "*", "Condition": {"IpAddress": {"aws:SourceIp": "::/0"}}}
+    with pytest.raises(ValueError, match="IpAddress"):
+        allows({"Statement": [wide]}, "a:B", "*", {"aws:SourceIp": "192.0.2.1"})
+
+
+def _list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
