@@ -2,11 +2,10 @@ build {
   sources = ["source.amazon-ebs.image"]
 
   provisioner "ansible" {
-    playbook_file    = "${path.root}/../../playbooks/image_${var.image}.yml"
-    user             = var.ssh_username
-    use_proxy        = false
-    extra_arguments  = var.ansible_arguments
-    ansible_env_vars = var.ansible_environment
+    playbook_file   = "${path.root}/../../playbooks/image_${var.image}.yml"
+    user            = var.ssh_username
+    use_proxy       = false
+    extra_arguments = var.ansible_arguments
   }
 
   post-processor "manifest" {

@@ -5,6 +5,8 @@ source "amazon-ebs" "image" {
   region        = var.region
   subnet_id     = var.subnet_id
 
+  security_group_id = var.security_group_id
+
   # Whoever runs the bake has checked the credentials already, against the endpoint that is really used:
   # Packer would ask Amazon's STS whatever custom_endpoint_ec2 says.
   custom_endpoint_ec2         = var.ec2_endpoint

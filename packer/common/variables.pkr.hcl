@@ -59,10 +59,16 @@ variable "ssh_username" {
   default = "admin"
 }
 
+variable "security_group_id" {
+  type        = string
+  default     = ""
+  description = "Security group of the build host; empty lets Packer make one that is open to ssh_from."
+}
+
 variable "ssh_from" {
   type        = list(string)
   default     = ["0.0.0.0/0"]
-  description = "Networks that may reach the build host's port 22 while it exists."
+  description = "Networks that may reach port 22 of a build host whose group Packer makes."
 }
 
 variable "ssh_keypair_name" {
@@ -86,12 +92,6 @@ variable "ansible_arguments" {
   type        = list(string)
   default     = []
   description = "More arguments for ansible-playbook, such as --extra-vars @file."
-}
-
-variable "ansible_environment" {
-  type        = list(string)
-  default     = []
-  description = "NAME=value pairs for ansible-playbook."
 }
 
 variable "tags" {
