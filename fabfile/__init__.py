@@ -18,5 +18,9 @@ for _source in (_here.parent / "scripts", _here.parent):
 
 # Every module here is a noun, and its tasks the verbs: adding a module is all it takes.
 namespace = Collection()
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
-    namespace.add_collection(Collection.from_module(importlib.import_module(f"fabfile.{_module}")), name=_module)
+for _module in sorted(
+    module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+):
+    namespace.add_collection(
+        Collection.from_module(importlib.import_module(f"fabfile.{_module}")), name=_module
+    )

@@ -43,7 +43,9 @@ def up(_: Context, json: bool = False) -> None:
     Whatever a crash left is cleaned up first. The first start builds the base image (half a minute).
     Exit 0 up, 3 a prerequisite is missing and nothing was changed.
     """
-    done = _tried(lambda: control.up(layout(), lambda s: _said(f"{s['step']} ... ok {s['seconds']:.1f} s")))
+    done = _tried(
+        lambda: control.up(layout(), lambda s: _said(f"{s['step']} ... ok {s['seconds']:.1f} s"))
+    )
     how = "is up already" if done["already"] else f"is up after {done['seconds']:.1f} s"
     _show(done, json=json, text=f"the lab {how}: {done['endpoint']} ({done['region']})")
 
@@ -55,7 +57,11 @@ def down(_: Context, json: bool = False) -> None:
     Works after a crash too. Exit 0 nothing is left.
     """
     found = _tried(lambda: control.down(layout()))
-    _show({"leftovers": found}, json=json, text=f"the lab is down{f', {len(found)} leftovers removed' * bool(found)}")
+    _show(
+        {"leftovers": found},
+        json=json,
+        text=f"the lab is down{f', {len(found)} leftovers removed' * bool(found)}",
+    )
 
 
 @task(help=_JSON)
@@ -66,12 +72,16 @@ def status(_: Context, json: bool = False) -> None:
 
 
 def _board(answer: Mapping[str, Any]) -> str:
-    lines = [f"{answer['endpoint']}  {answer['region']}  up {answer['up_seconds']} s  process {answer['pid']}"]
+    lines = [
+        f"{answer['endpoint']}  {answer['region']}  up {answer['up_seconds']} s  process {answer['pid']}"
+    ]
     columns = ("name", "id", "state", "zone", "private_ip", "public_ip", "image")
     rows = [[str(row[column] or "-") for column in columns] for row in answer["instances"]]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in [list(columns), *rows]:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        lines.append(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     lines += [f"{image['id']}  {image['state']}  {image['name']}" for image in answer["images"]]
     return "\n".join(lines)
 
@@ -113,7 +123,9 @@ def fault(_: Context, host: str, kind: str, args: str = "{}", json: bool = False
     _show(answer, json=json, text=jsonlib.dumps(answer, indent=2))
 
 
-@task(optional=["host"], help={"host": "only this host's faults (tag Name or instance id)", **_JSON})
+@task(
+    optional=["host"], help={"host": "only this host's faults (tag Name or instance id)", **_JSON}
+)
 def heal(_: Context, host: str | None = None, json: bool = False) -> None:
     """Undo every fault that is in force."""
     answer = _tried(lambda: control.ask("heal", {"target": host}))

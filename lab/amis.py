@@ -133,6 +133,8 @@ class AmiStore:
             "launch_permissions": [{"Group": "all"}],
             "snapshot": {"id": image_id.replace("ami-", "snap-"), "description": name, "tags": {}},
         }
+        for ami in [ami for ami in ec2.amis.values() if ami.owner_id == IMAGE_OWNER]:
+            ec2.deregister_image(ami.id)
         register(ec2, kept)
         self.save(ec2)
 

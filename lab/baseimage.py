@@ -25,9 +25,15 @@ PACKAGES = (
     "openssh-server,procps,python3,python3-apt,socat,sudo,systemd,systemd-sysv,tzdata"
 )
 # No documentation in the guests, and no fsync after each file: a bake installs several times faster without either.
-_DPKG = ("path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-exclude=/usr/share/man/*")
+_DPKG = (
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+)
 _UNITS_OFF = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer"
-_UNITS_MASKED = "console-getty.service getty@tty1.service systemd-networkd-wait-online.service tmp.mount"
+_UNITS_MASKED = (
+    "console-getty.service getty@tty1.service systemd-networkd-wait-online.service tmp.mount"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,10 @@ class Recipe:
 
     def apt_conf(self) -> str:
         """How the guests' apt reaches the mirror: only through the lab's proxy."""
-        lines = [f'Acquire::{scheme}::Proxy "http://{APT_ADDRESS}:{APT_PORT}";' for scheme in ("http", "https")]
+        lines = [
+            f'Acquire::{scheme}::Proxy "http://{APT_ADDRESS}:{APT_PORT}";'
+            for scheme in ("http", "https")
+        ]
         lines += ['Acquire::Languages "none";', 'APT::Install-Recommends "false";']
         if not self.check_valid_until:
             lines.append('Acquire::Check-Valid-Until "false";')
@@ -55,11 +64,22 @@ class Recipe:
     def image_id(self) -> str:
         """AMI id that changes whenever the content would."""
         digest = hashlib.sha256()
-        parts = [SUITE, PACKAGES, *_DPKG, _UNITS_OFF, _UNITS_MASKED, *self.sources(), self.apt_conf(), _SETUP]
+        parts = [
+            SUITE,
+            PACKAGES,
+            *_DPKG,
+            _UNITS_OFF,
+            _UNITS_MASKED,
+            *self.sources(),
+            self.apt_conf(),
+            _SETUP,
+        ]
         for part in parts:
             digest.update(part.encode() + b"\0")
         for path in sorted(p for p in GUEST_FILES.rglob("*") if p.is_file()):
-            digest.update(str(path.relative_to(GUEST_FILES)).encode() + b"\0" + path.read_bytes() + b"\0")
+            digest.update(
+                str(path.relative_to(GUEST_FILES)).encode() + b"\0" + path.read_bytes() + b"\0"
+            )
         return f"ami-{digest.hexdigest()[:17]}"
 
 
@@ -101,8 +121,18 @@ def build(how: Recipe, podman: Podman, reference: str, scratch: Path) -> None:
         setup, tarball = Path(work) / "setup", Path(work) / "root.tar"
         setup.write_text("#!/bin/sh\n" + _SETUP.format(guest=GUEST_FILES, apt_conf=how.apt_conf()))
         setup.chmod(0o755)
-        argv = ["mmdebstrap", "--variant=minbase", "--mode=root", "--format=tar", f"--include={PACKAGES}"]
-        argv += [f"--keyring={KEYRING}", "--aptopt=Acquire::Languages \"none\"", "--dpkgopt=force-unsafe-io"]
+        argv = [
+            "mmdebstrap",
+            "--variant=minbase",
+            "--mode=root",
+            "--format=tar",
+            f"--include={PACKAGES}",
+        ]
+        argv += [
+            f"--keyring={KEYRING}",
+            '--aptopt=Acquire::Languages "none"',
+            "--dpkgopt=force-unsafe-io",
+        ]
         argv += [f"--dpkgopt={option}" for option in _DPKG]
         argv += [] if how.check_valid_until else ['--aptopt=Acquire::Check-Valid-Until "false"']
         argv += [f"--customize-hook={setup}", SUITE, str(tarball), *how.sources()]

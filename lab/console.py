@@ -31,7 +31,10 @@ def key_block(keys: Iterable[str]) -> str:
     listed = [key.strip() for key in keys if key.strip()]
     if not listed:
         return ""
-    return "\n".join(["-----BEGIN SSH HOST KEY KEYS-----", *listed, "-----END SSH HOST KEY KEYS-----"]) + "\n"
+    return (
+        "\n".join(["-----BEGIN SSH HOST KEY KEYS-----", *listed, "-----END SSH HOST KEY KEYS-----"])
+        + "\n"
+    )
 
 
 def output(hosts: HostSet, instance_id: str) -> tuple[str, datetime]:

@@ -26,7 +26,9 @@ _DOWN_SECONDS = 60.0
 Tell = Callable[[Mapping[str, Any]], None]
 
 
-def ask(verb: str, body: Mapping[str, Any] | None = None, *, timeout: float = 60.0) -> dict[str, Any]:
+def ask(
+    verb: str, body: Mapping[str, Any] | None = None, *, timeout: float = 60.0
+) -> dict[str, Any]:
     """Call one of the lab's control paths: GET without a body, POST with one.
 
     Raises `NotUp` when no lab answers, `LabError` with the lab's own words when it refuses.
@@ -53,7 +55,13 @@ def up(where: Layout, tell: Tell) -> dict[str, Any]:
     preflight.check(where)
     if preflight.is_running(where):
         return {"already": True, "seconds": 0.0, **_own(where)}
-    _wait_ready(_spawn(where), where, tell)
+    process, reader = _spawn(where)
+    try:
+        _wait_ready(reader, where, tell)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_DOWN_SECONDS)
+        raise
     return {"already": False, "seconds": round(time.monotonic() - began, 2), **ask("status")}
 
 
@@ -68,7 +76,9 @@ def down(where: Layout) -> list[str]:
     argv = [*UNSHARE, sys.executable, "-m", "lab.clean"]
     done = subprocess.run(argv, cwd=where.repo, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
-        raise LabError(f"clean-up failed: {done.stderr.strip()[-800:]}", next_command="fab lab.down")
+        raise LabError(
+            f"clean-up failed: {done.stderr.strip()[-800:]}", next_command="fab lab.down"
+        )
     found: list[str] = json.loads(done.stdout)
     return found
 
@@ -78,7 +88,9 @@ def find_host(status: Mapping[str, Any], named: str) -> dict[str, Any]:
 
     Raises `LabError` listing what there is.
     """
-    rows = [row for row in status["instances"] if row["state"] not in ("terminated", "shutting-down")]
+    rows = [
+        row for row in status["instances"] if row["state"] not in ("terminated", "shutting-down")
+    ]
     matching: list[dict[str, Any]] = [row for row in rows if named in (row["id"], row["name"])]
     if len(matching) == 1:
         return matching[0]
@@ -95,7 +107,16 @@ def shell_argv(row: Mapping[str, Any]) -> list[str]:
     if not row["pid"]:
         raise LabError(f"{row['name'] or row['id']} is {row['state']}: there is nothing to enter")
     enter = ["nsenter", "-t", str(row["pid"]), "-m", "-u", "-i", "-n", "-p", "-C"]
-    return [*enter, "--", "env", "-i", f"TERM={os.environ.get('TERM', 'dumb')}", "HOME=/root", "bash", "-l"]
+    return [
+        *enter,
+        "--",
+        "env",
+        "-i",
+        f"TERM={os.environ.get('TERM', 'dumb')}",
+        "HOME=/root",
+        "bash",
+        "-l",
+    ]
 
 
 def console(row: Mapping[str, Any]) -> str:
@@ -116,12 +137,12 @@ def _own(where: Layout) -> dict[str, Any]:
     return ask("status")
 
 
-def _spawn(where: Layout) -> int:
-    """Start the lab process; returns the descriptor its progress can be read from."""
+def _spawn(where: Layout) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the lab process; returns it and the descriptor its progress can be read from."""
     where.log.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     with (where.log / "daemon.log").open("ab") as log:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [*UNSHARE, sys.executable, "-m", "lab.server", str(writer)],
             cwd=where.repo,
             stdin=subprocess.DEVNULL,
@@ -132,7 +153,7 @@ def _spawn(where: Layout) -> int:
             env={**os.environ, "PYTHONPATH": str(where.repo)},
         )
     os.close(writer)
-    return reader
+    return process, reader
 
 
 def _wait_ready(reader: int, where: Layout, tell: Tell) -> None:

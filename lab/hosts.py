@@ -31,7 +31,6 @@ class Spec:
     bridge: str
     cidr: IPv4Network  # of the VPC
     address: str
-    mac: str
     seed: seed.Seed
 
 
@@ -50,7 +49,9 @@ class HostSet:
     `on_exit(instance_id, exit_code)` is called when a host ends that nobody asked to end.
     """
 
-    def __init__(self, podman: Podman, directory: Path, on_exit: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, podman: Podman, directory: Path, on_exit: Callable[[str, int], None]
+    ) -> None:
         self._podman = podman
         self._directory = directory
         self._on_exit = on_exit
@@ -62,7 +63,7 @@ class HostSet:
 
     def prepare(self, spec: Spec) -> str:
         """Make the host's network namespace; what must be in place before boot can be loaded into it then."""
-        netns = network.add_namespace(spec.instance_id, spec.bridge, spec.cidr, spec.address, spec.mac)
+        netns = network.add_namespace(spec.instance_id, spec.bridge, spec.cidr, spec.address)
         self._records[spec.instance_id] = _Record(spec, netns)
         return netns
 
@@ -98,7 +99,10 @@ class HostSet:
                 self.thaw(instance_id)
                 if force:
                     self._kill(record)
-                self._podman.stop(self._name(instance_id), 1 if force else _SHUTDOWN_SECONDS)
+                try:
+                    self._podman.stop(self._name(instance_id), 1 if force else _SHUTDOWN_SECONDS)
+                except LabError:
+                    self._kill(record)
             record.pid = 0
 
     def remove(self, instance_id: str) -> None:
@@ -145,14 +149,28 @@ class HostSet:
         return next(found, None)
 
     def exec(
-        self, instance_id: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30.0
+        self,
+        instance_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,
     ) -> subprocess.CompletedProcess[str]:
         """See `lab.ports.Hosts`."""
         pid = self._running_pid(instance_id)
-        return _captured(["nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--", *argv], stdin, timeout)
+        return _captured(
+            ["nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "-C", "--", *argv],
+            stdin,
+            timeout,
+        )
 
     def in_netns(
-        self, instance_id: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30.0
+        self,
+        instance_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,
     ) -> subprocess.CompletedProcess[str]:
         """See `lab.ports.Hosts`."""
         netns = self.netns(instance_id)
@@ -209,7 +227,9 @@ class HostSet:
     def _kill(self, record: _Record) -> None:
         if record.pid:
             try:
-                os.kill(record.pid, signal.SIGKILL)  # PID 1 of a namespace takes every process in it along
+                os.kill(
+                    record.pid, signal.SIGKILL
+                )  # PID 1 of a namespace takes every process in it along
             except ProcessLookupError:
                 return
 
@@ -231,7 +251,14 @@ class HostSet:
         self._on_exit(instance_id, self._podman.exit_code(self._name(instance_id)))
 
 
-def _captured(argv: Sequence[str], stdin: str | None, timeout: float) -> subprocess.CompletedProcess[str]:
+def _captured(
+    argv: Sequence[str], stdin: str | None, timeout: float
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        list(argv), input=stdin or "", capture_output=True, text=True, errors="replace", timeout=timeout
+        list(argv),
+        input=stdin or "",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
     )

@@ -22,7 +22,14 @@ from lab.hosts import HostSet, Spec
 from lab.layout import VPC_POOLS
 from lab.seed import Seed
 
-_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
+_CODES = {
+    "pending": 0,
+    "running": 16,
+    "shutting-down": 32,
+    "terminated": 48,
+    "stopping": 64,
+    "stopped": 80,
+}
 # How a container's PID 1 ends when the system in it asks the kernel for a reboot (reboot(2), pid namespaces).
 _EXIT_REBOOT = 129
 
@@ -72,7 +79,9 @@ class Instances:
                 instance.state_reason = reason
         self.log("state", {"instance": instance.id, "state": state})
         for listener in list(self.listeners):
-            self.in_thread(f"listener {instance.id}", lambda listener=listener: listener(instance.id, state))
+            self.in_thread(
+                f"listener {instance.id}", lambda listener=listener: listener(instance.id, state)
+            )
 
     # What API actions ask for
 
@@ -88,7 +97,9 @@ class Instances:
         cidr = IPv4Network(cidr_block, strict=False)
         if not any(cidr.subnet_of(pool) for pool in VPC_POOLS):
             pools = " or ".join(map(str, VPC_POOLS))
-            raise EC2ClientError("InvalidVpc.Range", f"{cidr_block} is not inside {pools}; choose a range there.")
+            raise EC2ClientError(
+                "InvalidVpc.Range", f"{cidr_block} is not inside {pools}; choose a range there."
+            )
         hidden = network.conflict(cidr, network.machine_routes())
         if hidden is not None:
             raise EC2ClientError(
@@ -107,6 +118,7 @@ class Instances:
         """Boot a new host for an instance the API just made."""
         for nic in instance.nics.values():
             nic.delete_on_termination = True
+            nic.mac_address = network.mac(nic.private_ip_address)
         self.set_state(instance, "pending")
         bridge = self._bridge(instance.vpc_id)
         spec = Spec(
@@ -115,7 +127,6 @@ class Instances:
             bridge=bridge.name,
             cidr=bridge.cidr,
             address=instance.private_ip,
-            mac=instance.nics[0].mac_address,
             seed=self._seed(instance),
         )
         self.in_thread(f"launch {instance.id}", lambda: self._launch(instance, spec))
@@ -150,7 +161,9 @@ class Instances:
             return previous
         self.set_state(instance, "shutting-down")
         addresses.release(self.ec2(), instance)
-        self.in_thread(f"terminate {instance.id}", lambda: self._terminate(instance, moto_terminate))
+        self.in_thread(
+            f"terminate {instance.id}", lambda: self._terminate(instance, moto_terminate)
+        )
         return previous
 
     def reboot(self, instance: Any) -> None:
@@ -175,7 +188,9 @@ class Instances:
             with self.lock:
                 instance.terminate()
         else:
-            by_itself = StateReason("Client.InstanceInitiatedShutdown", "Client.InstanceInitiatedShutdown")
+            by_itself = StateReason(
+                "Client.InstanceInitiatedShutdown", "Client.InstanceInitiatedShutdown"
+            )
             crashed = StateReason("Server.InternalError: the host died", "Server.InternalError")
             self.set_state(instance, "stopped", crashed if exit_code == 137 else by_itself)
 
@@ -220,7 +235,9 @@ class Instances:
             instance_id=instance.id,
             hostname=f"ip-{instance.private_ip.replace('.', '-')}",
             public_keys=(pair.public_key.strip(),) if pair else (),
-            user_data=base64.b64decode(instance.user_data.as_bytes()) if instance.user_data else b"",
+            user_data=base64.b64decode(instance.user_data.as_bytes())
+            if instance.user_data
+            else b"",
             zone=instance.placement.zone,
             region=instance.region_name,
         )
@@ -237,7 +254,9 @@ class Instances:
             self.log("launch-failed", {"instance": instance.id, "error": str(error)})
             with self.lock:
                 instance.terminate()
-            instance.state_reason = StateReason(f"Server.InternalError: {error}", "Server.InternalError")
+            instance.state_reason = StateReason(
+                f"Server.InternalError: {error}", "Server.InternalError"
+            )
             return
         if instance.state == "pending":
             self.set_state(instance, "running")
@@ -248,7 +267,11 @@ class Instances:
         try:
             self.hosts.start(instance.id)
         except LabError as error:
-            self.set_state(instance, "stopped", StateReason(f"Server.InternalError: {error}", "Server.InternalError"))
+            self.set_state(
+                instance,
+                "stopped",
+                StateReason(f"Server.InternalError: {error}", "Server.InternalError"),
+            )
             raise
         self.set_state(instance, "running", StateReason())
         self.reconcile()
@@ -273,7 +296,10 @@ class Instances:
             moto_terminate(instance)
         self.log("state", {"instance": instance.id, "state": "terminated"})
         for listener in list(self.listeners):
-            self.in_thread(f"listener {instance.id}", lambda listener=listener: listener(instance.id, "terminated"))
+            self.in_thread(
+                f"listener {instance.id}",
+                lambda listener=listener: listener(instance.id, "terminated"),
+            )
         self.reconcile()
 
     def _boot_again(self, instance: Any) -> None:

@@ -41,7 +41,9 @@ class _Quiet(WSGIRequestHandler):
 class Lab:
     """Everything that lives as long as the lab process."""
 
-    def __init__(self, where: Layout, podman: Podman, journal: Journal, stop: threading.Event) -> None:
+    def __init__(
+        self, where: Layout, podman: Podman, journal: Journal, stop: threading.Event
+    ) -> None:
         self._where, self._journal, self._stop = where, journal, stop
         self._began = time.time()
         self._calls = Calls()
@@ -50,7 +52,9 @@ class Lab:
         self.ec2: Callable[[], Any] = moto_env.ec2
         self.hosts = HostSet(podman, where.instances, lambda *exit_: self._instances.exited(*exit_))
         self._store = AmiStore(where.amis, podman, journal.log)
-        self._instances = Instances(self.ec2, self.hosts, self._calls.lock("ec2"), amis.reference, journal.log)
+        self._instances = Instances(
+            self.ec2, self.hosts, self._calls.lock("ec2"), amis.reference, journal.log
+        )
         install(Parts(self._instances, self._store))
         self.context = Context(
             hosts=self.hosts,
@@ -79,7 +83,9 @@ class Lab:
         for host, port in addresses:
             server = make_server(host, port, api, threaded=True, request_handler=_Quiet)
             self._servers.append(server)
-            threading.Thread(target=server.serve_forever, args=(0.2,), name=f"api-{host}", daemon=True).start()
+            threading.Thread(
+                target=server.serve_forever, args=(0.2,), name=f"api-{host}", daemon=True
+            ).start()
         self._services += [
             metadata.serve(self.context),
             aptproxy.serve(self.context),
@@ -101,7 +107,9 @@ class Lab:
         with self._calls.lock("ec2"):
             ec2 = self.ec2()
             rows = [self._row(instance) for instance in ec2.all_instances()]
-            images = [{"id": ami.id, "name": ami.name, "state": ami.state} for ami in ec2.amis.values()]
+            images = [
+                {"id": ami.id, "name": ami.name, "state": ami.state} for ami in ec2.amis.values()
+            ]
         return {
             "pid": os.getpid(),
             "repo": str(self._where.repo),
@@ -142,7 +150,9 @@ class Lab:
                 self._stop.set()
                 return 200, {"pid": os.getpid()}
             if (method, verb) == ("POST", "fault"):
-                return 200, faults.inject(self.context, asked["kind"], asked["target"], asked.get("args", {}))
+                return 200, faults.inject(
+                    self.context, asked["kind"], asked["target"], asked.get("args", {})
+                )
             if (method, verb) == ("POST", "heal"):
                 return 200, faults.heal(self.context, asked.get("target"))
         except (ValueError, KeyError) as error:

@@ -86,4 +86,7 @@ def layout() -> Layout:
     """The layout of this checkout; `FLOTILLA_CACHE`, then `XDG_CACHE_HOME`, say where the cache is."""
     named = os.environ.get("FLOTILLA_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Layout(repo=Path(__file__).resolve().parent.parent, cache=Path(named) if named else base / "flotilla")
+    return Layout(
+        repo=Path(__file__).resolve().parent.parent,
+        cache=Path(named) if named else base / "flotilla",
+    )

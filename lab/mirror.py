@@ -50,7 +50,10 @@ def find() -> Mirror:
     """
     named = os.environ.get("FLOTILLA_DEBIAN_MIRROR")
     if named:
-        return Mirror(named.rstrip("/"), os.environ.get("FLOTILLA_DEBIAN_SECURITY_MIRROR", "").rstrip("/") or None)
+        return Mirror(
+            named.rstrip("/"),
+            os.environ.get("FLOTILLA_DEBIAN_SECURITY_MIRROR", "").rstrip("/") or None,
+        )
     found = choose(run(["apt-get", "indextargets", "--format", _FORMAT]).splitlines())
     if found is None:
         raise Unmet(

@@ -31,7 +31,12 @@ from lab.run import run, tried
 
 TABLE = f"{PREFIX}_net"
 SERVICES = f"{PREFIX}-svc"
-SYSCTLS = ("net.ipv4.ip_forward",)
+SYSCTLS: Mapping[str, str] = {
+    "net.ipv4.ip_forward": "1",
+    # Every systemd holds some eight of them, all counted against one root: at the kernel's default of 128 the
+    # sixteenth host ended at once with exit code 255.
+    "fs.inotify.max_user_instances": "8192",
+}
 
 
 def ruleset(public: Mapping[str, str]) -> str:
@@ -77,6 +82,8 @@ table ip {TABLE} {{
   }}
   chain input {{
     type filter hook input priority 0;
+    iifname "lo" accept
+    iifname != "{PREFIX}*" ip daddr {{ {", ".join(SERVICE_ADDRESSES)} }} drop
     iifname != "{PREFIX}*" accept
     ct state established,related accept
     ip daddr . tcp dport {{ {services} }} accept
@@ -98,7 +105,9 @@ def machine_routes() -> list[IPv4Network]:
     listed = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
     found = []
     for route in listed:
-        lab_made = str(route.get("dev", "")).startswith(PREFIX) or route.get("type") == "unreachable"
+        lab_made = (
+            str(route.get("dev", "")).startswith(PREFIX) or route.get("type") == "unreachable"
+        )
         destination = route.get("dst", "default")
         if not lab_made and destination != "default":
             found.append(IPv4Network(destination, strict=False))
@@ -139,8 +148,9 @@ def up() -> None:
     for address in SERVICE_ADDRESSES:
         run(["ip", "address", "add", f"{address}/32", "dev", SERVICES])
     run(["ip", "link", "set", SERVICES, "up"])
-    for key in SYSCTLS:
-        set_sysctl(key, "1")
+    for key, least in SYSCTLS.items():
+        if int(sysctl(key)) < int(least):
+            set_sysctl(key, least)
 
 
 def publish(public: Mapping[str, str]) -> None:
@@ -176,7 +186,16 @@ def namespace_name(instance_id: str) -> str:
     return f"{PREFIX}-{instance_id}"
 
 
-def add_namespace(instance_id: str, bridge: str, cidr: IPv4Network, address: str, mac: str) -> str:
+def mac(address: str) -> str:
+    """The hardware address of a private address.
+
+    Always the same one: a host that is given an address another had before would otherwise stay unreachable until
+    its neighbours' ARP entries expire (seen: 8 s).
+    """
+    return "02:fc:" + ":".join(f"{octet:02x}" for octet in IPv4Address(address).packed)
+
+
+def add_namespace(instance_id: str, bridge: str, cidr: IPv4Network, address: str) -> str:
     """A namespace with the host's interface in it, ready before the host boots; returns its name."""
     name = namespace_name(instance_id)
     # An interface's name has 15 characters; 13 of a random id are as good as all 17.
@@ -184,7 +203,7 @@ def add_namespace(instance_id: str, bridge: str, cidr: IPv4Network, address: str
     run(
         ["ip", "-batch", "-"],
         stdin=f"netns add {name}\n"
-        f"link add {outside} type veth peer name eth0 address {mac} netns {name}\n"
+        f"link add {outside} type veth peer name eth0 address {mac(address)} netns {name}\n"
         f"link set {outside} master {bridge} up\n",
     )
     run(
@@ -195,7 +214,16 @@ def add_namespace(instance_id: str, bridge: str, cidr: IPv4Network, address: str
         f"route add default via {cidr[1]}\n",
     )
     # The kernel's defaults for forwarding and redirects are inherited from the machine; a host of its own has these.
-    run(["ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.eth0.disable_ipv6=1"])
+    run(
+        [
+            "nsenter",
+            f"--net=/run/netns/{name}",
+            "sysctl",
+            "-qw",
+            "net.ipv4.ip_forward=0",
+            "net.ipv6.conf.eth0.disable_ipv6=1",
+        ]
+    )
     return name
 
 
@@ -207,11 +235,17 @@ def remove_namespace(instance_id: str) -> None:
 def leftovers() -> list[str]:
     """Names of interfaces, tables and routes of a lab that are on the machine now."""
     links = json.loads(run(["ip", "-json", "link", "show"]) or "[]")
-    found = [link["ifname"] for link in links if link["ifname"].startswith((PREFIX, "fl")) and _is_ours(link)]
+    found = [
+        link["ifname"]
+        for link in links
+        if link["ifname"].startswith((PREFIX, "fl")) and _is_ours(link)
+    ]
     tables = run(["nft", "list", "tables"], check=False).splitlines()
     found += [line for line in tables if line.split()[-1:] == [TABLE]]
     routes = json.loads(run(["ip", "-json", "route", "show", "type", "unreachable"]) or "[]")
-    found += [f"route {route['dst']}" for route in routes if int(route.get("metric", 0)) == 4294967295]
+    found += [
+        f"route {route['dst']}" for route in routes if int(route.get("metric", 0)) == 4294967295
+    ]
     return found
 
 

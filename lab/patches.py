@@ -73,12 +73,22 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
 
 def _run_instances(
-    parts: Parts, original: Any, self: Any, image_id: str, count: int, user_data: Any, groups: Any, **kwargs: Any
+    parts: Parts,
+    original: Any,
+    self: Any,
+    image_id: str,
+    count: int,
+    user_data: Any,
+    groups: Any,
+    **kwargs: Any,
 ) -> Any:
     template = _from_template(self, kwargs)
     wanted = image_id or template.get("ImageId")
     if not parts.mine(self):
-        return original(self, image_id, count, user_data, groups, **kwargs)
+        raise EC2ClientError(
+            "InvalidParameterValue",
+            f"The lab's hosts are in {REGION}; {self.region_name} has none. Nothing was launched.",
+        )
     _check_image(self, wanted)
     key = kwargs.get("key_name") or template.get("KeyName")
     if key and key not in self.key_pairs:
@@ -93,13 +103,17 @@ def _run_instances(
 
 def _subnet(ec2: Any, kwargs: dict[str, Any]) -> str:
     """The subnet of a launch; the default one where none is named (moto would invent an address in no network)."""
-    named = kwargs.get("subnet_id") or next((n["SubnetId"] for n in kwargs.get("nics") or [] if "SubnetId" in n), None)
+    named = kwargs.get("subnet_id") or next(
+        (n["SubnetId"] for n in kwargs.get("nics") or [] if "SubnetId" in n), None
+    )
     if named:
         return str(named)
     zone = kwargs.get("placement") or f"{REGION}a"
     default = ec2.get_default_subnets().get(zone)
     if default is None:
-        raise EC2ClientError("MissingInput", f"No default subnet in {zone}. Please specify a subnet.")
+        raise EC2ClientError(
+            "MissingInput", f"No default subnet in {zone}. Please specify a subnet."
+        )
     if kwargs.get("nics"):
         kwargs["nics"][0]["SubnetId"] = default.id
     else:
@@ -140,10 +154,14 @@ def _check_image(ec2: Any, image_id: str | None) -> None:
     if ami is None:
         raise EC2ClientError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
     if ami.state != "available":
-        raise EC2ClientError("InvalidAMIID.Unavailable", f"The image id '[{image_id}]' is {ami.state}, not available")
+        raise EC2ClientError(
+            "InvalidAMIID.Unavailable", f"The image id '[{image_id}]' is {ami.state}, not available"
+        )
 
 
-def _associate_profiles(ec2: Any, reservation: Any, kwargs: dict[str, Any], template: dict[str, Any]) -> None:
+def _associate_profiles(
+    ec2: Any, reservation: Any, kwargs: dict[str, Any], template: dict[str, Any]
+) -> None:
     """Give every instance its instance profile: moto's RunInstances does so for the first only, templates for none."""
     name, arn = kwargs.get("iam_instance_profile_name"), kwargs.get("iam_instance_profile_arn")
     left_out = reservation.instances[1:]
@@ -154,7 +172,9 @@ def _associate_profiles(ec2: Any, reservation: Any, kwargs: dict[str, Any], temp
     if name or arn:
         for instance in left_out:
             ec2.associate_iam_instance_profile(
-                instance.id, iam_instance_profile_name=name, iam_instance_profile_arn=None if name else arn
+                instance.id,
+                iam_instance_profile_name=name,
+                iam_instance_profile_arn=None if name else arn,
             )
 
 
@@ -173,7 +193,9 @@ def _stop(parts: Parts, original: Any, instance: Any) -> Any:
     return parts.instances.stop(instance, original, force=force)
 
 
-def _create_vpc(parts: Parts, original: Any, self: Any, cidr_block: str, *args: Any, **kwargs: Any) -> Any:
+def _create_vpc(
+    parts: Parts, original: Any, self: Any, cidr_block: str, *args: Any, **kwargs: Any
+) -> Any:
     # Every account has the default VPC; whether this machine can give it is asked when something is launched in it.
     if parts.mine(self) and not kwargs.get("is_default"):
         parts.instances.check_vpc(cidr_block)
@@ -187,18 +209,26 @@ def _associate_address(original: Any, self: Any, **kwargs: Any) -> Any:
 def _get_console_output(parts: Parts, original: Any, self: Any) -> Any:
     instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
     text, taken_at = console.output(parts.instances.hosts, instance.id)
-    result = {"InstanceId": instance.id, "Timestamp": taken_at, "Output": Base64EncodedString.from_raw_string(text)}
+    result = {
+        "InstanceId": instance.id,
+        "Timestamp": taken_at,
+        "Output": Base64EncodedString.from_raw_string(text),
+    }
     return ActionResult(result)
 
 
 # Images
 
 
-def _create_image(parts: Parts, original: Any, self: Any, instance_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
+def _create_image(
+    parts: Parts, original: Any, self: Any, instance_id: str, name: str, *args: Any, **kwargs: Any
+) -> Any:
     parts.store.check_name(self, name)
     instance = self.get_instance(instance_id)
     if instance.state not in ("running", "stopped"):
-        raise EC2ClientError("IncorrectInstanceState", f"The instance '{instance_id}' is {instance.state}")
+        raise EC2ClientError(
+            "IncorrectInstanceState", f"The instance '{instance_id}' is {instance.state}"
+        )
     specifications = kwargs.pop("tag_specifications", None) or []
     images = [s for s in specifications if s["ResourceType"] == "image"]
     ami = original(self, instance_id, name, *args, tag_specifications=images, **kwargs)
@@ -224,7 +254,9 @@ def _create_image(parts: Parts, original: Any, self: Any, instance_id: str, name
     return ami
 
 
-def _copy_image(parts: Parts, original: Any, self: Any, source_image_id: str, *args: Any, **kwargs: Any) -> Any:
+def _copy_image(
+    parts: Parts, original: Any, self: Any, source_image_id: str, *args: Any, **kwargs: Any
+) -> Any:
     _check_image(self, source_image_id)
     ami = original(self, source_image_id, *args, **kwargs)
     amis.as_virtual_machine(ami)
@@ -239,7 +271,9 @@ def _copy_image_encrypted(original: Any, self: Any) -> Any:
     source = self.ec2_backend.amis[self._get_param("SourceImageId")]
     copy = self.ec2_backend.amis[answer.result["ImageId"]]
     asked = str(self._get_param("Encrypted", "false")).lower() == "true"
-    copy.encrypted = copy.ebs_snapshot.encrypted = asked or bool(getattr(source, "encrypted", False))
+    copy.encrypted = copy.ebs_snapshot.encrypted = asked or bool(
+        getattr(source, "encrypted", False)
+    )
     return answer
 
 

@@ -41,14 +41,27 @@ class Podman:
         crun 1.8 wants to raise RLIMIT_MEMLOCK and fails where CAP_SYS_RESOURCE is missing: hence runc.
         """
         return [
-            *("podman", "--root", str(self.storage), "--runroot", str(self.runroot), "--storage-driver", "overlay"),
+            *(
+                "podman",
+                "--root",
+                str(self.storage),
+                "--runroot",
+                str(self.runroot),
+                "--storage-driver",
+                "overlay",
+            ),
             *("--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"),
             *arguments,
         ]
 
     def import_image(self, tarball: Path, reference: str) -> None:
         """Make an image of a root file system."""
-        run(self.argv("import", "--quiet", "--change", 'CMD ["/sbin/init"]', str(tarball), reference), timeout=300)
+        run(
+            self.argv(
+                "import", "--quiet", "--change", 'CMD ["/sbin/init"]', str(tarball), reference
+            ),
+            timeout=300,
+        )
 
     def has_image(self, reference: str) -> bool:
         """Whether the image's disk is in the storage."""
@@ -63,21 +76,48 @@ class Podman:
         """Delete an image's disk; False while a container or another image still stands on it."""
         return tried(self.argv("rmi", reference))
 
-    def create(self, name: str, image: str, netns: str, hostname: str, console: Path, pidfile: Path) -> Path:
+    def create(
+        self, name: str, image: str, netns: str, hostname: str, console: Path, pidfile: Path
+    ) -> Path:
         """Create a stopped host and return the directory whose content its disk shows on top of the image's."""
         run(
             self.argv(
-                *("create", "--name", name, "--hostname", hostname, "--network", f"ns:/run/netns/{netns}"),
+                *(
+                    "create",
+                    "--name",
+                    name,
+                    "--hostname",
+                    hostname,
+                    "--network",
+                    f"ns:/run/netns/{netns}",
+                ),
                 *("--systemd=always", "--tty", "--cgroup-parent", CGROUP_PARENT, "--pids-limit=0"),
-                *("--cap-add", "NET_ADMIN,NET_RAW,SYS_NICE,IPC_LOCK,SYS_PTRACE"),
+                *("--cap-add", "NET_ADMIN,NET_RAW,SYS_NICE,IPC_LOCK,SYS_PTRACE,SYS_BOOT"),
                 *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, 65536)}"),
                 *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, _PROCESSES)}"),
-                *("--no-hosts", "--dns=none", "--restart=no", "--stop-timeout=30", "--image-volume=ignore"),
-                *("--log-driver", "k8s-file", "--log-opt", f"path={console}", "--log-opt", "max-size=4mb"),
+                *(
+                    "--no-hosts",
+                    "--dns=none",
+                    "--restart=no",
+                    "--stop-timeout=30",
+                    "--image-volume=ignore",
+                ),
+                *(
+                    "--log-driver",
+                    "k8s-file",
+                    "--log-opt",
+                    f"path={console}",
+                    "--log-opt",
+                    "max-size=4mb",
+                ),
                 *("--pidfile", str(pidfile), "--pull=never", image, "/sbin/init"),
             )
         )
-        upper = run(self.argv("inspect", "--type=container", "--format={{.GraphDriver.Data.UpperDir}}", name))
+        upper = run(
+            self.argv(
+                "inspect", "--type=container", "--format={{.GraphDriver.Data.UpperDir}}", name
+            )
+        )
         return Path(upper.strip())
 
     def start(self, name: str) -> None:
@@ -86,7 +126,11 @@ class Podman:
 
     def exit_code(self, name: str) -> int:
         """How the host's PID 1 last ended."""
-        return int(run(self.argv("inspect", "--type=container", "--format={{.State.ExitCode}}", name)).strip())
+        return int(
+            run(
+                self.argv("inspect", "--type=container", "--format={{.State.ExitCode}}", name)
+            ).strip()
+        )
 
     def stop(self, name: str, seconds: int) -> None:
         """Shut the host down in order; the power goes after `seconds`."""
@@ -103,7 +147,9 @@ class Podman:
     def remove(self, *names: Sequence[str] | str) -> None:
         """Delete hosts and their disks, running or not; no error for one that is not there."""
         if names:
-            run(self.argv("rm", "--force", "--ignore", "--time", "0", *map(str, names)), timeout=300)
+            run(
+                self.argv("rm", "--force", "--ignore", "--time", "0", *map(str, names)), timeout=300
+            )
 
     def containers(self) -> list[str]:
         """Names of all hosts, running or not."""

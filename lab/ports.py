@@ -24,7 +24,12 @@ class Hosts(Protocol):
         """Process id, on the machine, of the host's PID 1; None unless it runs."""
 
     def exec(
-        self, instance_id: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30.0
+        self,
+        instance_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run `argv` as root inside the host, not through SSH. Output is captured as text.
 
@@ -33,7 +38,12 @@ class Hosts(Protocol):
         """
 
     def in_netns(
-        self, instance_id: str, argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30.0
+        self,
+        instance_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run the machine's own `argv` in the host's network namespace, whether or not the host runs."""
 
@@ -84,7 +94,9 @@ class View:
     subnet_cidr: str  # network ACLs do not filter traffic inside the subnet
     ingress: tuple[Rule, ...]
     egress: tuple[Rule, ...]
-    acl_ingress: tuple[AclEntry, ...] = ()  # by number; ends in an implicit deny; () means allow all
+    acl_ingress: tuple[
+        AclEntry, ...
+    ] = ()  # by number; ends in an implicit deny; () means allow all
     acl_egress: tuple[AclEntry, ...] = ()
 
 
@@ -125,12 +137,18 @@ class Context:
 
     hosts: Hosts
     ec2: Callable[[], Any]  # moto's EC2Backend of the lab's account and region
-    backend: Callable[[str], Any]  # any moto backend of the account and region, by service name ("autoscaling", "iam")
+    backend: Callable[
+        [str], Any
+    ]  # any moto backend of the account and region, by service name ("autoscaling", "iam")
     account: str  # twelve digits
     region: str
     zones: tuple[str, ...]
     cache: str  # directory that outlives the lab (downloads, images)
-    log: Callable[[str, Mapping[str, Any]], None]  # log(event, fields): one JSON line in var/lab/log/lab.jsonl
-    on_instance_state: Callable[[Callable[[str, str], None]], None]  # register f(instance_id, new state name)
+    log: Callable[
+        [str, Mapping[str, Any]], None
+    ]  # log(event, fields): one JSON line in var/lab/log/lab.jsonl
+    on_instance_state: Callable[
+        [Callable[[str, str], None]], None
+    ]  # register f(instance_id, new state name)
     # Held while a request to EC2, Auto Scaling or IAM is served; to be held by whoever changes their state besides.
     lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)

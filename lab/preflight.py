@@ -51,7 +51,9 @@ def root() -> None:
 
 def tools(found: Iterable[str | None]) -> None:
     """Every tool of `TOOLS` is on PATH; `found` has one entry a tool, in order."""
-    missing = sorted({package for package, path in zip(TOOLS.values(), found, strict=True) if path is None})
+    missing = sorted(
+        {package for package, path in zip(TOOLS.values(), found, strict=True) if path is None}
+    )
     if missing:
         raise Unmet(
             f"not installed: {', '.join(missing)}",

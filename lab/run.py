@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Sequence
 
 from lab.errors import LabError
 
 
-def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 120.0, check: bool = True) -> str:
+def run(
+    argv: Sequence[str], *, stdin: str | None = None, timeout: float = 120.0, check: bool = True
+) -> str:
     """Output of `argv`.
 
     Raises `LabError` with the tool's own message when it fails (unless `check` is off) or takes longer than
-    `timeout` seconds.
+    `timeout` seconds. However this ends, nothing that `argv` started goes on.
     """
     try:
-        # Without input a tool must not read the operator's terminal.
-        done = subprocess.run(
-            list(argv), input=stdin or "", capture_output=True, text=True, errors="replace", timeout=timeout
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,  # without input a tool must not read the operator's terminal
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise LabError(f"{argv[0]} is not installed", next_command="fab lab.up (it lists what is missing)") from error
+        raise LabError(
+            f"{argv[0]} is not installed", next_command="fab lab.up (it lists what is missing)"
+        ) from error
+    shown = " ".join(argv)[:300]
+    try:
+        out, err = process.communicate(stdin or "", timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"`{' '.join(argv)[:200]}` did not end within {timeout:g} s") from error
-    if check and done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-800:]
-        raise LabError(f"`{' '.join(argv)[:200]}` exited {done.returncode}: {said}")
-    return done.stdout
+        _end(process)
+        raise LabError(f"`{shown}` did not end within {timeout:g} s") from error
+    except BaseException:
+        _end(process)
+        raise
+    if check and process.returncode != 0:
+        raise LabError(f"`{shown}` exited {process.returncode}: {(err or out).strip()[-800:]}")
+    return out
 
 
 def tried(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 120.0) -> bool:
@@ -36,3 +53,11 @@ def tried(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 120
     except LabError:
         return False
     return True
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()

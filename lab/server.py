@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -25,9 +25,6 @@ from lab.layout import ACCOUNT, API_ADDRESS, API_PORT, REGION, ZONES, Layout, la
 from lab.mirror import find
 from lab.podman import Podman
 from lab.record import Journal
-
-# Hosts that are told to go get this long together when the lab goes down.
-_STOP_SECONDS = 20
 
 
 class Progress:
@@ -76,7 +73,12 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
         progress.step(f"cleaned up after a lab that did not end well: {len(found)} things")
     preflight.port()
     before = {key: network.sysctl(key) for key in network.SYSCTLS}
-    state = {"pid": os.getpid(), "repo": str(where.repo), "storage": str(where.storage), "sysctls": before}
+    state = {
+        "pid": os.getpid(),
+        "repo": str(where.repo),
+        "storage": str(where.storage),
+        "sysctls": before,
+    }
     where.state.write_text(json.dumps(state))
     network.up()
     progress.step("network")
@@ -91,7 +93,7 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
     return podman, image_id, new
 
 
-def serve(where: Layout, progress: Progress, stop: threading.Event) -> None:
+def serve(where: Layout, progress: Progress, stop: threading.Event, ready: threading.Event) -> None:
     """Run the lab until `stop` is set."""
     with ExitStack() as stack:
         held = stack.enter_context(lock(where))
@@ -107,8 +109,12 @@ def serve(where: Layout, progress: Progress, stop: threading.Event) -> None:
         progress.step(f"{len(lab.ec2().amis)} machine images")
         lab.listen([("127.0.0.1", API_PORT), (API_ADDRESS, API_PORT)])
         progress.step("APIs")
+        ready.set()
         progress.tell({"ready": True})
-        journal.log("up", {"pid": os.getpid(), "account": ACCOUNT, "region": REGION, "zones": ZONES, "new": new})
+        journal.log(
+            "up",
+            {"pid": os.getpid(), "account": ACCOUNT, "region": REGION, "zones": ZONES, "new": new},
+        )
         stop.wait()
         journal.log("down", {})
 
@@ -117,9 +123,20 @@ def _cleaned(where: Layout) -> None:
     leftovers.remove(where)
 
 
-def _on_signals(stop: threading.Event) -> None:
+class Interrupted(LabError):
+    """Told to end before the lab was up."""
+
+    exit_code = 99
+
+
+def _on_signals(stop: threading.Event, ready: threading.Event) -> None:
     def handler(signum: int, frame: object) -> None:
+        first = not stop.is_set()
         stop.set()
+        if first and not ready.is_set():
+            raise Interrupted(
+                "interrupted before the lab was up; everything it had made is removed"
+            )
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, handler)
@@ -128,17 +145,15 @@ def _on_signals(stop: threading.Event) -> None:
 def main(argv: list[str]) -> int:
     """Run the lab; returns the exit code."""
     progress = Progress(os.fdopen(int(argv[1]), "w") if len(argv) > 1 else sys.stdout)
-    stop = threading.Event()
-    _on_signals(stop)
+    stop, ready = threading.Event(), threading.Event()
+    _on_signals(stop, ready)
     try:
-        serve(layout(), progress, stop)
+        serve(layout(), progress, stop, ready)
     except LabError as error:
         progress.tell({"error": str(error), "exit_code": error.exit_code})
         return error.exit_code
     return 0
 
-
-_Log = Callable[[str, Mapping[str, Any]], None]
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv))

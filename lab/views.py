@@ -52,7 +52,11 @@ def _rules(rules: Iterable[Any], members: dict[str, set[str]]) -> tuple[Rule, ..
             peers = members.get(rule.source_group.get("GroupId", ""), set())
         elif rule.cidr_ipv4:
             peers = (rule.cidr_ipv4,)
-        ports = (rule.from_port, rule.to_port) if rule.ip_protocol in ("tcp", "udp", "icmp") else (None, None)
+        ports = (
+            (rule.from_port, rule.to_port)
+            if rule.ip_protocol in ("tcp", "udp", "icmp")
+            else (None, None)
+        )
         if rule.ip_protocol == "icmp" or ports == (-1, -1):
             ports = (None, None)
         found.add(Rule(rule.ip_protocol or "-1", ports[0], ports[1], tuple(sorted(peers))))

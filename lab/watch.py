@@ -45,4 +45,6 @@ class Watch:
                 self._poll.unregister(descriptor)
                 name, pid = self._known.pop(descriptor)
                 os.close(descriptor)
-                threading.Thread(target=self._ended, args=(name, pid), name=f"end-{name}", daemon=True).start()
+                threading.Thread(
+                    target=self._ended, args=(name, pid), name=f"end-{name}", daemon=True
+                ).start()

@@ -19,7 +19,9 @@ Respond = Callable[..., Any]
 _READS = re.compile(r"(Describe|Get|List|Head|BatchGet|Query|Scan|Search|Lookup|Assume|Simulate)")
 _CREDENTIAL = re.compile(r"Credential=([^/,\s]+)/[^/]+/([^/]+)/([^/]+)/")
 # These act on one another's state inside moto (Auto Scaling launches instances), so they take turns together.
-_TOGETHER = {service: "ec2" for service in ("ec2", "autoscaling", "iam", "sts", "elasticloadbalancing")}
+_TOGETHER = {
+    service: "ec2" for service in ("ec2", "autoscaling", "iam", "sts", "elasticloadbalancing")
+}
 
 
 class Calls:
@@ -98,7 +100,11 @@ class Api:
 
         def started(line: str, headers: Any, exc_info: Any = None) -> Any:
             status.append(int(line.split()[0]))
-            return start_response(line, headers, exc_info) if exc_info else start_response(line, headers)
+            return (
+                start_response(line, headers, exc_info)
+                if exc_info
+                else start_response(line, headers)
+            )
 
         with self._calls.lock(call.service):
             answer = self._moto(environ, started)
@@ -121,9 +127,15 @@ class Api:
         )
         return chunks
 
-    def _controlled(self, environ: dict[str, Any], body: bytes, start_response: Respond) -> Iterable[bytes]:
+    def _controlled(
+        self, environ: dict[str, Any], body: bytes, start_response: Respond
+    ) -> Iterable[bytes]:
         if not str(environ.get("REMOTE_ADDR", "")).startswith("127."):
-            return _json(start_response, 403, {"error": "the control paths are for the machine's operator only"})
+            return _json(
+                start_response,
+                403,
+                {"error": "the control paths are for the machine's operator only"},
+            )
         verb = environ["PATH_INFO"].removeprefix("/_lab/")
         status, answer = self._control(environ["REQUEST_METHOD"], verb, body)
         return _json(start_response, status, answer)
@@ -139,5 +151,7 @@ def _body(environ: Mapping[str, Any]) -> bytes:
 
 def _json(start_response: Respond, status: int, answer: Mapping[str, Any]) -> list[bytes]:
     body = json.dumps(answer).encode() + b"\n"
-    start_response(f"{status} -", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    start_response(
+        f"{status} -", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    )
     return [body]
