@@ -45,9 +45,8 @@ def register_images(
     for role in ROLES:
         name = f"{world.settings.name}-{role}-{status}"
         image = world.ec2.register_image(Name=name, RootDeviceName="/dev/sda1")["ImageId"]
-        tags = {"Fleet": world.settings.name, "Role": role, "Status": status}
-        pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
-        world.ec2.create_tags(Resources=[image], Tags=pairs)
+        tags = world.tags(name, Role=role, Status=status)
+        world.ec2.create_tags(Resources=[image], Tags=tags)
         images[role] = image
     return images
 

@@ -13,7 +13,6 @@ import json
 from functools import partial
 from typing import Any
 
-from flotilla.errors import Refused
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World
 from flotilla.settings import ROLES
@@ -45,9 +44,9 @@ def content(world: World, role: str) -> dict[str, Any]:
     """``LaunchTemplateData`` of a role. Ids of things that are still to be made read "new"."""
     settings = world.settings
     tier = getattr(settings.tiers, role)
-    image = _image(world, role)
+    image = world.image(role)
     return {
-        "ImageId": image["ImageId"],
+        "ImageId": image.image_id,
         "InstanceType": tier.type,
         "KeyName": settings.name_of("operator"),
         "IamInstanceProfile": {"Name": settings.name_of(role)},
@@ -62,7 +61,7 @@ def content(world: World, role: str) -> dict[str, Any]:
         },
         "BlockDeviceMappings": [
             {
-                "DeviceName": image["RootDeviceName"],
+                "DeviceName": image.root_device,
                 "Ebs": {
                     "Encrypted": True,
                     "VolumeType": "gp3",
@@ -137,13 +136,3 @@ def _add_version(world: World, role: str) -> None:
     )["LaunchTemplateVersion"]["VersionNumber"]
     world.ec2.modify_launch_template(LaunchTemplateName=name, DefaultVersion=str(made))
     world.ids["launch template version", name] = str(made)
-
-
-def _image(world: World, role: str) -> dict[str, Any]:
-    tags = {"Role": role, "Status": "tested", "Fleet": world.settings.name}
-    filters = [{"Name": f"tag:{k}", "Values": [v]} for k, v in tags.items()]
-    filters.append({"Name": "state", "Values": ["available"]})
-    found = world.ec2.describe_images(Owners=["self"], Filters=filters)["Images"]
-    if not found:
-        raise Refused(f"no tested image {role}")
-    return dict(max(found, key=lambda image: image["CreationDate"]))

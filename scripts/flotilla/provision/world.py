@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import yaml
 from botocore.exceptions import ClientError
 
+from flotilla import images
 from flotilla.aws import session
 from flotilla.aws.errors import code
 from flotilla.errors import FlotillaError, Unreachable
+from flotilla.images import Image
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
 
@@ -41,6 +43,7 @@ class World:
     ) -> None:
         self.settings = settings
         self.ids: dict[tuple[str, str], str] = {}
+        self._images: dict[str, Image] = {}
         self._sleep = sleep
         self._clock = clock
 
@@ -57,6 +60,15 @@ class World:
     def account(self) -> str:
         """The twelve digits of the account."""
         return str(self.client("sts").get_caller_identity()["Account"])
+
+    def image(self, role: str) -> Image:
+        """The image new hosts of ``role`` get, looked up once: what is planned is what is made.
+
+        Raises Refused when there is no tested one.
+        """
+        if role not in self._images:
+            self._images[role] = images.latest_tested(self.settings, role)
+        return self._images[role]
 
     def id(self, kind: str, name: str) -> str:
         """The id of something seen or made before; FlotillaError when there is none."""
