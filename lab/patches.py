@@ -102,7 +102,9 @@ def _run_instances(
 
 
 def _subnet(ec2: Any, kwargs: dict[str, Any]) -> str:
-    """The subnet of a launch; the default one where none is named (moto would invent an address in no network)."""
+    """The subnet of a launch; the default one where none is named (moto would invent an address in
+    no network).
+    """
     named = kwargs.get("subnet_id") or next(
         (n["SubnetId"] for n in kwargs.get("nics") or [] if "SubnetId" in n), None
     )
@@ -162,7 +164,9 @@ def _check_image(ec2: Any, image_id: str | None) -> None:
 def _associate_profiles(
     ec2: Any, reservation: Any, kwargs: dict[str, Any], template: dict[str, Any]
 ) -> None:
-    """Give every instance its instance profile: moto's RunInstances does so for the first only, templates for none."""
+    """Give every instance its instance profile: moto's RunInstances does so for the first only,
+    templates for none.
+    """
     name, arn = kwargs.get("iam_instance_profile_name"), kwargs.get("iam_instance_profile_arn")
     left_out = reservation.instances[1:]
     if not name and not arn:
@@ -196,7 +200,8 @@ def _stop(parts: Parts, original: Any, instance: Any) -> Any:
 def _create_vpc(
     parts: Parts, original: Any, self: Any, cidr_block: str, *args: Any, **kwargs: Any
 ) -> Any:
-    # Every account has the default VPC; whether this machine can give it is asked when something is launched in it.
+    # Every account has the default VPC; whether this machine can give it is asked when something is
+    # launched in it.
     if parts.mine(self) and not kwargs.get("is_default"):
         parts.instances.check_vpc(cidr_block)
     return original(self, cidr_block, *args, **kwargs)
@@ -237,7 +242,11 @@ def _create_image(
             ami.ebs_snapshot.add_tags({tag["Key"]: tag["Value"] for tag in specification["Tags"]})
     amis.as_virtual_machine(ami)
     ami.state, ami.source_image_id = "pending", instance.image_id
-    ami.encrypted = any(device.encrypted for _, device in instance.get_block_device_mapping)
+    # moto notes on the volume, and not on the device, whether it is encrypted.
+    ami.encrypted = any(
+        self.volumes[device.volume_id].encrypted
+        for _, device in instance.get_block_device_mapping
+    )
     ami.ebs_snapshot.encrypted = ami.encrypted
     hosts, was_up = parts.instances.hosts, instance.state == "running"
 
