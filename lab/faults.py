@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from lab import cuts, filldisk, processes
@@ -201,12 +202,20 @@ def _settle(context: Context, changed: Iterable[Fault]) -> None:
         if context.hosts.netns(instance.id)
     ]
     for instance_id, text in cuts.tables(struck, nodes).items():
-        done = context.hosts.in_netns(instance_id, ["nft", "-f", "-"], stdin=text)
-        if done.returncode:
-            raise LabError(f"{instance_id}: nft refused a fault: {done.stderr.strip()}")
+        _load(context, instance_id, text)
     if context not in _listening:
         _listening.append(context)
         context.on_instance_state(lambda _, state: _newcomer(context, state))
+
+
+def _load(context: Context, instance_id: str, text: str) -> None:
+    namespace = context.hosts.netns(instance_id)
+    if namespace is None:
+        return
+    done = context.hosts.in_netns(instance_id, ["nft", "-f", "-"], stdin=text)
+    # A host may be terminated between the look and the act: what is gone loses no packets.
+    if done.returncode and Path("/run/netns", namespace).exists():
+        raise LabError(f"{instance_id}: nft refused a fault: {done.stderr.strip()}")
 
 
 def _newcomer(context: Context, state: str) -> None:
