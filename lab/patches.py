@@ -39,24 +39,33 @@ class Parts:
 def install(parts: Parts) -> None:
     """Patch moto for good, in this process."""
     pool = addresses.Pool(PUBLIC_POOL, lambda: addresses.in_use(parts.instances.ec2()))
-    elastic_ip_addresses.random_ip = pool.take
-    elastic_network_interfaces.random_public_ip = pool.take
-    _wrap(EC2Backend, "run_instances", functools.partial(_run_instances, parts))
-    _wrap(EC2Backend, "create_vpc", functools.partial(_create_vpc, parts))
-    _wrap(EC2Backend, "create_image", functools.partial(_create_image, parts))
-    _wrap(EC2Backend, "copy_image", functools.partial(_copy_image, parts))
-    _wrap(EC2Backend, "associate_address", _associate_address)
-    _wrap(Instance, "start", lambda original, self: parts.instances.start(self, original))
-    _wrap(Instance, "stop", lambda original, self: _stop(parts, original, self))
-    _wrap(Instance, "terminate", lambda original, self: parts.instances.terminate(self, original))
-    _wrap(Instance, "reboot", lambda original, self: parts.instances.reboot(self))
-    _wrap(EC2Response, "stop_instances", _stop_instances)
-    _wrap(EC2Response, "copy_image", _copy_image_encrypted)
-    _wrap(EC2Response, "modify_image_attribute", _modify_image_attribute)
-    _wrap(EC2Response, "get_console_output", functools.partial(_get_console_output, parts))
-    Ami.block_device_mappings = property(_block_device_mappings)
-    EC2Response.enable_image_deprecation = _enable_image_deprecation
-    EC2Response.disable_image_deprecation = _disable_image_deprecation
+    life = parts.instances
+    replaced = (
+        (elastic_ip_addresses, "random_ip", pool.take),
+        (elastic_network_interfaces, "random_public_ip", pool.take),
+        (Ami, "block_device_mappings", property(_block_device_mappings)),
+        (EC2Response, "enable_image_deprecation", _enable_image_deprecation),
+        (EC2Response, "disable_image_deprecation", _disable_image_deprecation),
+    )
+    for owner, name, value in replaced:
+        setattr(owner, name, value)
+    wrapped = (
+        (EC2Backend, "run_instances", functools.partial(_run_instances, parts)),
+        (EC2Backend, "create_vpc", functools.partial(_create_vpc, parts)),
+        (EC2Backend, "create_image", functools.partial(_create_image, parts)),
+        (EC2Backend, "copy_image", functools.partial(_copy_image, parts)),
+        (EC2Backend, "associate_address", _associate_address),
+        (Instance, "start", lambda original, self: life.start(self, original)),
+        (Instance, "stop", lambda original, self: _stop(parts, original, self)),
+        (Instance, "terminate", lambda original, self: life.terminate(self, original)),
+        (Instance, "reboot", lambda _, self: life.reboot(self)),
+        (EC2Response, "stop_instances", _stop_instances),
+        (EC2Response, "copy_image", _copy_image_encrypted),
+        (EC2Response, "modify_image_attribute", _modify_image_attribute),
+        (EC2Response, "get_console_output", functools.partial(_get_console_output, parts)),
+    )
+    for owner, name, around in wrapped:
+        _wrap(owner, name, around)
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -128,7 +137,11 @@ def _from_template(ec2: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The launch template's data, and what moto does not take from it put into `kwargs`."""
     if not kwargs.get("launch_template"):
         return {}
-    data = dict(ec2._get_template_from_args(kwargs["launch_template"]).data)
+    data = dict(
+        ec2._get_template_from_args(  # noqa: SLF001  moto's own use of it is across classes too
+            kwargs["launch_template"]
+        ).data
+    )
     if data.get("MetadataOptions") and not kwargs.get("metadata_options"):
         kwargs["metadata_options"] = data["MetadataOptions"]
     if data.get("NetworkInterfaces") and not kwargs.get("nics"):
@@ -204,14 +217,19 @@ def _create_vpc(
     # launched in it.
     if parts.mine(self) and not kwargs.get("is_default"):
         parts.instances.check_vpc(cidr_block)
-    return original(self, cidr_block, *args, **kwargs)
+    vpc = original(self, cidr_block, *args, **kwargs)
+    # On AWS the members of a VPC's default group reach each other; moto leaves the rule out.
+    group = self.get_default_security_group(vpc.id)
+    itself = [{"GroupId": group.id}]
+    self.authorize_security_group_ingress(group.id, "-1", None, None, [], None, itself)
+    return vpc
 
 
 def _associate_address(original: Any, self: Any, **kwargs: Any) -> Any:
     return addresses.associate(self, original, **kwargs)
 
 
-def _get_console_output(parts: Parts, original: Any, self: Any) -> Any:
+def _get_console_output(parts: Parts, _: Any, self: Any) -> Any:
     instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
     text, taken_at = console.output(parts.instances.hosts, instance.id)
     result = {
@@ -244,8 +262,7 @@ def _create_image(
     ami.state, ami.source_image_id = "pending", instance.image_id
     # moto notes on the volume, and not on the device, whether it is encrypted.
     ami.encrypted = any(
-        self.volumes[device.volume_id].encrypted
-        for _, device in instance.get_block_device_mapping
+        self.volumes[device.volume_id].encrypted for _, device in instance.get_block_device_mapping
     )
     ami.ebs_snapshot.encrypted = ami.encrypted
     hosts, was_up = parts.instances.hosts, instance.state == "running"
