@@ -9,7 +9,8 @@ from pathlib import Path
 
 from invoke.collection import Collection
 
-# Invoke puts this directory itself first on the path, where `lab` would be the tasks and not the package they call.
+# Invoke puts this directory itself first on the path, where `lab` would be the tasks and not the
+# package they call.
 _here = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _here]
 for _source in (_here.parent / "scripts", _here.parent):

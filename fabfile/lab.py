@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from invoke import Exit
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from lab import control
@@ -40,8 +40,8 @@ def _show(answer: Mapping[str, Any], *, json: bool, text: str) -> None:
 def up(_: Context, json: bool = False) -> None:
     """Start the lab; on one that is up already, say so.
 
-    Whatever a crash left is cleaned up first. The first start builds the base image (half a minute).
-    Exit 0 up, 3 a prerequisite is missing and nothing was changed.
+    Whatever a crash left is cleaned up first. The first start builds the base image (half a
+    minute). Exit 0 up, 3 a prerequisite is missing and nothing was changed.
     """
     done = _tried(
         lambda: control.up(layout(), lambda s: _said(f"{s['step']} ... ok {s['seconds']:.1f} s"))
@@ -72,23 +72,23 @@ def status(_: Context, json: bool = False) -> None:
 
 
 def _board(answer: Mapping[str, Any]) -> str:
-    lines = [
-        f"{answer['endpoint']}  {answer['region']}  up {answer['up_seconds']} s  process {answer['pid']}"
-    ]
+    up_for = f"up {answer['up_seconds']} s"
+    lines = [f"{answer['endpoint']}  {answer['region']}  {up_for}  process {answer['pid']}"]
     columns = ("name", "id", "state", "zone", "private_ip", "public_ip", "image")
     rows = [[str(row[column] or "-") for column in columns] for row in answer["instances"]]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in [list(columns), *rows]:
-        lines.append(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [list(columns), *rows]
+    ]
     lines += [f"{image['id']}  {image['state']}  {image['name']}" for image in answer["images"]]
     return "\n".join(lines)
 
 
 @task(positional=["host"], help={"host": "tag Name or instance id"})
 def ssh(_: Context, host: str) -> None:
-    """Open a root shell in a host from outside, as a serial console would: works when its sshd does not.
+    """Open a root shell in a host from outside, as a serial console would: works when its sshd does
+    not.
 
     To log in as an operator does, over SSH and the bastion: fab fleet.ssh HOST.
     """
@@ -114,7 +114,9 @@ def console(_: Context, host: str) -> None:
     },
 )
 def fault(_: Context, host: str, kind: str, args: str = "{}", json: bool = False) -> None:
-    """Break something on purpose, until lab.heal or lab.down. Exit 1 for a kind or target there is not."""
+    """Break something on purpose, until lab.heal or lab.down. Exit 1 for a kind or target there is
+    not.
+    """
     try:
         given = jsonlib.loads(args)
     except ValueError as error:

@@ -12,7 +12,9 @@ from lab.views import live_instances
 
 
 class Pool:
-    """Gives out addresses of a network in turn, so that one given back is not given out again at once."""
+    """Gives out addresses of a network in turn, so that one given back is not given out again at
+    once.
+    """
 
     def __init__(self, network: IPv4Network, in_use: Callable[[], Collection[str]]) -> None:
         self._network = network
@@ -49,7 +51,9 @@ def published(ec2: Any) -> dict[str, str]:
 
 
 def associate(ec2: Any, original: Callable[..., Any], **how: Any) -> Any:
-    """AssociateAddress with what moto leaves out: whoever had the address, or another address here, loses it."""
+    """AssociateAddress with what moto leaves out: whoever had the address, or another address here,
+    loses it.
+    """
     before = {address.allocation_id: address.eni for address in ec2.addresses}
     given = original(ec2, **how)
     if given.eni is None:
@@ -74,7 +78,9 @@ def release(ec2: Any, instance: Any) -> None:
 
 
 def restore(ec2: Any, instance: Any) -> None:
-    """Give an instance's interfaces their Elastic IPs back: moto drops or replaces them over stop and start."""
+    """Give an instance's interfaces their Elastic IPs back: moto drops or replaces them over stop
+    and start.
+    """
     for address in ec2.addresses:
         if address.eni is not None and address.eni.instance is instance:
             address.eni.public_ip = address.public_ip

@@ -1,7 +1,8 @@
 """Machine images: podman images plus what the API knows about them, kept from one lab to the next.
 
-An AWS account keeps its images while instances come and go; so does the cache directory. One JSON file an image,
-written whenever the API's view of it changed, read back with the same ids when the lab starts.
+An AWS account keeps its images while instances come and go; so does the cache directory. One JSON
+file an image, written whenever the API's view of it changed, read back with the same ids when the
+lab starts.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def register(ec2: Any, kept: Mapping[str, Any]) -> Any:
 
 
 def as_virtual_machine(ami: Any) -> None:
-    """What every current image on AWS is; moto's `standard` root device makes Packer refuse an image."""
+    """What every current image on AWS is; moto's `standard` root device makes Packer refuse an
+    image.
+    """
     ami.root_device_type, ami.virtualization_type = "ebs", "hvm"
     ami.hypervisor, ami.ena_support = "xen", True
     ami.root_device_name = "/dev/xvda"

@@ -1,6 +1,8 @@
-"""Build the base machine image: Debian 13 as a cloud would deliver it, from this machine's own mirror.
+"""Build the base machine image: Debian 13 as a cloud would deliver it, from this machine's own
+mirror.
 
-The image is named by a hash of everything that goes into it, so it is built once and found again afterwards.
+The image is named by a hash of everything that goes into it, so it is built once and found again
+afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ PACKAGES = (
     "acl,apt-utils,bash-completion,ca-certificates,cloud-init,curl,dbus,iproute2,iputils-ping,less,netbase,nftables,"
     "openssh-server,procps,python3,python3-apt,socat,sudo,systemd,systemd-sysv,tzdata"
 )
-# No documentation in the guests, and no fsync after each file: a bake installs several times faster without either.
+# No documentation in the guests, and no fsync after each file: a bake installs several times faster
+# without either.
 _DPKG = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -98,7 +101,9 @@ find "$1"/var/log "$1"/var/cache/apt -type f -delete
 
 
 def recipe(mirror: Mirror) -> Recipe:
-    """The recipe for this machine: its mirror, and whether its apt accepts an archive frozen in time."""
+    """The recipe for this machine: its mirror, and whether its apt accepts an archive frozen in
+    time.
+    """
     said = run(["apt-config", "shell", "VALID", "Acquire::Check-Valid-Until/b"])
     return Recipe(mirror=mirror, check_valid_until="VALID='false'" not in said)
 
@@ -109,7 +114,9 @@ def name(built: date) -> str:
 
 
 def build(how: Recipe, podman: Podman, reference: str, scratch: Path) -> None:
-    """Build the image and import it as `reference`; takes half a minute and some 0.5 GB in `scratch` meanwhile."""
+    """Build the image and import it as `reference`; takes half a minute and some 0.5 GB in
+    `scratch` meanwhile.
+    """
     if not KEYRING.exists():
         raise Unmet(
             f"{KEYRING} is missing",

@@ -1,4 +1,6 @@
-"""Remove what a lab left on this machine; prints what was found as a JSON list. Run in a private mount namespace."""
+"""Remove what a lab left on this machine; prints what was found as a JSON list. Run in a private
+mount namespace.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What GetConsoleOutput answers: the host's real console, and the block a client learns host keys from."""
+"""What GetConsoleOutput answers: the host's real console, and the block a client learns host keys
+from.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def plain(lines: Iterable[str]) -> str:
 
 
 def key_block(keys: Iterable[str]) -> str:
-    """Host keys as cloud-init prints them on the console of an EC2 instance; empty while there are none."""
+    """Host keys as cloud-init prints them on the console of an EC2 instance; empty while there are
+    none.
+    """
     listed = [key.strip() for key in keys if key.strip()]
     if not listed:
         return ""

@@ -74,7 +74,9 @@ def down(where: Layout) -> list[str]:
         os.kill(pid, signal.SIGTERM)
         _wait_gone(where, pid)
     argv = [*UNSHARE, sys.executable, "-m", "lab.clean"]
-    done = subprocess.run(argv, cwd=where.repo, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        argv, cwd=where.repo, capture_output=True, text=True, timeout=120, check=False
+    )
     if done.returncode != 0:
         raise LabError(
             f"clean-up failed: {done.stderr.strip()[-800:]}", next_command="fab lab.down"

@@ -1,5 +1,8 @@
 """Errors the lab shows to its user: what happened, why it matters, what to type next."""
 
+# A prerequisite is unmet, a lab is not up: the names say what is so, not that it is an error.
+# ruff: noqa: N818
+
 from __future__ import annotations
 
 

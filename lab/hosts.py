@@ -1,4 +1,6 @@
-"""The real hosts: systemd machines in containers, one per instance, each in a network namespace of its own."""
+"""The real hosts: systemd machines in containers, one per instance, each in a network namespace of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class _Record:
 
 
 class HostSet:
-    """All hosts of the lab. Implements `lab.ports.Hosts`; every method may be called from any thread.
+    """All hosts of the lab. Implements `lab.ports.Hosts`; every method may be called from any
+    thread.
 
     `on_exit(instance_id, exit_code)` is called when a host ends that nobody asked to end.
     """
@@ -62,7 +65,9 @@ class HostSet:
     # Life of a host
 
     def prepare(self, spec: Spec) -> str:
-        """Make the host's network namespace; what must be in place before boot can be loaded into it then."""
+        """Make the host's network namespace; what must be in place before boot can be loaded into
+        it then.
+        """
         netns = network.add_namespace(spec.instance_id, spec.bridge, spec.cidr, spec.address)
         self._records[spec.instance_id] = _Record(spec, netns)
         return netns
@@ -235,7 +240,9 @@ class HostSet:
 
     @staticmethod
     def _freezer(pid: int) -> Path:
-        """The switch that suspends a whole host: of the container's own group, above the ones systemd makes in it."""
+        """The switch that suspends a whole host: of the container's own group, above the ones
+        systemd makes in it.
+        """
         inside = Path(f"/proc/{pid}/cgroup").read_text().rpartition("::")[2].strip()
         parts = Path(inside).parts
         top = next((i for i, part in enumerate(parts) if part.startswith("libpod-")), None)
@@ -261,4 +268,5 @@ def _captured(
         text=True,
         errors="replace",
         timeout=timeout,
+        check=False,
     )

@@ -1,12 +1,14 @@
 """The life of instances: the API's states, moved by what really happens to the hosts.
 
-The API answers at once and the work goes on in a thread, as on AWS; a state is reported only when it is true.
-Every change of the API's state is made with the API's lock held, because requests run in threads too.
+The API answers at once and the work goes on in a thread, as on AWS; a state is reported only when
+it is true. Every change of the API's state is made with the API's lock held, because requests run
+in threads too.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ _CODES = {
     "stopping": 64,
     "stopped": 80,
 }
-# How a container's PID 1 ends when the system in it asks the kernel for a reboot (reboot(2), pid namespaces).
+# How a container's PID 1 ends when the system in it asks the kernel for a reboot (reboot(2), pid
+# namespaces).
 _EXIT_REBOOT = 129
 
 
@@ -44,7 +47,8 @@ class _Bridge:
 class Instances:
     """Moves instances between states and keeps machine-wide state in step with the API's.
 
-    `lock` is the lock under which the EC2 API is served; `reference(image_id)` the podman image of an AMI.
+    `lock` is the lock under which the EC2 API is served; `reference(image_id)` the podman image of
+    an AMI.
     """
 
     ec2: Callable[[], Any]
@@ -74,19 +78,26 @@ class Instances:
         with self.lock:
             if instance.state == "terminated":
                 return
-            instance._state = InstanceState(state, _CODES[state])
+            instance._state = InstanceState(  # noqa: SLF001  moto has no setter
+                state, _CODES[state]
+            )
             if reason is not None:
                 instance.state_reason = reason
-        self.log("state", {"instance": instance.id, "state": state})
+        self._tell(instance.id, state)
+
+    def _tell(self, instance_id: str, state: str) -> None:
+        self.log("state", {"instance": instance_id, "state": state})
         for listener in list(self.listeners):
             self.in_thread(
-                f"listener {instance.id}", lambda listener=listener: listener(instance.id, state)
+                f"listener {instance_id}", functools.partial(listener, instance_id, state)
             )
 
     # What API actions ask for
 
     def check_launch(self, subnet_id: str | None) -> None:
-        """Refuse, as the API would, a launch into a network this machine cannot give. Nothing is changed."""
+        """Refuse, as the API would, a launch into a network this machine cannot give. Nothing is
+        changed.
+        """
         ec2 = self.ec2()
         vpc_id = ec2.get_subnet(subnet_id).vpc_id if subnet_id else ec2.default_vpc.id
         if vpc_id not in self._bridges:
@@ -104,14 +115,15 @@ class Instances:
         if hidden is not None:
             raise EC2ClientError(
                 "InvalidVpc.Range",
-                f"{cidr_block} overlaps {hidden}, which the lab's machine reaches by a route of its own. Nothing was"
-                " created. Choose another range (ip route shows what is taken).",
+                f"{cidr_block} overlaps {hidden}, which the lab's machine has a route of its"
+                " own to. Nothing was created. Choose another range; ip route shows what is taken.",
             )
         for vpc_id, bridge in self._bridges.items():
             if bridge.cidr.overlaps(cidr):
                 raise EC2ClientError(
                     "InvalidVpc.Range",
-                    f"{cidr_block} overlaps {bridge.cidr} of {vpc_id}, which has instances; one lab has one of each.",
+                    f"{cidr_block} overlaps {bridge.cidr} of {vpc_id}, which has instances; a lab's"
+                    " machine can give a range once.",
                 )
 
     def launch(self, instance: Any) -> None:
@@ -294,12 +306,7 @@ class Instances:
         self._rules.pop(instance.id, None)
         with self.lock:
             moto_terminate(instance)
-        self.log("state", {"instance": instance.id, "state": "terminated"})
-        for listener in list(self.listeners):
-            self.in_thread(
-                f"listener {instance.id}",
-                lambda listener=listener: listener(instance.id, "terminated"),
-            )
+        self._tell(instance.id, "terminated")
         self.reconcile()
 
     def _boot_again(self, instance: Any) -> None:
@@ -311,5 +318,6 @@ class Instances:
         if instance.state != state:
             raise EC2ClientError(
                 "IncorrectInstanceState",
-                f"The instance '{instance.id}' is not in a state from which it can be {verb}: it is {instance.state}.",
+                f"The instance '{instance.id}' is not in a state from which it can be {verb}:"
+                f" it is {instance.state}.",
             )

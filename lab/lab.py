@@ -19,9 +19,10 @@ from lab import amis, aptproxy, autoscaling, faults, metadata
 from lab.amis import AmiStore
 from lab.errors import LabError
 from lab.hosts import HostSet
+from lab.images import Parts
 from lab.instances import Instances
 from lab.layout import ACCOUNT, API_PORT, REGION, ZONES, Layout
-from lab.patches import Parts, install
+from lab.patches import install
 from lab.podman import Podman
 from lab.ports import Context, Service
 from lab.record import Journal
@@ -48,9 +49,15 @@ class Lab:
         self._began = time.time()
         self._calls = Calls()
         self._services: list[Service] = []
+        self._verbs: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+            "GET status": lambda _: self.status(),
+            "POST shutdown": lambda _: self._shutdown(),
+            "POST fault": self._fault,
+            "POST heal": lambda asked: faults.heal(self.context, asked.get("target")),
+        }
         self._servers: list[Any] = []
         self.ec2: Callable[[], Any] = moto_env.ec2
-        self.hosts = HostSet(podman, where.instances, lambda *exit_: self._instances.exited(*exit_))
+        self.hosts = HostSet(podman, where.instances, self._host_exited)
         self._store = AmiStore(where.amis, podman, journal.log)
         self._instances = Instances(
             self.ec2, self.hosts, self._calls.lock("ec2"), amis.reference, journal.log
@@ -135,6 +142,9 @@ class Lab:
             "console": str(self.hosts.console(instance.id)),
         }
 
+    def _host_exited(self, instance_id: str, exit_code: int) -> None:
+        self._instances.exited(instance_id, exit_code)
+
     def _changed(self) -> None:
         self._instances.reconcile()
         with self._calls.lock("ec2"):
@@ -142,24 +152,25 @@ class Lab:
         self._instances.in_thread("sweep images", self._store.sweep)
 
     def _control(self, method: str, verb: str, body: bytes) -> Answer:
-        asked = json.loads(body or b"{}")
+        act = self._verbs.get(f"{method} {verb}")
+        if act is None:
+            return 404, {"error": f"no {method} /_lab/{verb}"}
         try:
-            if (method, verb) == ("GET", "status"):
-                return 200, self.status()
-            if (method, verb) == ("POST", "shutdown"):
-                self._stop.set()
-                return 200, {"pid": os.getpid()}
-            if (method, verb) == ("POST", "fault"):
-                return 200, faults.inject(
-                    self.context, asked["kind"], asked["target"], asked.get("args", {})
-                )
-            if (method, verb) == ("POST", "heal"):
-                return 200, faults.heal(self.context, asked.get("target"))
-        except (ValueError, KeyError) as error:
+            return 200, act(json.loads(body or b"{}"))
+        except KeyError as error:
+            return 400, {"error": f"{verb} needs {error}"}
+        except ValueError as error:
             return 400, {"error": str(error)}
         except LabError as error:
             return 500, {"error": str(error)}
-        return 404, {"error": f"no {method} /_lab/{verb}"}
+
+    def _shutdown(self) -> dict[str, Any]:
+        self._stop.set()
+        return {"pid": os.getpid()}
+
+    def _fault(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        args = asked.get("args", {})
+        return faults.inject(self.context, asked["kind"], asked["target"], args)
 
     def _write_credentials(self) -> None:
         path = self._where.credentials

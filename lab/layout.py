@@ -1,4 +1,6 @@
-"""Where the lab keeps its things and which addresses it uses: one frozen description, read everywhere."""
+"""Where the lab keeps its things and which addresses it uses: one frozen description, read
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-# Everything the lab makes on the machine starts with this, so that leftovers of a crash are recognised by name.
+# Everything the lab makes on the machine starts with this, so that leftovers of a crash are
+# recognised by name.
 PREFIX = "flab"
 
 API_PORT = 4566
@@ -17,7 +20,8 @@ APT_PORT = 3142
 METADATA_ADDRESS = "169.254.169.254"
 SERVICE_ADDRESSES = (API_ADDRESS, APT_ADDRESS, METADATA_ADDRESS)
 
-# Loopback addresses never leave the machine, so a public address of the lab cannot be mistaken for a real one.
+# Loopback addresses never leave the machine, so a public address of the lab cannot be mistaken for
+# a real one.
 PUBLIC_POOL = IPv4Network("127.77.0.0/16")
 # What instances see of an operator that dials from 127.0.0.N: 198.18.0.N (RFC 2544, never routed).
 OPERATOR_LOOPBACK = IPv4Network("127.0.0.0/16")
@@ -36,7 +40,9 @@ GUEST_USER = "admin"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Directories of one checkout's lab. Machine-wide state is in `machine`: only one lab runs at a time."""
+    """Directories of one checkout's lab. Machine-wide state is in `machine`: only one lab runs at a
+    time.
+    """
 
     repo: Path
     cache: Path
@@ -44,14 +50,17 @@ class Layout:
 
     @property
     def var(self) -> Path:
+        """What belongs to this checkout's lab."""
         return self.repo / "var" / "lab"
 
     @property
     def log(self) -> Path:
+        """`daemon.log`, `lab.jsonl` (what happened), `api.jsonl` (who called what)."""
         return self.var / "log"
 
     @property
     def credentials(self) -> Path:
+        """The operator's AWS credentials file, profile `lab`."""
         return self.var / "aws" / "credentials"
 
     @property
@@ -61,19 +70,22 @@ class Layout:
 
     @property
     def amis(self) -> Path:
-        """Machine images' metadata; their disks are podman images in `storage`. Outlives the lab."""
+        """Machine images' metadata; their disks are in `storage`. Outlives the lab."""
         return self.cache / "amis"
 
     @property
     def storage(self) -> Path:
+        """podman's storage: disks of images and hosts. Outlives the lab."""
         return self.cache / "containers"
 
     @property
     def runroot(self) -> Path:
+        """podman's state that a reboot may forget."""
         return self.machine / "containers"
 
     @property
     def lock(self) -> Path:
+        """Locked by the lab process for as long as it lives."""
         return self.machine / "lock"
 
     @property
@@ -83,7 +95,7 @@ class Layout:
 
 
 def layout() -> Layout:
-    """The layout of this checkout; `FLOTILLA_CACHE`, then `XDG_CACHE_HOME`, say where the cache is."""
+    """This checkout's layout; `FLOTILLA_CACHE`, then `XDG_CACHE_HOME`, say where the cache is."""
     named = os.environ.get("FLOTILLA_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Layout(

@@ -1,7 +1,7 @@
 """Remove everything a lab left on the machine, however it ended.
 
-Nothing here needs the process that made it: what belongs to a lab is known by its name, its group of processes or
-the state file. Must run in a private mount namespace (`lab.namespace`).
+Nothing here needs the process that made it: what belongs to a lab is known by its name, its group
+of processes or the state file. Must run in a private mount namespace (`lab.namespace`).
 """
 
 from __future__ import annotations

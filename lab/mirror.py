@@ -14,7 +14,7 @@ _FORMAT = "$(ORIGIN)|$(LABEL)|$(REPO_URI)"
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Where Debian's archive and its security updates are fetched from, without a trailing slash."""
+    """Where Debian and its security updates are fetched from, without a trailing slash."""
 
     archive: str
     security: str | None
@@ -46,7 +46,8 @@ def hosts(targets: Iterable[str]) -> frozenset[str]:
 def find() -> Mirror:
     """The mirror to build images from.
 
-    `FLOTILLA_DEBIAN_MIRROR` (and `FLOTILLA_DEBIAN_SECURITY_MIRROR`) win, for machines that do not run Debian.
+    `FLOTILLA_DEBIAN_MIRROR` (and `FLOTILLA_DEBIAN_SECURITY_MIRROR`) win, for machines that do not
+    run Debian.
     """
     named = os.environ.get("FLOTILLA_DEBIAN_MIRROR")
     if named:
@@ -58,7 +59,7 @@ def find() -> Mirror:
     if found is None:
         raise Unmet(
             "this machine's apt has no Debian mirror configured",
-            why="the hosts of the lab are Debian 13 and are built from a Debian mirror; nothing was changed",
+            why="the lab's hosts are Debian 13, built from a Debian mirror; nothing was changed",
             next_command="apt-get update (on Debian), or FLOTILLA_DEBIAN_MIRROR=<url> fab lab.up",
         )
     return found

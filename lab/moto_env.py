@@ -22,8 +22,10 @@ os.environ.update(SETTINGS)
 
 
 def backend(service: str) -> Any:
-    """moto's backend of a service in the lab's account; of the region, or of the partition for a global service."""
-    from moto.backends import get_backend
+    """moto's backend of a service in the lab's account; of the region, or of the partition for a
+    global service.
+    """
+    from moto.backends import get_backend  # noqa: PLC0415  after the settings above
 
     of_account = get_backend(service)[ACCOUNT]  # type: ignore[call-overload]
     return of_account["aws"] if "aws" in of_account else of_account[REGION]

@@ -1,8 +1,8 @@
 """The private mount namespace that the lab process, podman and every host live in.
 
-systemd 257 will not boot on cgroup v1, and a machine in hybrid mode has version 2 only below a directory of its own.
-In a mount namespace nobody else sees, version 2 can be at the usual place. The namespace also takes every mount of a
-crashed lab with it.
+systemd 257 will not boot on cgroup v1, and a machine in hybrid mode has version 2 only below a
+directory of its own. In a mount namespace nobody else sees, version 2 can be at the usual place.
+The namespace also takes every mount of a crashed lab with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def enter() -> bool:
 
 
 def end_group(name: str) -> None:
-    """End every process in a group of processes, at once, and remove the group; no error where there is none."""
+    """End every process in a group of processes, at once, and remove the group; no error where
+    there is none.
+    """
     top = CGROUP / name.lstrip("/")
     if not top.exists():
         return

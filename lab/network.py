@@ -1,9 +1,10 @@
 """The lab's network: a bridge per VPC, a namespace per host, public addresses, and no way out.
 
 Nothing of the lab may reach a network outside it. Three things see to that, each enough by itself:
-`unreachable` routes for every address the lab uses, made before anything else (while a bridge exists its own routes
-win, and when it is gone packets die here instead of leaving by the default route); a forward chain that drops what
-comes from a lab bridge or goes to one; and public addresses inside 127.0.0.0/8, which no kernel sends out.
+`unreachable` routes for every address the lab uses, made before anything else (while a bridge
+exists its own routes win, and when it is gone packets die here instead of leaving by the default
+route); a forward chain that drops what comes from a lab bridge or goes to one; and public addresses
+inside 127.0.0.0/8, which no kernel sends out.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ TABLE = f"{PREFIX}_net"
 SERVICES = f"{PREFIX}-svc"
 SYSCTLS: Mapping[str, str] = {
     "net.ipv4.ip_forward": "1",
-    # Every systemd holds some eight of them, all counted against one root: at the kernel's default of 128 the
-    # sixteenth host ended at once with exit code 255.
+    # Every systemd holds some eight of them, all counted against one root: at the kernel's default
+    # of 128 the sixteenth host ended at once with exit code 255.
     "fs.inotify.max_user_instances": "8192",
 }
 
@@ -42,8 +43,9 @@ SYSCTLS: Mapping[str, str] = {
 def ruleset(public: Mapping[str, str]) -> str:
     """The machine's side of the lab's network as one nftables transaction.
 
-    `public` maps public to private addresses. An address that moves cuts what was established through it, as on AWS:
-    the old connection's packets no longer match `pairs` and are answered with a reset.
+    `public` maps public to private addresses. An address that moves cuts what was established
+    through it, as on AWS: the old connection's packets no longer match `pairs` and are answered
+    with a reset.
     """
     moves = sorted(public.items(), key=lambda pair: IPv4Address(pair[0]))
     nat = ", ".join(f"{out} : {inside}" for out, inside in moves)
@@ -51,6 +53,7 @@ def ruleset(public: Mapping[str, str]) -> str:
     services = ", ".join(
         (f"{METADATA_ADDRESS} . 80", f"{APT_ADDRESS} . {APT_PORT}", f"{API_ADDRESS} . {API_PORT}")
     )
+    seen_as = f"{OPERATOR_LOOPBACK} : {OPERATOR_SEEN_AS}"
     return f"""table ip {TABLE}
 delete table ip {TABLE}
 table ip {TABLE} {{
@@ -62,12 +65,13 @@ table ip {TABLE} {{
   }}
   chain operator {{
     type nat hook postrouting priority 100;
-    oifname "{PREFIX}*" ip saddr {OPERATOR_LOOPBACK} snat ip prefix to ip saddr map {{ {OPERATOR_LOOPBACK} : {OPERATOR_SEEN_AS} }}
+    oifname "{PREFIX}*" snat ip prefix to ip saddr map {{ {seen_as} }}
     oifname "{PREFIX}*" ip saddr 127.0.0.0/8 snat to {OPERATOR_SEEN_OTHERWISE}
   }}
   chain output {{
     type filter hook output priority 0;
-    # Not by interface: after a DNAT in this hook the packet still shows the interface it had before.
+    # Not by interface: after a DNAT in this hook the packet still shows the interface it had
+    # before.
     ct direction reply accept
     ct original ip daddr . ip daddr @pairs accept
     ct original ip daddr {PUBLIC_POOL} meta l4proto tcp reject with tcp reset
@@ -138,12 +142,14 @@ def unblock(cidr: str) -> None:
 
 
 def up() -> None:
-    """Prepare the machine, before the first bridge. Note the settings named in `SYSCTLS` first: `down` wants them."""
+    """Prepare the machine, before the first bridge. Note the settings named in `SYSCTLS` first:
+    `down` wants them.
+    """
     for cidr in (*(f"{address}/32" for address in SERVICE_ADDRESSES), str(OPERATOR_NETWORK)):
         block(cidr)
     publish({})
-    # Dummy interfaces are missing from some kernels; an empty bridge is everywhere. The services listen on it
-    # whatever VPCs come and go.
+    # Dummy interfaces are missing from some kernels; an empty bridge is everywhere. The services
+    # listen on it whatever VPCs come and go.
     run(["ip", "link", "add", SERVICES, "type", "bridge"])
     for address in SERVICE_ADDRESSES:
         run(["ip", "address", "add", f"{address}/32", "dev", SERVICES])
@@ -189,14 +195,14 @@ def namespace_name(instance_id: str) -> str:
 def mac(address: str) -> str:
     """The hardware address of a private address.
 
-    Always the same one: a host that is given an address another had before would otherwise stay unreachable until
-    its neighbours' ARP entries expire (seen: 8 s).
+    Always the same one: a host that is given an address another had before would otherwise stay
+    unreachable until its neighbours' ARP entries expire (seen: 8 s).
     """
     return "02:fc:" + ":".join(f"{octet:02x}" for octet in IPv4Address(address).packed)
 
 
 def add_namespace(instance_id: str, bridge: str, cidr: IPv4Network, address: str) -> str:
-    """A namespace with the host's interface in it, ready before the host boots; returns its name."""
+    """The host's namespace with its interface, ready before the host boots; returns its name."""
     name = namespace_name(instance_id)
     # An interface's name has 15 characters; 13 of a random id are as good as all 17.
     outside = f"fl{instance_id.removeprefix('i-')[:13]}"
@@ -211,9 +217,12 @@ def add_namespace(instance_id: str, bridge: str, cidr: IPv4Network, address: str
         stdin="link set lo up\n"
         f"address add {address}/{cidr.prefixlen} dev eth0\n"
         "link set eth0 up\n"
-        f"route add default via {cidr[1]}\n",
+        f"route add default via {cidr[1]}\n"
+        # Without this the host would reach itself at every public address: they are loopback ones.
+        f"route add unreachable {PUBLIC_POOL} table local\n",
     )
-    # The kernel's defaults for forwarding and redirects are inherited from the machine; a host of its own has these.
+    # The kernel's defaults for forwarding and redirects are inherited from the machine; a host of
+    # its own has these.
     run(
         [
             "nsenter",
@@ -255,7 +264,7 @@ def _is_ours(link: Mapping[str, object]) -> bool:
 
 
 def down(before: Mapping[str, str]) -> None:
-    """Remove everything this module makes, whoever made it, and give the kernel its settings back."""
+    """Remove everything this module makes, whoever made it; give the kernel its settings back."""
     for name in leftovers():
         if name.startswith("table"):
             tried(["nft", "delete", *name.split()])

@@ -11,7 +11,8 @@ from pathlib import Path
 from lab.layout import PREFIX, Layout
 from lab.run import run, tried
 
-# podman lowers its own hard limit to the kernel's default pid_max first; more than that is refused to the container.
+# podman lowers its own hard limit to the kernel's default pid_max first; more than that is refused
+# to the container.
 _PROCESSES = 32768
 CGROUP_PARENT = f"/{PREFIX}"
 
@@ -38,7 +39,8 @@ class Podman:
     def argv(self, *arguments: str) -> list[str]:
         """A podman command line on the lab's storage.
 
-        crun 1.8 wants to raise RLIMIT_MEMLOCK and fails where CAP_SYS_RESOURCE is missing: hence runc.
+        crun 1.8 wants to raise RLIMIT_MEMLOCK and fails where CAP_SYS_RESOURCE is missing: hence
+        runc.
         """
         return [
             *(
@@ -77,9 +79,11 @@ class Podman:
         return tried(self.argv("rmi", reference))
 
     def create(
-        self, name: str, image: str, netns: str, hostname: str, console: Path, pidfile: Path
+        self, *, name: str, image: str, netns: str, hostname: str, console: Path, pidfile: Path
     ) -> Path:
-        """Create a stopped host and return the directory whose content its disk shows on top of the image's."""
+        """Create a stopped host and return the directory whose content its disk shows on top of the
+        image's.
+        """
         run(
             self.argv(
                 *(
@@ -96,6 +100,8 @@ class Podman:
                 *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, 65536)}"),
                 *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, _PROCESSES)}"),
                 *(
+                    "--sysctl",
+                    "net.ipv4.ping_group_range=0 2147483647",
                     "--no-hosts",
                     "--dns=none",
                     "--restart=no",

@@ -1,7 +1,7 @@
 """What the lab's parts promise each other: the seams, as types.
 
-The core (hosts, network, API) and the edges (security groups, metadata, package proxy, faults) meet only here,
-so that either side can be tested with the real other side or with a small stand-in.
+The core (hosts, network, API) and the edges (security groups, metadata, package proxy, faults) meet
+only here, so that either side can be tested with the real other side or with a small stand-in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ class Hosts(Protocol):
     """The real hosts behind the instances, by instance id (`i-...`)."""
 
     def netns(self, instance_id: str) -> str | None:
-        """Name of the host's network namespace (as in `ip netns`), kept over stop and start; None if it has none."""
+        """Name of the host's network namespace (as in `ip netns`), kept over stop and start; None
+        if it has none.
+        """
 
     def pid(self, instance_id: str) -> int | None:
         """Process id, on the machine, of the host's PID 1; None unless it runs."""
@@ -33,8 +35,8 @@ class Hosts(Protocol):
     ) -> subprocess.CompletedProcess[str]:
         """Run `argv` as root inside the host, not through SSH. Output is captured as text.
 
-        Raises `lab.errors.HostNotRunning` when it is not running, `subprocess.TimeoutExpired` after `timeout` seconds.
-        A non-zero exit is returned, not raised.
+        Raises `lab.errors.HostNotRunning` when it is not running, `subprocess.TimeoutExpired` after
+        `timeout` seconds. A non-zero exit is returned, not raised.
         """
 
     def in_netns(
@@ -45,7 +47,9 @@ class Hosts(Protocol):
         stdin: str | None = None,
         timeout: float = 30.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the machine's own `argv` in the host's network namespace, whether or not the host runs."""
+        """Run the machine's own `argv` in the host's network namespace, whether or not the host
+        runs.
+        """
 
     def by_source_address(self, address: str) -> str | None:
         """The instance whose private address this is."""
@@ -54,7 +58,9 @@ class Hosts(Protocol):
         """Instance ids whose host runs (frozen ones included)."""
 
     def crash(self, instance_id: str) -> None:
-        """Take the power away: every process ends at once, nothing is told, the disk stays. StartInstances recovers."""
+        """Take the power away: every process ends at once, nothing is told, the disk stays.
+        StartInstances recovers.
+        """
 
     def freeze(self, instance_id: str) -> None:
         """Suspend every process of the host; it keeps its addresses and answers nothing."""
@@ -65,7 +71,9 @@ class Hosts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One allowed flow of a security group. Groups and prefix lists are already resolved to addresses."""
+    """One allowed flow of a security group. Groups and prefix lists are already resolved to
+    addresses.
+    """
 
     protocol: str  # "-1" for all, "tcp", "udp", "icmp", or a protocol number such as "112"
     from_port: int | None  # None: every port (or a protocol without ports)
@@ -100,30 +108,6 @@ class View:
     acl_egress: tuple[AclEntry, ...] = ()
 
 
-# lab.firewall
-#   ruleset(view: View) -> str
-#       Pure. A whole nftables file that replaces table `inet lab_sg` in one transaction.
-#   apply(instance_id: str, netns: str, rules: str) -> None
-#       Load that text in the namespace; raises when nft refuses it. The core calls it before the first boot and
-#       after each API call that changed the text.
-
-# lab.metadata
-#   serve(context: Context) -> Service      169.254.169.254:80, IMDSv2
-#   role_of(access_key: str) -> str | None  role name behind a temporary key it gave out; any thread
-
-# lab.aptproxy
-#   serve(context: Context) -> Service      169.254.169.253:3142
-
-# lab.faults
-#   inject(context: Context, kind: str, target: str, args: Mapping[str, Any]) -> dict[str, Any]
-#   heal(context: Context, target: str | None = None) -> dict[str, Any]
-#       JSON-able results. ValueError (message is shown to the operator, HTTP 400) for a bad kind, target or args.
-#       `target`: instance id, tag Name, or a zone name. The core calls heal() on shutdown.
-
-# lab.autoscaling
-#   start(context: Context) -> Service      what moto's Auto Scaling stores but does not act on
-
-
 class Service(Protocol):
     """Something that runs in threads of the lab process until closed."""
 
@@ -150,5 +134,6 @@ class Context:
     on_instance_state: Callable[
         [Callable[[str, str], None]], None
     ]  # register f(instance_id, new state name)
-    # Held while a request to EC2, Auto Scaling or IAM is served; to be held by whoever changes their state besides.
+    # Held while a request to EC2, Auto Scaling or IAM is served; to be held by whoever changes
+    # their state besides.
     lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)

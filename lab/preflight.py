@@ -1,4 +1,6 @@
-"""What must be so before a lab can start: each check gives a clear error, and nothing has been changed by then."""
+"""What must be so before a lab can start: each check gives a clear error, and nothing has been
+changed by then.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,9 @@ def namespaces() -> None:
     if not tried([*UNSHARE, "unshare", "--net", "--", "true"]):
         raise Unmet(
             "this machine does not let root make mount and network namespaces",
-            why="every host of the lab has its own; in a container it takes a privileged one. Nothing was changed",
-            next_command="run it on a machine or virtual machine of your own; make test runs without the lab",
+            why="every host of the lab has its own (a container must be privileged); nothing was"
+            " changed",
+            next_command="use a machine or virtual machine of your own; make test runs without",
         )
 
 
@@ -80,7 +83,7 @@ def disk(cache: Path) -> None:
         raise Unmet(
             f"{there} has {free_gb:.1f} GB free and the lab wants {DISK_GB} GB",
             why="a full disk breaks hosts half-way; nothing was changed",
-            next_command=f"free some space, or FLOTILLA_CACHE=<directory> fab lab.up; du -sh {cache} shows the cache",
+            next_command=f"free some space (du -sh {cache}), or FLOTILLA_CACHE=<dir> fab lab.up",
         )
 
 
@@ -99,7 +102,7 @@ def port() -> None:
 
 
 def owner(where: Layout) -> dict[str, object]:
-    """What the running or last lab of this machine wrote about itself; empty when there was none."""
+    """What the running or last lab of this machine wrote about itself; empty without one."""
     try:
         read: dict[str, object] = json.loads(where.state.read_text())
     except (OSError, ValueError):

@@ -6,12 +6,12 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """`lab.jsonl` (what happened) and `api.jsonl` (who called what). Any thread may write."""
 
     def __init__(self, directory: Path) -> None:
@@ -34,15 +34,7 @@ class Journal:
                 out.write(json.dumps(fields, default=str) + "\n")
                 out.flush()
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._events.close()
             self._calls.close()

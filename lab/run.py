@@ -1,7 +1,10 @@
-"""Run the machine's tools and turn their failures into errors that name the command and what it said."""
+"""Run the machine's tools and turn their failures into errors that name the command and what it
+said.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,8 +18,8 @@ def run(
 ) -> str:
     """Output of `argv`.
 
-    Raises `LabError` with the tool's own message when it fails (unless `check` is off) or takes longer than
-    `timeout` seconds. However this ends, nothing that `argv` started goes on.
+    Raises `LabError` with the tool's own message when it fails (unless `check` is off) or takes
+    longer than `timeout` seconds. However this ends, nothing that `argv` started goes on.
     """
     try:
         process = subprocess.Popen(
@@ -56,8 +59,6 @@ def tried(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 120
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

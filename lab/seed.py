@@ -1,7 +1,9 @@
-"""What a new host finds on its disk at first boot: cloud-init's NoCloud seed, and no identity of another host.
+"""What a new host finds on its disk at first boot: cloud-init's NoCloud seed, and no identity of
+another host.
 
-cloud-init's own EC2 source does not work in a container: it asks an IMDSv2 service for a token only where the
-machine's firmware says Amazon. So the same data the API holds is written where cloud-init looks first.
+cloud-init's own EC2 source does not work in a container: it asks an IMDSv2 service for a token only
+where the machine's firmware says Amazon. So the same data the API holds is written where cloud-init
+looks first.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Seed:
 def plant(seed: Seed, disk: Path) -> None:
     """Write the seed below `disk`, the writable layer of a host that has not booted from it yet.
 
-    The machine id is emptied too: systemd makes one at first boot, and an image made from a host carries the old one.
+    The machine id is emptied too: systemd makes one at first boot, and an image made from a host
+    carries the old one.
     """
     nocloud = disk / "var/lib/cloud/seed/nocloud"
     nocloud.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""The lab process: prepares the machine, serves the APIs, runs the hosts, and leaves nothing behind.
+"""The lab process: prepares the machine, serves the APIs, runs the hosts, and leaves nothing
+behind.
 
-Started by `lab.control`, inside a private mount namespace. Progress goes as JSON lines to the file descriptor named
-on the command line: `{"step": ..., "seconds": ...}`, then `{"ready": true}` or `{"error": ..., "exit_code": ...}`.
+Started by `lab.control`, inside a private mount namespace. Progress goes as JSON lines to the file
+descriptor named on the command line: `{"step": ..., "seconds": ...}`, then `{"ready": true}` or
+`{"error": ..., "exit_code": ...}`.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def lock(where: Layout) -> IO[str]:
     except BlockingIOError as error:
         other = preflight.owner(where)
         raise Unmet(
-            f"another lab runs on this machine (process {other.get('pid')}, from {other.get('repo')})",
+            f"another lab runs here (process {other.get('pid')}, from {other.get('repo')})",
             why="its addresses and bridges are machine-wide; nothing was changed",
             next_command=f"cd {other.get('repo')} && fab lab.down",
         ) from error
@@ -66,7 +68,9 @@ def lock(where: Layout) -> IO[str]:
 
 
 def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
-    """Clean up, make the network, have the base image; returns podman, the base image's id, whether it is new."""
+    """Clean up, make the network, have the base image; returns podman, the base image's id, whether
+    it is new.
+    """
     namespace.enter()
     found = leftovers.remove(where)
     if found:
@@ -96,8 +100,7 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
 def serve(where: Layout, progress: Progress, stop: threading.Event, ready: threading.Event) -> None:
     """Run the lab until `stop` is set."""
     with ExitStack() as stack:
-        held = stack.enter_context(lock(where))
-        assert not held.closed
+        stack.enter_context(lock(where))
         stack.callback(_cleaned, where)
         podman, image_id, new = prepare(where, progress)
         from lab.lab import Lab  # noqa: PLC0415  see prepare
@@ -123,14 +126,14 @@ def _cleaned(where: Layout) -> None:
     leftovers.remove(where)
 
 
-class Interrupted(LabError):
+class Interrupted(LabError):  # noqa: N818  not the lab's error
     """Told to end before the lab was up."""
 
     exit_code = 99
 
 
 def _on_signals(stop: threading.Event, ready: threading.Event) -> None:
-    def handler(signum: int, frame: object) -> None:
+    def handler(_: int, __: object) -> None:
         first = not stop.is_set()
         stop.set()
         if first and not ready.is_set():

@@ -1,4 +1,6 @@
-"""The API as one WSGI application: moto's services, the lab's own control paths, and a record of every call."""
+"""The API as one WSGI application: moto's services, the lab's own control paths, and a record of
+every call.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ from lab.outage import gate
 Respond = Callable[..., Any]
 _READS = re.compile(r"(Describe|Get|List|Head|BatchGet|Query|Scan|Search|Lookup|Assume|Simulate)")
 _CREDENTIAL = re.compile(r"Credential=([^/,\s]+)/[^/]+/([^/]+)/([^/]+)/")
-# These act on one another's state inside moto (Auto Scaling launches instances), so they take turns together.
-_TOGETHER = {
-    service: "ec2" for service in ("ec2", "autoscaling", "iam", "sts", "elasticloadbalancing")
-}
+# These act on one another's state inside moto (Auto Scaling launches instances), so they take turns
+# together.
+_TOGETHER = dict.fromkeys(("ec2", "autoscaling", "iam", "sts", "elasticloadbalancing"), "ec2")
 
 
 class Calls:
     """One lock for each family of services.
 
-    moto keeps its state in plain dictionaries and takes requests in threads: without taking turns, two conditional
-    writes to one DynamoDB item can both succeed, and a lease would have two holders.
+    moto keeps its state in plain dictionaries and takes requests in threads: without taking turns,
+    two conditional writes to one DynamoDB item can both succeed, and a lease would have two
+    holders.
     """
 
     def __init__(self) -> None:
@@ -66,8 +68,8 @@ def _action(environ: Mapping[str, Any], body: bytes) -> str:
 class Api:
     """WSGI: dispatches to moto or to the control paths.
 
-    `changed()` is called after every action that may have changed EC2's state, before the answer goes out: what an
-    answer says is already true on the network.
+    `changed()` is called after every action that may have changed EC2's state, before the answer
+    goes out: what an answer says is already true on the network.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Api:
         status: list[int] = []
 
         def started(line: str, headers: Any, exc_info: Any = None) -> Any:
-            status.append(int(line.split()[0]))
+            status.append(int(line.split(maxsplit=1)[0]))
             return (
                 start_response(line, headers, exc_info)
                 if exc_info
