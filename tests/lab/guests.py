@@ -53,7 +53,10 @@ class RefusedError(AssertionError):
 
 
 def control(verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One of the lab's own control paths: GET without a body, POST with one. Raises RefusedError."""
+    """One of the lab's own control paths: GET without a body, POST with one.
+
+    Raises RefusedError.
+    """
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(f"{ENDPOINT}/_lab/{verb}", data=data, timeout=300) as answer:

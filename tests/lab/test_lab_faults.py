@@ -159,7 +159,7 @@ def test_a_killed_process_is_really_killed_and_its_unit_is_started_again(trio: T
 
 def test_a_frozen_process_is_stopped_alone(trio: Trio) -> None:
     unit(trio.two, "statue")
-    trio.strike("freeze-process", trio.two.id, pattern=r"^sleep 86400")
+    trio.strike("freeze-process", trio.two.id, pattern=r"sleep 86400$")
     pid = trio.two.says("systemctl", "show", "-P", "MainPID", "statue")
     until(lambda: "T (" in trio.two.says("grep", "State", f"/proc/{pid}/status"), 2, "it stops")
     assert trio.three.reaches(trio.two, PORT)
