@@ -1,0 +1,74 @@
+"""What a cluster looks like, as one object: for a board, for programs, for people at night."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.record import Records
+from flotilla.rules.mysql import (
+    Refusal,
+    follower_objection,
+    primary_objection,
+    repair,
+)
+from flotilla.rules.mysql_topology import Member, Record, Topology
+
+
+def status(cluster: Cluster, records: Records) -> dict[str, Any]:
+    """``term``, ``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``.
+
+    JSON types only. Raises Unreachable when the record cannot be read.
+    """
+    record = records.read()
+    topology = cluster.look(record)
+    decision = repair(topology, record)
+    primary = topology.by_instance(record.instance_id) if record else None
+    if isinstance(decision, Refusal):
+        problems, after = [f"{decision.what}: {decision.why}"], decision.next
+    else:
+        problems = [f"{step.member}: {step.why}" for step in decision.steps] + list(decision.notes)
+        after = "fab mysql.ensure" if decision.steps else ""
+    return {
+        "term": record.term if record else None,
+        "primary": primary.name if primary else None,
+        "members": [
+            *(_member(member, topology, primary, record) for member in topology.members),
+            *({"name": n, "role": "silent", "why": why} for n, why in topology.silent.items()),
+        ],
+        "problems": problems,
+        "next": after,
+    }
+
+
+def _member(
+    member: Member, topology: Topology, primary: Member | None, record: Record | None
+) -> dict[str, Any]:
+    replication, semi_sync = member.replication, member.semi_sync
+    is_primary = primary is not None and member.name == primary.name
+    if primary is None or record is None:
+        objection: str | None = "there is no primary"
+    elif is_primary:
+        objection = primary_objection(member, record)
+    else:
+        objection = follower_objection(member, primary)
+    return {
+        "name": member.name,
+        "role": "primary" if is_primary else "replica",
+        "why": objection or "",
+        "instance_id": member.instance_id,
+        "address": member.address,
+        "uuid": member.uuid,
+        "version": ".".join(map(str, member.version)),
+        "writable": member.is_writable,
+        "term": member.term,
+        "source": replication.host if replication else None,
+        "stream": replication.io if replication else None,
+        "applier": replication.applier if replication else None,
+        "lag_seconds": replication.lag_seconds if replication else None,
+        "semi_sync": "source" if semi_sync.source else "replica" if semi_sync.replica else "off",
+        "acknowledging_replicas": semi_sync.clients if semi_sync.source else None,
+        "executed": member.executed,
+        "surplus": topology.surplus.get((member.name, primary.name), "") if primary else "",
+        "faults": list(member.faults),
+    }
