@@ -223,7 +223,7 @@ def test_a_fault_that_does_not_exist_is_answered_with_those_that_do(trio: Trio) 
 def unit(guest: Guest, name: str, *command: str) -> None:
     """A service of this name that does nothing, with an entry systemd can start again."""
     run = " ".join(f"'{part}'" for part in command or ("sleep", "86400"))
-    text = f"[Service]\\nExecStart=/usr/bin/env {run}\\n"
+    text = f"[Service]\\nType=exec\\nExecStart=/usr/bin/env {run}\\n"
     guest.says("sh", "-c", f'printf "{text}" > /etc/systemd/system/{name}.service')
     guest.says("systemctl", "daemon-reload")
     guest.says("systemctl", "start", name)
