@@ -68,7 +68,7 @@ def apply(instance_id: str, netns: str, rules: str, *, timeout_seconds: float = 
     Raises LabError with the kernel's words; the table from before is then still in force.
     """
     done = subprocess.run(
-        ["ip", "netns", "exec", netns, "nft", "-f", "-"],
+        ["nsenter", f"--net=/run/netns/{netns}", "nft", "-f", "-"],
         input=rules,
         capture_output=True,
         text=True,
