@@ -152,4 +152,5 @@ def _join(channel: paramiko.Channel, target: socket.socket) -> None:
 
     threading.Thread(target=outwards, daemon=True).start()
     _copy(partial(target.recv, CHUNK), channel.sendall)
-    channel.close()
+    with contextlib.suppress(OSError, EOFError):
+        channel.close()
