@@ -17,6 +17,8 @@ from lab.errors import LabError
 from lab.layout import layout
 
 _T = TypeVar("_T")
+# Filling a disk copies what is in the directory first.
+_SLOWEST_SECONDS = 300.0
 _JSON = {"json": "print one JSON object on stdout and nothing else"}
 
 
@@ -82,6 +84,7 @@ def _board(answer: Mapping[str, Any]) -> str:
         for row in [list(columns), *rows]
     ]
     lines += [f"{image['id']}  {image['state']}  {image['name']}" for image in answer["images"]]
+    lines += [f"fault: {_fault_line(fault)}" for fault in answer["faults"]]
     return "\n".join(lines)
 
 
@@ -106,29 +109,47 @@ def console(_: Context, host: str) -> None:
 
 @task(
     positional=["host", "kind"],
+    iterable=["option"],
     help={
-        "host": "tag Name, instance id or zone",
+        "host": "tag Name or instance id; a zone for kind `zone`, api for slow-api and api-outage",
         "kind": "what goes wrong; an unknown kind lists them",
-        "args": 'JSON object with what the kind needs, for example \'{"process": "mysqld"}\'',
+        "option": "what the kind takes, NAME=VALUE, again for each; an unknown name lists them",
         **_JSON,
     },
 )
-def fault(_: Context, host: str, kind: str, args: str = "{}", json: bool = False) -> None:
-    """Break something on purpose, until lab.heal or lab.down. Exit 1 for a kind or target there is
-    not.
+def fault(_: Context, host: str, kind: str, option: list[str], json: bool = False) -> None:
+    """Break something on purpose, until lab.heal or lab.down.
+
+    For example: fab lab.fault mysql-1 kill-process --option unit=mysql; fab lab.fault app-2 cut
+    --option from=redis-1,redis-2; fab lab.fault eu-central-1a zone; fab lab.fault api slow-api
+    --option action=StopInstances --option seconds=30. Exit 5 for a kind, target or option that
+    there is not; nothing was changed then.
     """
-    try:
-        given = jsonlib.loads(args)
-    except ValueError as error:
-        raise Exit(f"--args is not JSON: {error}. Nothing was changed.", code=5) from error
-    answer = _tried(lambda: control.ask("fault", {"target": host, "kind": kind, "args": given}))
-    _show(answer, json=json, text=jsonlib.dumps(answer, indent=2))
+    wrong = [given for given in option if "=" not in given]
+    if wrong:
+        raise Exit(f"--option {wrong[0]}: write NAME=VALUE. Nothing was changed.", code=5)
+    args = dict(given.split("=", 1) for given in option)
+    body = {"target": host, "kind": kind, "args": args}
+    answer = _tried(lambda: control.ask("fault", body, timeout=_SLOWEST_SECONDS))
+    _show(answer, json=json, text=f"{_fault_line(answer)}\nundo: fab lab.heal")
 
 
 @task(
-    optional=["host"], help={"host": "only this host's faults (tag Name or instance id)", **_JSON}
+    optional=["host"],
+    help={"host": "only the faults of this host (tag Name or instance id), zone or api", **_JSON},
 )
 def heal(_: Context, host: str | None = None, json: bool = False) -> None:
-    """Undo every fault that is in force."""
-    answer = _tried(lambda: control.ask("heal", {"target": host}))
-    _show(answer, json=json, text=jsonlib.dumps(answer, indent=2))
+    """Undo every fault that is in force. Exit 2 when one could not be undone; it stays listed."""
+    answer = _tried(lambda: control.ask("heal", {"target": host}, timeout=_SLOWEST_SECONDS))
+    lines = [f"healed: {_fault_line(fault)}" for fault in answer["healed"]]
+    lines += [f"failed: {_fault_line(fault)}: {fault['error']}" for fault in answer["failed"]]
+    _show(answer, json=json, text="\n".join(lines) or "there was nothing to heal")
+    if answer["failed"]:
+        raise Exit(code=2)
+
+
+def _fault_line(fault: Mapping[str, Any]) -> str:
+    if "kind" not in fault:  # thaw answers with what it healed
+        return f"thawed {', '.join(healed['host'] for healed in fault['healed']) or 'nothing'}"
+    args = " ".join(f"{name}={value}" for name, value in fault["args"].items())
+    return " ".join(filter(None, [fault["host"], fault["kind"], args]))

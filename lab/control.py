@@ -41,7 +41,10 @@ def ask(
             return read
     except urllib.error.HTTPError as error:
         said = json.loads(error.read() or b"{}").get("error", str(error))
-        raise LabError(f"the lab refused {verb}: {said}") from error
+        wrong = error.code == 400
+        refused = LabError(f"the lab refused {verb}: {said}", why="nothing was changed" * wrong)
+        refused.exit_code = 5 if wrong else 1
+        raise refused from error
     except OSError as error:
         raise NotUp(f"no lab answers at {ENDPOINT} ({error})", next_command="fab lab.up") from error
 

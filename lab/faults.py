@@ -172,7 +172,7 @@ def _host(context: Context, target: str) -> tuple[str, str]:
     if found:
         ids = ", ".join(instance_id for instance_id, _ in found)
         raise ValueError(f"{len(found)} hosts are named {target!r}; say which: {ids}")
-    known = ", ".join(sorted(names.values())) or "none runs"
+    known = ", ".join(sorted(set(names.values()))) or "none runs"
     raise ValueError(f"there is no host {target!r}; hosts: {known}")
 
 
