@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from flotilla import config
 from flotilla.errors import FlotillaError
-from flotilla.provision import destroy, parts, ready
+from flotilla.provision import destroy, operate, parts
 from flotilla.provision.change import Change
 from flotilla.provision.world import World
 
@@ -60,14 +60,15 @@ class ActionModule(ActionBase):
             state = {"present": "planned", "absent": "leaving", "ready": "skipped"}.get(
                 state, state
             )
+        quiet = {"confirmed": lambda _plan: None, "said": self._display.vv}
         if state == "present":
-            return parts.converge(world, shrink=shrink)
+            return list(operate.provision(world.settings, shrink=shrink, **quiet).changes)
         if state == "absent":
-            return destroy.carry_out(world, data=data)
+            return list(operate.take_away(world.settings, data=data, **quiet).changes)
         if state == "planned":
-            return [c for part in parts.plan(world, shrink=shrink).values() for c in part]
+            return parts.plan(world, shrink=shrink)
         if state == "leaving":
             return destroy.plan(world, data=data)
         if state == "ready":
-            ready.await_ssh(world)
+            operate.await_hosts(world.settings, said=self._display.vv)
         return []

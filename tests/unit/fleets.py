@@ -53,7 +53,7 @@ def register_images(
 
 def planned(world: World, **options: Any) -> list[str]:
     """The plan in words."""
-    return [str(c) for part in parts.plan(world, **options).values() for c in part]
+    return [str(change) for change in parts.plan(world, **options)]
 
 
 def secret_values(world: World) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 from fleets import Make, maker, planned, register_images, secret_values
 from moto import mock_aws
 
+from flotilla.aws.lease import Held
 from flotilla.errors import Refused
-from flotilla.provision import destroy, parts
+from flotilla.lock import Lock
+from flotilla.provision import destroy, operate, parts
+from flotilla.provision.world import World
 
 
 @pytest.fixture
@@ -22,17 +26,25 @@ def fleet(tmp_path: Path) -> Iterator[Make]:
         yield make
 
 
+def gone(world: World, *, data: bool) -> list[str]:
+    """Destroy without being asked; what went, in words."""
+    outcome = operate.take_away(
+        world.settings, data=data, confirmed=lambda _plan: None, said=lambda _line: None
+    )
+    return [str(change) for change in outcome.changes]
+
+
 def test_destroy_leaves_nothing_but_the_data(fleet):
     parts.converge(fleet())
     world = fleet()
-    destroy.carry_out(world, data=False)
+    gone(world, data=False)
     assert destroy.plan(world, data=False) == []
     assert destroy.kept(world) == [
         f"flotilla-lab-{name}" for name in ("artifacts", "backups", "audit")
     ]
     assert len(secret_values(world)) == 9
     assert world.ec2.describe_addresses()["Addresses"] == []
-    assert destroy.carry_out(world, data=False) == []
+    assert gone(world, data=False) == []
 
 
 def test_destroy_with_the_data_empties_every_version(fleet):
@@ -40,7 +52,7 @@ def test_destroy_with_the_data_empties_every_version(fleet):
     world = fleet()
     for body in (b"old", b"new"):
         world.client("s3").put_object(Bucket="flotilla-lab-audit", Key="log", Body=body)
-    destroy.carry_out(world, data=True)
+    gone(world, data=True)
     assert world.client("s3").list_buckets()["Buckets"] == []
     assert secret_values(world) == {}
 
@@ -50,14 +62,14 @@ def test_destroy_leaves_another_fleet_alone(fleet):
     register_images(other)
     parts.converge(other)
     parts.converge(fleet())
-    destroy.carry_out(fleet(), data=True)
+    gone(fleet(), data=True)
     assert planned(fleet(name="other")) == []
 
 
 def test_a_fleet_comes_back_after_destroy_with_its_old_secrets(fleet):
     parts.converge(fleet())
     before = secret_values(fleet())
-    destroy.carry_out(fleet(), data=False)
+    gone(fleet(), data=False)
     parts.converge(fleet())
     assert planned(fleet()) == []
     assert secret_values(fleet()) == before
@@ -80,3 +92,52 @@ def test_another_network_for_a_vpc_that_exists_is_refused(fleet):
     parts.converge(fleet())
     with pytest.raises(Refused, match=r"10\.77\.0\.0/16.*10\.99\.0\.0/16"):
         parts.plan(fleet(vpc_cidr="10.99.0.0/16"))
+
+
+def test_a_no_to_the_plan_changes_nothing(fleet):
+    def no(_plan):
+        raise Refused("not confirmed")
+
+    world = fleet()
+    options = {"confirmed": no, "said": lambda _line: None}
+    with pytest.raises(Refused):
+        operate.provision(world.settings, **options)
+    assert world.ec2.describe_vpcs(Filters=world.mine())["Vpcs"] == []
+    parts.converge(fleet())
+    with pytest.raises(Refused):
+        operate.take_away(world.settings, data=True, **options)
+    assert planned(fleet()) == []
+
+
+def test_more_than_was_agreed_to_is_refused(fleet):
+    parts.converge(fleet())
+    world = fleet()
+    secret = "/flotilla/lab/app/secret_key"
+    world.client("ssm").delete_parameter(Name=secret)
+
+    def reads_slowly(plan):
+        assert [change.name for change in plan] == [secret]
+        world.client("s3").delete_public_access_block(Bucket="flotilla-lab-audit")
+
+    with pytest.raises(Refused, match="also: change bucket flotilla-lab-audit"):
+        operate.provision(world.settings, confirmed=reads_slowly, said=lambda _line: None)
+    assert secret not in secret_values(world)
+
+
+def test_a_deploy_under_way_keeps_the_fleet_as_it_is(fleet):
+    parts.converge(fleet())
+    settings = fleet(app=4).settings
+    with Lock(settings, "deploy", reason="deploy v2"), pytest.raises(Held, match="deploy"):
+        operate.provision(settings, confirmed=lambda _plan: None, said=lambda _line: None)
+    assert planned(fleet()) == []
+
+
+def test_who_did_what_is_kept_in_the_audit_bucket(fleet):
+    settings = fleet().settings
+    operate.provision(settings, confirmed=lambda _plan: None, said=lambda _line: None)
+    s3 = fleet().client("s3")
+    (key,) = [one["Key"] for one in s3.list_objects_v2(Bucket="flotilla-lab-audit")["Contents"]]
+    line = json.loads(s3.get_object(Bucket="flotilla-lab-audit", Key=key)["Body"].read())
+    assert (line["command"], line["result"]) == ("fleet.provision", "done")
+    assert "create instance mysql-1 (in eu-central-1a)" in line["changes"]
+    assert not any(value in json.dumps(line) for value in secret_values(fleet()).values())

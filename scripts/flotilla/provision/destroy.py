@@ -20,6 +20,7 @@ from flotilla.provision.world import World, tag
 from flotilla.provision.world import data as read_data
 from flotilla.settings import ROLES
 
+LOCKS = "locks"
 Step = Callable[[World], list[Change]]
 
 GONE_SECONDS = 600  # a NAT gateway takes minutes to let go of its address
@@ -29,24 +30,33 @@ IN_USE = ("DependencyViolation", "InvalidIPAddress.InUse", "AuthFailure", "Delet
 
 def plan(world: World, *, data: bool) -> list[Change]:
     """Everything that would go, in the order it would go. Reads only."""
+    stages: list[list[Step]] = [*_stages(data=data), [lock_table]]
     with described(world.settings, "list what belongs to the fleet"):
-        return [change for stage in _stages(data=data) for step in stage for change in step(world)]
+        return [change for stage in stages for step in stage for change in step(world)]
 
 
 def carry_out(world: World, *, data: bool) -> list[Change]:
-    """Delete it, and look again; what was deleted.
-
-    Raises FlotillaError where something is still there afterwards.
-    """
+    """Delete all of it but the table of locks, which holds our own; what was deleted."""
     done: list[Change] = []
     for stage in _stages(data=data):
         with described(world.settings, "delete what belongs to the fleet"):
             changes = [change for step in stage for change in step(world)]
             act_on([changes])
             done += changes
+    return done
+
+
+def finish(world: World, *, data: bool) -> list[Change]:
+    """Delete the table of locks, and look again; what was deleted.
+
+    Raises FlotillaError where something is still there afterwards.
+    """
+    with described(world.settings, "delete the table of locks"):
+        last = lock_table(world)
+        act_on([last])
     if left := [str(change) for change in plan(world, data=data)]:
         raise FlotillaError(f"still there: {'; '.join(left)}", next="fab fleet.destroy")
-    return done
+    return last
 
 
 def kept(world: World) -> list[str]:
@@ -59,7 +69,7 @@ def kept(world: World) -> list[str]:
 
 
 def _stages(*, data: bool) -> list[list[Step]]:
-    """What may go at the same time, in order. The table of locks goes last: it holds our own."""
+    """What may go at the same time, in order."""
     stages: list[list[Step]] = [
         [_groups],
         [_instances],
@@ -331,12 +341,20 @@ def _vpcs(world: World) -> list[Change]:
 
 
 def _tables(world: World) -> list[Change]:
-    names = [world.settings.name_of(table["name"]) for table in read_data("storage.yml")["tables"]]
-    return [
-        Change("delete", "table", name, partial(_delete_dynamodb, world, name))
-        for name in names
-        if storage.table_exists(world, name)
-    ]
+    names = [table["name"] for table in read_data("storage.yml")["tables"]]
+    return [change for name in names if name != LOCKS for change in _table(world, name)]
+
+
+def lock_table(world: World) -> list[Change]:
+    """The table of locks, when there is one."""
+    return _table(world, LOCKS)
+
+
+def _table(world: World, suffix: str) -> list[Change]:
+    name = world.settings.name_of(suffix)
+    if not storage.table_exists(world, name):
+        return []
+    return [Change("delete", "table", name, partial(_delete_dynamodb, world, name))]
 
 
 def _delete_dynamodb(world: World, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from flotilla.aws.errors import described
@@ -22,36 +23,36 @@ PARTS: dict[str, Look] = {
 }
 
 
-def plan(world: World, *, shrink: Sequence[str] = ()) -> dict[str, list[Change]]:
-    """Every difference between fleet.yml and AWS, by part. Reads only.
+def plan(world: World, *, shrink: Sequence[str] = ()) -> list[Change]:
+    """Every difference between fleet.yml and AWS, in the order they would go. Reads only.
 
     ``shrink`` names the stateful roles that may lose hosts. Raises Refused where fleet.yml asks for
     what must not or cannot be done.
     """
     with described(world.settings, "compare the fleet with AWS"):
-        return {
-            part: [change for stage in stages(world, shrink) for change in stage]
-            for part, stages in PARTS.items()
-        }
+        return [
+            change for look in PARTS.values() for stage in look(world, shrink) for change in stage
+        ]
 
 
 def converge(
     world: World,
     *,
     shrink: Sequence[str] = (),
-    began: Callable[[str, Sequence[Change]], None] = lambda _part, _changes: None,
+    told: Callable[[str, int, float], None] = lambda _part, _changes, _seconds: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[Change]:
     """Remove every difference, part by part, and look at each part again; what was changed.
 
-    ``began`` hears of each part and its changes before they are made. Raises FlotillaError where a
-    difference is still there afterwards; the parts after it are then untouched.
+    ``told`` hears of each part that is done: its name, how many changes, how many seconds. Raises
+    FlotillaError where a difference is still there afterwards; later parts are then untouched.
     """
     done: list[Change] = []
     for part, look in PARTS.items():
+        start = clock()
         with described(world.settings, f"make the {part} of the fleet"):
             stages = look(world, shrink)
             changes = [change for stage in stages for change in stage]
-            began(part, changes)
             carry_out(stages)
             left = [str(c) for stage in look(world, shrink) for c in stage] if changes else []
         if left:
@@ -60,4 +61,5 @@ def converge(
                 next="fab fleet.provision",
             )
         done += changes
+        told(part, len(changes), clock() - start)
     return done
