@@ -192,8 +192,22 @@ def switch(host: Host, version: str) -> dict[str, Any]:
     fresh.symlink_to(host.releases / version)
     fresh.rename(host.current)
     systemctl("reset-failed", UNIT, check=False)
-    systemctl("start", UNIT)
+    start()
     return {"previous": previous, "current": host.version()}
+
+
+def start() -> None:
+    """Start the service. Raises NotDoneError with the last lines of its journal."""
+    try:
+        systemctl("start", UNIT)
+    except NotDoneError as error:
+        lines = subprocess.run(
+            ["journalctl", "-u", UNIT, "-n", "5", "-o", "cat", "--no-pager"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        raise NotDoneError(f"{error}; journal: {lines}") from None
 
 
 def retire(host: Host) -> dict[str, Any]:
@@ -345,7 +359,8 @@ def main(argv: list[str] | None = None, root: Path = Path("/")) -> int:
     try:
         result = perform(Host(root), arguments(argv))
     except NotDoneError as error:
-        sys.stderr.write(f"app-release: {error}\n")
+        # One line, whatever a tool said: whoever calls us over SSH shows the last one.
+        sys.stderr.write(f"app-release: {' '.join(str(error).split())}\n")
         return 1
     sys.stdout.write(json.dumps(result) + "\n")
     return 0

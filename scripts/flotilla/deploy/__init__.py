@@ -1,12 +1,13 @@
 """Rolling deploys: a release gets onto every host and clients do not notice.
 
-``survey`` looks, ``prepare`` makes a plan or refuses, ``run`` carries it out, ``history`` tells
-what was done. The decisions are in ``flotilla.rules.deploy`` and ``flotilla.rules.rotation``.
+``planned`` looks and makes a plan or refuses, ``deploy`` carries it out, ``history`` tells what was
+done. The decisions are in ``flotilla.rules.deploy`` and ``flotilla.rules.rotation``.
 """
 
 from __future__ import annotations
 
 from flotilla.deploy.journal import Journal, history
+from flotilla.deploy.operate import deploy, described, limits, planned
 from flotilla.deploy.roll import Limits, Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import Survey, connect, prepare
@@ -22,7 +23,11 @@ __all__ = [
     "Survey",
     "World",
     "connect",
+    "deploy",
+    "described",
     "history",
+    "limits",
+    "planned",
     "prepare",
     "run",
 ]

@@ -30,7 +30,7 @@ class Outcome:
     """How a deploy ended, and what the load balancers counted meanwhile.
 
     ``failed`` are answers 5xx and answers broken off; ``left`` names hosts that are neither on the
-    new release nor back on the old one.
+    new release nor back on the old one; ``first``: no host had a release, so nobody was served.
     """
 
     id: str
@@ -44,6 +44,8 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    first: bool = False
+    probe: dict[str, Any] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -75,7 +77,7 @@ class Outcome:
                 untouched="Every host runs again what it ran before",
                 next="fab fleet.logs, and mend the release",
             )
-        if self.failed:
+        if self.failed and not self.first:
             raise FlotillaError(
                 f"{self.version} is deployed, but {self.failed} of {self.served} requests failed",
                 next="fab fleet.logs",
@@ -220,6 +222,7 @@ def run(
         done=plan.hosts if result == "done" else [],
         skipped=dict(plan.skipped),
         reason=reason,
+        first=bool(plan.hosts) and not any([*plan.previous.values(), *plan.skipped]),
         left=left,
         steps=steps,
     )

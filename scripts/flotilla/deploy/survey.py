@@ -30,6 +30,11 @@ class Survey:
     hosts: tuple[rules.Host, ...]
     balancers: Mapping[str, Mapping[str, Server]]
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether any host answers clients."""
+        return any(host.is_serving for host in self.hosts)
+
 
 @contextmanager
 def connect(settings: Settings) -> Iterator[tuple[World, Mapping[str, str]]]:

@@ -1,0 +1,56 @@
+"""What every task needs: talk on stderr, data on stdout, a question before harm, exit codes."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from invoke.exceptions import Exit
+
+from flotilla.errors import INTERRUPTED, FlotillaError, Refused
+
+_T = TypeVar("_T")
+JSON = {"json": "print one JSON object on stdout and nothing else"}
+YES = {"yes": "do it without asking; with no terminal and no --yes, only print the plan"}
+
+
+def said(text: str) -> None:
+    """A line for the operator, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def show(data: Mapping[str, Any] | list[Any], *, json: bool, text: str) -> None:
+    """The result, on stdout."""
+    sys.stdout.write((jsonlib.dumps(data) if json else text) + "\n")
+
+
+def attempt(act: Callable[[], _T], *, json: bool = False) -> _T:
+    """Run ``act``; an error we foresaw becomes its message, its JSON and its exit code."""
+    try:
+        return act()
+    except FlotillaError as error:
+        if json:
+            show({"error": error.as_dict()}, json=True, text="")
+        raise Exit(str(error), code=error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise Exit("Interrupted.", code=INTERRUPTED) from error
+
+
+def confirm(plan: str, *, yes: bool, again: str) -> None:
+    """Print the plan and ask. Raises Refused unless the answer, or ``--yes``, is yes."""
+    said(plan)
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Refused(
+            "this was the plan; there is no terminal to ask on",
+            untouched="Nothing was changed",
+            next=f"{again} --yes",
+        )
+    sys.stderr.write("Do it? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise Refused("not confirmed", untouched="Nothing was changed", next=again)

@@ -1,0 +1,135 @@
+"""A deploy as an operator starts it: look, plan, ask, lock, watch as a client, act, tell."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from flotilla.aws import edge
+from flotilla.deploy.journal import Journal
+from flotilla.deploy.roll import Limits, Roll, Step
+from flotilla.deploy.run import Outcome, run
+from flotilla.deploy.survey import connect, look, prepare
+from flotilla.lock import Lock, holder
+from flotilla.rules.deploy import Options, Plan
+from flotilla.settings import Settings
+from flotilla.traffic import Background
+
+# One request in 50 ms: an interruption of a second costs the probe 20 requests.
+PROBE_RATE = 20
+# Seconds one host takes besides its own start: drain, three idle reads, switch, two checks at each
+# load balancer, return. Measured in the lab; requests that last longer add to it.
+HOST_SECONDS = 6.0
+
+
+def planned(settings: Settings, version: str, options: Options) -> Plan:
+    """The plan as things are now. Raises what ``prepare`` raises."""
+    with connect(settings) as (world, zones):
+        return prepare(settings, look(world, zones), version, options)[0]
+
+
+def described(plan: Plan, boot_seconds: float = 0) -> str:
+    """The plan for people."""
+    lines = [f"Deploy {plan.version}:"]
+    for number, batch in enumerate(plan.batches, 1):
+        moves = ", ".join(f"{host} ({plan.previous[host] or 'empty'})" for host in batch)
+        lines.append(f"  batch {number}{' (canary)' if number == 1 else ''}: {moves}")
+    lines += [f"  left alone: {host}, {why}" for host, why in plan.skipped.items()]
+    if not plan.batches:
+        lines.append("  nothing to do")
+    else:
+        seconds = len(plan.batches) * (HOST_SECONDS + boot_seconds)
+        lines.append(f"  about {seconds:.0f} s; a failure brings every host back")
+    return "\n".join(lines)
+
+
+def deploy(
+    settings: Settings,
+    version: str,
+    options: Options,
+    *,
+    confirmed: Callable[[Plan], None],
+    said: Callable[[Step], None],
+    take_over: bool = False,
+) -> Outcome:
+    """Deploy; the outcome says what clients saw, a probe of our own among them.
+
+    ``confirmed`` is given the plan and raises to stop. Raises Refused or BadOption with nothing
+    changed, HostFailed when staging or the migration failed; ``raise_failure`` tells the rest.
+    """
+    with connect(settings) as (world, zones):
+        plan, _ = prepare(settings, look(world, zones), version, options)
+        confirmed(plan)
+        with (
+            Lock(settings, "deploy", reason=f"deploy {version}", take_over=take_over) as lock,
+            _interruption() as stopping,
+        ):
+            # Somebody may have deployed while the operator was reading the plan.
+            survey = look(world, zones)
+            again, release = prepare(settings, survey, version, options)
+            if again != plan:
+                confirmed(again)
+            journal = Journal.begin(settings, version)
+            journal.write("begin", version=version, by=holder(), plan=again.as_dict())
+            with _watched(settings, enabled=bool(again.hosts) and survey.is_serving) as seen:
+                outcome = run(
+                    world,
+                    again,
+                    release,
+                    journal,
+                    roll=lambda note: Roll(world, limits(settings), said=note, guard=lock.check),
+                    said=said,
+                    stopping=stopping,
+                )
+    return _with_probe(outcome, seen)
+
+
+def limits(settings: Settings) -> Limits:
+    """Time limits, with the application's own."""
+    return Limits(boot=float(settings.application.boot_seconds))
+
+
+def _with_probe(outcome: Outcome, seen: dict[str, Any]) -> Outcome:
+    """Add the probe's view: its connections that failed are requests no load balancer counted."""
+    outcome.probe = seen
+    outcome.failed += sum(n for why, n in seen.get("failures", {}).items() if "status" not in why)
+    return outcome
+
+
+@contextmanager
+def _watched(settings: Settings, *, enabled: bool) -> Iterator[dict[str, Any]]:
+    """A client of the edge address for as long as the block runs; its report is filled in after."""
+    seen: dict[str, Any] = {}
+    if not enabled:
+        yield seen
+        return
+    page = settings.application.health_path
+    arguments = ("--url", edge.url(settings), "--rate", str(PROBE_RATE), "--page", page)
+    with Background(*arguments, "--mix", "keep-alive=1,close=1") as traffic:
+        yield seen
+        report = traffic.stop()
+        seen |= {key: report[key] for key in ("served", "failed", "retried", "p50_ms", "p99_ms")}
+        seen |= {"failures": report["failures"], "gap_seconds": report["gap_seconds"]}
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], str]]:
+    """Ctrl-C ends the deploy after the batch under way and rolls back; a second one is Ctrl-C."""
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: ""
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: "interrupted by the operator" if asked.is_set() else ""
+    finally:
+        signal.signal(signal.SIGINT, before)
