@@ -42,7 +42,7 @@ def ask(
     except urllib.error.HTTPError as error:
         said = json.loads(error.read() or b"{}").get("error", str(error))
         wrong = error.code == 400
-        refused = LabError(f"the lab refused {verb}: {said}", why="nothing was changed" * wrong)
+        refused = LabError(f"the lab refused {verb}: {said}", why="Nothing was changed" * wrong)
         refused.exit_code = 5 if wrong else 1
         raise refused from error
     except OSError as error:
@@ -179,11 +179,18 @@ def _wait_ready(reader: int, where: Layout, tell: Tell) -> None:
 
 def _wait_gone(where: Layout, pid: int) -> None:
     deadline = time.monotonic() + _DOWN_SECONDS
-    while preflight.is_running(where):
+    while preflight.is_running(where) or _lives(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def log_files(where: Layout) -> list[Path]:

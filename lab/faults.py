@@ -142,11 +142,12 @@ def _undo(context: Context, fault: Fault) -> None:
 
 def _hosts(context: Context) -> dict[str, str]:
     """Name (tag, else instance id) by instance id, of every instance that has a host."""
-    with_host = [i for i in context.ec2().all_instances() if context.hosts.netns(i.id)]
     names = {}
-    for instance in with_host:
-        tags = {tag["key"]: tag["value"] for tag in instance.get_tags()}
-        names[instance.id] = tags.get("Name") or instance.id
+    with context.lock:
+        for instance in context.ec2().all_instances():
+            if context.hosts.netns(instance.id):
+                tags = {tag["key"]: tag["value"] for tag in instance.get_tags()}
+                names[instance.id] = tags.get("Name") or instance.id
     return names
 
 
@@ -196,11 +197,12 @@ def _settle(context: Context, changed: Iterable[Fault]) -> None:
     if not any(fault.kind in ("cut", "zone") for fault in changed):
         return
     struck = [_as_cut(fault) for fault in _active.values() if fault.kind in ("cut", "zone")]
-    nodes = [
-        cuts.Node(instance.id, instance.private_ip, instance.placement.zone)
-        for instance in context.ec2().all_instances()
-        if context.hosts.netns(instance.id)
-    ]
+    with context.lock:
+        nodes = [
+            cuts.Node(instance.id, instance.private_ip, instance.placement.zone)
+            for instance in context.ec2().all_instances()
+            if context.hosts.netns(instance.id)
+        ]
     for instance_id, text in cuts.tables(struck, nodes).items():
         _load(context, instance_id, text)
     if context not in _listening:
@@ -261,7 +263,8 @@ def _revive(context: Context, fault: Fault) -> None:
             return  # somebody started it again already
         time.sleep(0.05)  # its end has not been noticed yet
     if instance is not None and instance.state == "stopped":
-        context.ec2().start_instances([fault.target])
+        with context.lock:
+            context.ec2().start_instances([fault.target])
 
 
 def _freeze(context: Context, fault: Fault) -> dict[str, Any]:

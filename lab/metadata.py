@@ -70,7 +70,8 @@ class Metadata:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Answer one request (WSGI)."""
-        response = self._answer(Request(environ))
+        with self._context.lock:
+            response = self._answer(Request(environ))
         response.headers["Server"] = "EC2ws"
         return response(environ, start_response)
 

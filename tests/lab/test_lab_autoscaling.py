@@ -97,7 +97,7 @@ def test_a_host_that_loses_power_is_replaced_by_a_new_one(fleet: Fleet) -> None:
     try:
         fleet.settled(2, without=victim.id)
     finally:
-        control("heal", {})
+        control("heal", {"target": victim.id})
     assert victim.id not in fleet.members()
 
 
