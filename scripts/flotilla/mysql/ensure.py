@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from flotilla.aws import lease
 from flotilla.errors import HostFailed, Refused
+from flotilla.lock import Lock
 from flotilla.mysql import accounts, steps
 from flotilla.mysql.accounts import Account, Secrets
 from flotilla.mysql.cluster import Cluster
@@ -17,9 +16,8 @@ from flotilla.rules.mysql import Refusal, Repair, Step, Verb, repair
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
 
-LEASE_SECONDS = 120.0
-# Nothing is changed after this much of the lease: its end must never find us at work.
-LEASE_USED_SECONDS = LEASE_SECONDS * 2 / 3
+# The lock that whoever changes the cluster must hold.
+LOCK = "mysql"
 
 # Given a title, a context in which that step runs; what prints or records steps makes one.
 Progress = Callable[[str], AbstractContextManager[object]]
@@ -38,18 +36,9 @@ class Outcome:
 class Ensure:
     """One run on one cluster. ``plan`` only looks; ``apply`` changes."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        cluster: Cluster,
-        *,
-        holder: str,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster) -> None:
         self._settings = settings
         self._cluster = cluster
-        self._holder = holder
-        self._clock = clock
         self._records = Records(settings)
         self._known: Secrets = accounts.secrets(settings)
         self._accounts: tuple[Account, ...] = accounts.accounts(settings, self._known)
@@ -64,47 +53,26 @@ class Ensure:
 
     def apply(self, progress: Progress) -> Outcome:
         """Do what a fresh plan says, under the cluster's lease, and check that nothing is left."""
-        table = self._settings.name_of("locks")
-        held = lease.acquire(
-            self._settings,
-            table,
-            lease_key(),
-            holder=self._holder,
-            reason="fab mysql.ensure",
-            seconds=LEASE_SECONDS,
-            now=self._clock(),
-        )
-        try:
+        with Lock(self._settings, LOCK, reason="fab mysql.ensure") as lock:
             plan = self.plan()
             for step in plan.steps:
-                self._still_held(held)
+                lock.check()
                 with progress(f"{step.verb} {step.member}"):
-                    self._do(step, plan, held)
+                    self._do(step, plan, lock.term)
             left = self.plan()
-            if left.steps:
-                raise HostFailed(
-                    "after all steps there is still: "
-                    + "; ".join(f"{step.verb} {step.member} ({step.why})" for step in left.steps),
-                    next="fab mysql.status",
-                )
-            return Outcome(plan.term, plan.primary.name, plan.steps, left.notes)
-        finally:
-            lease.release(self._settings, table, held, now=self._clock())
-
-    def _still_held(self, held: lease.Lease) -> None:
-        if self._clock() > held.acquired_at + LEASE_USED_SECONDS:
+        if left.steps:
             raise HostFailed(
-                f"the lease is over {LEASE_USED_SECONDS:g} s old, so no further step was begun",
-                "its next holder must not find us at work",
-                "The steps reported so far are done",
-                "fab mysql.ensure",
+                "after all steps there is still: "
+                + "; ".join(f"{step.verb} {step.member} ({step.why})" for step in left.steps),
+                next="fab mysql.status",
             )
+        return Outcome(plan.term, plan.primary.name, plan.steps, left.notes)
 
-    def _do(self, step: Step, plan: Repair, held: lease.Lease) -> None:
+    def _do(self, step: Step, plan: Repair, fence: int) -> None:
         server = self._cluster.server(step.member)
         source = plan.primary.address
         actions: dict[Verb, Callable[[], None]] = {
-            Verb.RECORD: lambda: self._record(plan, held),
+            Verb.RECORD: lambda: self._record(plan, fence),
             Verb.SOURCE_OFF: lambda: steps.source_off(server),
             Verb.DETACH: lambda: steps.detach(server),
             Verb.BOOTSTRAP: lambda: self._bootstrap(step.member),
@@ -119,9 +87,9 @@ class Ensure:
         if step.verb in {Verb.FOLLOW, Verb.REPOINT, Verb.RESUME, Verb.ACKNOWLEDGE}:
             steps.await_following(server, plan.primary)
 
-    def _record(self, plan: Repair, held: lease.Lease) -> None:
+    def _record(self, plan: Repair, fence: int) -> None:
         record = Record(plan.term, plan.primary.instance_id, plan.primary.uuid)
-        self._records.write(record, fence=held.term)
+        self._records.write(record, fence=fence)
 
     def _bootstrap(self, name: str) -> None:
         # read_only stays on: root may write, applications may not.
@@ -144,11 +112,6 @@ class Ensure:
             for seat in self._cluster.seats.values():
                 if seat.name != name:
                     steps.renew_password(seat.server, self._known)
-
-
-def lease_key() -> str:
-    """The lease that whoever changes the MySQL cluster must hold."""
-    return "mysql"
 
 
 def refused(refusal: Refusal) -> Refused:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from flotilla import inventory
 from flotilla.errors import FlotillaError, Refused
-from flotilla.hosts.haproxy import Runtime
+from flotilla.hosts.haproxy import SOCKET
 from flotilla.hosts.ssh import Runner, prepare
 from flotilla.ledger import Ledger, order
 from flotilla.mysql import accounts
@@ -22,7 +19,7 @@ from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 
 WRITER = "mysql_writer"
-ANNOUNCE_SECONDS = 2.0
+ANNOUNCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +45,43 @@ class Session:
         wanted = order(self.settings, accounts.secrets(self.settings), writers=writers)
         return Ledger(chosen.name, lambda command: self.runner.stream(chosen, command), wanted)
 
-    def announcer(self) -> Callable[[str, str], None]:
-        """Something that tells every application host's HAProxy at once that writes have moved.
+    def announcer(self) -> Announcements:
+        """Something that tells every application host's HAProxy at once that writes have moved."""
+        return Announcements(self.runner, self.snapshot.by_role("app"))
 
-        It only comes before the health checks, which decide; a host that cannot be told finds out
-        by them. Connections are opened here, so that the telling itself is quick.
-        """
-        runtimes = [_runtime(self.runner, host) for host in self.snapshot.by_role("app")]
-        pool = ThreadPoolExecutor(max(1, len(runtimes)), "announce")
-        wait([pool.submit(_tried, r.servers, WRITER) for r in runtimes])
 
-        def tell(old: str, new: str) -> None:
-            words = (
-                f"set server {WRITER}/{new} health up",
-                f"set server {WRITER}/{old} health down",
-            )
-            told = [pool.submit(_tried, r.command, *words) for r in runtimes]
-            wait(told, timeout=ANNOUNCE_SECONDS)
+class Announcements:
+    """Word to HAProxy on the application hosts, ahead of its health checks, which decide.
 
-        return tell
+    Without it clients wait for two checks to miss. A host that cannot be told finds out by them.
+    Connections to the sockets are opened beforehand: the telling then takes one message.
+    """
+
+    def __init__(self, runner: Runner, hosts: Iterable[Host]) -> None:
+        self._runner = runner
+        self._hosts = list(hosts)
+        self._channels: list[Any] = []
+
+    def arm(self) -> None:
+        """Open the sockets. HAProxy closes them again after 10 s of silence."""
+        with ThreadPoolExecutor(max(1, len(self._hosts))) as pool:
+            wait([pool.submit(_tried, self._open, host) for host in self._hosts])
+
+    def tell(self, old: str, new: str) -> None:
+        """Send writes to ``new`` and cut the sessions on ``old``."""
+        words = f"set server {WRITER}/{new} health up; set server {WRITER}/{old} health down\n"
+        for channel in self._channels:
+            with suppress(OSError):
+                channel.sendall(words.encode())
+        for channel in self._channels:
+            with suppress(OSError):
+                channel.recv(1)
+            channel.close()
+
+    def _open(self, host: Host) -> None:
+        channel = self._runner.stream(host, f"exec socat - UNIX-CONNECT:{SOCKET}", sudo=True)
+        channel.settimeout(ANNOUNCE_SECONDS)
+        self._channels.append(channel)
 
 
 @contextmanager
@@ -81,24 +96,11 @@ def session(settings: Settings, *, fresh: bool) -> Iterator[Session]:
         yield Session(settings, snapshot, runner, cluster)
 
 
-def holder() -> str:
-    """Who this run is, unique to it: for leases and for the audit."""
-    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}-{time.time_ns() % 10**6}"
-
-
 def _warm(runner: Runner, hosts: Iterable[Host]) -> None:
     """Connect to all at once; whoever cannot be reached says so when it is needed."""
     targets = list(hosts)
     with ThreadPoolExecutor(max(1, len(targets))) as pool:
         wait([pool.submit(_tried, runner.connection, h) for h in targets])
-
-
-def _runtime(runner: Runner, host: Host) -> Runtime:
-    def ask(text: str) -> str:
-        command = "exec socat -t5 - UNIX-CONNECT:/run/haproxy/admin.sock"
-        return runner.run(host, command, sudo=True, stdin=text, seconds=5).stdout
-
-    return Runtime(host.name, ask)
 
 
 def _tried(work: Callable[..., object], *args: object) -> None:

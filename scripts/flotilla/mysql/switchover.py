@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from flotilla.aws import lease
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts.mysql import LOCK_WAIT_TIMEOUT, SqlError, subtract
+from flotilla.lock import Lock
 from flotilla.mysql import accounts, steps
 from flotilla.mysql.cluster import Cluster
-from flotilla.mysql.ensure import LEASE_SECONDS, Progress, lease_key, refused
+from flotilla.mysql.ensure import LOCK, Progress, refused
 from flotilla.mysql.record import Records
 from flotilla.rules.mysql import Refusal, Switchover, repair, switchover
 from flotilla.rules.mysql_topology import Record
@@ -33,8 +34,25 @@ SELECT @@GLOBAL.gtid_executed AS executed, RECEIVED_TRANSACTION_SET AS received
 FROM performance_schema.replication_connection_status WHERE CHANNEL_NAME = ''
 """
 
-# Told when writes have moved: (old, new) by name. What it does is a courtesy; health checks decide.
-Announce = Callable[[str, str], None]
+
+class Announcer(Protocol):
+    """Who tells clients where writes go. What it does is a courtesy: health checks decide."""
+
+    def arm(self) -> None:
+        """Writes will move in a moment."""
+
+    def tell(self, old: str, new: str) -> None:
+        """Writes have moved, from one member to another."""
+
+
+class Nobody:
+    """Leaves it to the health checks."""
+
+    def arm(self) -> None:
+        """Nothing to get ready."""
+
+    def tell(self, old: str, new: str) -> None:
+        """Nobody to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +74,12 @@ class Move:
         settings: Settings,
         cluster: Cluster,
         *,
-        holder: str,
-        announce: Announce = lambda _old, _new: None,
-        clock: Callable[[], float] = time.time,
+        announcer: Announcer | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._cluster = cluster
-        self._holder = holder
-        self._announce = announce
-        self._clock = clock
+        self._announcer = announcer or Nobody()
         self._monotonic = monotonic
         self._records = Records(settings)
         self._known = accounts.secrets(settings)
@@ -86,29 +100,42 @@ class Move:
 
         Raises Refused when it was called off and the old primary takes writes as before.
         """
-        table = self._settings.name_of("locks")
-        with self._timed("lease", progress):
-            held = lease.acquire(
-                self._settings,
-                table,
-                lease_key(),
-                holder=self._holder,
-                reason="fab mysql.switchover",
-                seconds=LEASE_SECONDS,
-                now=self._clock(),
-            )
-        try:
+        with Lock(self._settings, LOCK, reason="fab mysql.switchover") as lock:
             with self._timed("check again", progress):
                 plan = self._again(chosen)
-            start = self._monotonic()
-            self._before_the_record(plan, held, progress)
-            self._after_the_record(plan, progress)
-            paused = self._monotonic() - start
+            paused = self._switch(plan, lock, progress)
             with self._timed("verify", progress):
                 self._verify(plan)
-        finally:
-            lease.release(self._settings, table, held, now=self._clock())
         return Moved(plan.term, plan.old.name, plan.new.name, paused, self._seconds)
+
+    def _switch(self, plan: Switchover, lock: Lock, progress: Progress) -> float:
+        """From the first change to writes on the new primary; how long nobody took any."""
+        try:
+            with self._timed("line up behind " + plan.new.name, progress):
+                self._line_up(plan, lock)
+            self._announcer.arm()
+            start = self._monotonic()
+            with self._timed(f"pause {plan.old.name}", progress):
+                lock.check()
+                executed = self._pause(plan)
+            with self._timed(f"catch up {plan.new.name}", progress):
+                self._catch_up(plan, executed)
+        except FlotillaError as error:
+            self._call_off(plan, error)
+            raise Refused(
+                f"called off: {error.what}",
+                "no replica can take over without losing writes",
+                f"{plan.old.name} takes writes as before",
+                error.next or "fab mysql.status",
+            ) from error
+        with self._timed("record", progress):
+            lock.check()
+            self._decide(plan, lock.term)
+        self._after_the_record(plan, progress)
+        paused = self._monotonic() - start
+        with self._timed(f"turn {plan.old.name}", progress):
+            self._turn(plan)
+        return paused
 
     def _again(self, chosen: Switchover) -> Switchover:
         plan = self.plan(chosen.new.name)
@@ -121,22 +148,17 @@ class Move:
             )
         return plan
 
-    def _before_the_record(self, plan: Switchover, held: lease.Lease, progress: Progress) -> None:
-        try:
-            with self._timed(f"pause {plan.old.name}", progress):
-                executed = self._pause(plan)
-            with self._timed(f"catch up {plan.new.name}", progress):
-                self._catch_up(plan, executed)
-        except FlotillaError as error:
-            self._reopen(plan, error)
-            raise Refused(
-                f"called off: {error.what}",
-                "no replica can take over without losing writes",
-                f"{plan.old.name} takes writes as before",
-                error.next or "fab mysql.status",
-            ) from error
-        with self._timed("record", progress):
-            self._decide(plan, held)
+    def _line_up(self, plan: Switchover, lock: Lock) -> None:
+        """Let the other replicas follow the new primary already, so that it has acknowledgers.
+
+        Writes go on: the one to be promoted acknowledges alone for a moment.
+        """
+        lock.check()
+        address = plan.new.address
+        names = [member.name for member in plan.followers]
+        self._cluster.each(names, lambda seat: steps.repoint(seat.server, address))
+        if names:
+            steps.await_acknowledger(self._cluster.server(plan.new.name), every=0.01)
 
     def _pause(self, plan: Switchover) -> str:
         """Stop writes on the old primary; everything it committed, as a GTID set."""
@@ -174,7 +196,7 @@ class Move:
                 f" which {plan.old.name} never committed"
             )
 
-    def _reopen(self, plan: Switchover, cause: FlotillaError) -> None:
+    def _call_off(self, plan: Switchover, cause: FlotillaError) -> None:
         """Give the old primary back what it had. Raises HostFailed where that cannot be seen."""
         if isinstance(cause, SqlError) and cause.code == LOCK_WAIT_TIMEOUT:
             cause.next = "find the long commit or lock: SHOW PROCESSLIST on the primary"
@@ -186,6 +208,10 @@ class Move:
             raise self._left_closed(plan, error) from cause
         if state[0]["closed"]:
             raise self._left_closed(plan, cause) from cause
+        for member in plan.followers:
+            # Whoever cannot be turned back still follows, through the other replica.
+            with suppress(FlotillaError):
+                steps.repoint(self._cluster.server(member.name), plan.old.address)
 
     @staticmethod
     def _left_closed(plan: Switchover, error: FlotillaError) -> HostFailed:
@@ -196,10 +222,10 @@ class Move:
             "fab mysql.ensure",
         )
 
-    def _decide(self, plan: Switchover, held: lease.Lease) -> None:
+    def _decide(self, plan: Switchover, fence: int) -> None:
         record = Record(plan.term, plan.new.instance_id, plan.new.uuid)
         try:
-            self._records.write(record, fence=held.term)
+            self._records.write(record, fence=fence)
         except Unreachable as error:
             # Written or not is not known, so neither of the two may be opened from here.
             raise HostFailed(
@@ -209,7 +235,7 @@ class Move:
                 "fab mysql.ensure, which goes by the record",
             ) from error
         except FlotillaError as error:
-            self._reopen(plan, error)
+            self._call_off(plan, error)
             raise
 
     def _after_the_record(self, plan: Switchover, progress: Progress) -> None:
@@ -227,7 +253,7 @@ class Move:
                 "fab mysql.ensure",
             ) from error
         with self._timed("announce", progress):
-            self._announce(plan.old.name, plan.new.name)
+            self._announcer.tell(plan.old.name, plan.new.name)
 
     def _promote(self, plan: Switchover) -> None:
         new = self._cluster.server(plan.new.name)
@@ -240,19 +266,16 @@ class Move:
             ],
             seconds=steps.DRAIN_SECONDS,
         )
-
-        def turn(name: str) -> None:
-            server = self._cluster.server(name)
-            if name == plan.old.name:
-                # Nothing waits on it any more: it is read-only, and all it had was acknowledged.
-                steps.source_off(server)
-                steps.follow(server, plan.new.address, self._known)
-            else:
-                server.batch(steps.stream_to(plan.new.address), seconds=steps.DRAIN_SECONDS)
-
-        names = [plan.old.name, *(member.name for member in plan.followers)]
-        self._cluster.each(names, lambda seat: turn(seat.name))
+        if not plan.followers:
+            self._turn(plan)
         steps.await_acknowledger(new, every=0.005)
+
+    def _turn(self, plan: Switchover) -> None:
+        """Let the old primary follow. Nothing waits on it any more: it is read-only, and all it had
+        was acknowledged."""
+        old = self._cluster.server(plan.old.name)
+        steps.source_off(old)
+        steps.follow(old, plan.new.address, self._known)
 
     def _verify(self, plan: Switchover) -> None:
         for name in (plan.old.name, *(member.name for member in plan.followers)):
