@@ -114,7 +114,9 @@ class Packer(PackerExecutable):  # type: ignore[misc]  # packer-py has no types
         deadline = time.monotonic() + self._seconds
         while (code := process.poll()) is None:
             if self._stop.is_set() or time.monotonic() > deadline:
-                process.send_signal(signal.SIGINT)
+                # To the whole group, as Ctrl-C would be: Packer is two processes, and the outer one
+                # (panicwrap) does not hand a signal on.
+                os.killpg(process.pid, signal.SIGINT)
                 try:
                     process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:
