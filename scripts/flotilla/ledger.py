@@ -115,12 +115,17 @@ class Ledger:
         return self._entries
 
     def close_against(self, primary: Server) -> Summary:
-        """Stop, read back from the primary what is there, and compare."""
+        """Stop, read back from the primary what is there, compare, and take the rows away."""
         entries = self.stop()
         table = f"`{self._order.database}`.`{self._order.table}`"
         pattern = f"{self._order.run}-%"
         rows = primary.query(
             f"SELECT id, server FROM {table} WHERE id LIKE %s",  # noqa: S608
+            (pattern,),
+            seconds=STOP_SECONDS,
+        )
+        primary.query(
+            f"DELETE FROM {table} WHERE id LIKE %s",  # noqa: S608
             (pattern,),
             seconds=STOP_SECONDS,
         )

@@ -1,110 +1,179 @@
-"""Everything a command on the MySQL cluster needs, opened together and closed together."""
+"""Commands on the MySQL cluster, each plan, confirm, act, verify, record.
+
+Every step stands in ``var/<env>/mysql/<time>-<command>.jsonl`` before it begins and after it ended,
+so that whoever comes after a killed run knows what it was about to do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
-from flotilla import inventory
-from flotilla.errors import FlotillaError, Refused
-from flotilla.hosts.haproxy import SOCKET
-from flotilla.hosts.ssh import Runner, prepare
-from flotilla.ledger import Ledger, order
-from flotilla.mysql import accounts
-from flotilla.mysql.cluster import Cluster
+from flotilla import audit
+from flotilla.deploy.journal import Journal
+from flotilla.errors import FlotillaError
+from flotilla.ledger import Ledger
+from flotilla.mysql import status as board
+from flotilla.mysql.ensure import Ensure
+from flotilla.mysql.record import Records
+from flotilla.mysql.session import Session, session
+from flotilla.mysql.switchover import Move, Moved
+from flotilla.rules.mysql import Repair, Switchover
 from flotilla.settings import Settings
-from flotilla.snapshot import Host, Snapshot
 
-WRITER = "mysql_writer"
-ANNOUNCE_SECONDS = 1.0
+# What the ledger writes before and after a switch, to know how fast writes are without one.
+CALM_SECONDS = 1.0
 
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """One operator's connection to the cluster and to the hosts that use it."""
-
-    settings: Settings
-    snapshot: Snapshot
-    runner: Runner
-    cluster: Cluster
-
-    def ledger(self, host: str | None = None, *, writers: int = 4) -> Ledger:
-        """Writers on an application host (the first one), not yet started."""
-        users = self.snapshot.by_role("app")
-        if host is None and not users:
-            raise Refused(
-                "the fleet has no application host to write from",
-                "what a client sees can only be seen from where clients are",
-                "Nothing was changed",
-                "fab fleet.provision",
-            )
-        chosen = self.snapshot.host(host) if host else users[0]
-        wanted = order(self.settings, accounts.secrets(self.settings), writers=writers)
-        return Ledger(chosen.name, lambda command: self.runner.stream(chosen, command), wanted)
-
-    def announcer(self) -> Announcements:
-        """Something that tells every application host's HAProxy at once that writes have moved."""
-        return Announcements(self.runner, self.snapshot.by_role("app"))
+Said = Callable[[str], None]
+Confirmed = Callable[[str], None]
 
 
-class Announcements:
-    """Word to HAProxy on the application hosts, ahead of its health checks, which decide.
+def status(settings: Settings) -> dict[str, Any]:
+    """The cluster as ``flotilla.mysql.status.status`` describes it. Changes nothing."""
+    with session(settings, fresh=False) as opened:
+        return board.status(opened.cluster, Records(settings))
 
-    Without it clients wait for two checks to miss. A host that cannot be told finds out by them.
-    Connections to the sockets are opened beforehand: the telling then takes one message.
+
+def ensure(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
+    """Make the cluster whole: {changed, term, primary, steps, notes}.
+
+    ``confirmed`` is given the plan and raises Refused to stop; it is not asked when there is
+    nothing to do. Raises Refused where the cluster is not clear, HostFailed when a step failed.
     """
+    with session(settings, fresh=True) as opened:
+        run = Ensure(settings, opened.cluster)
+        plan = run.plan()
+        if not plan.steps:
+            return _ensured(plan, changed=False)
+        confirmed(_plan_text(settings, plan))
+        with _recorded(settings, "fab mysql.ensure", said, len(plan.steps)) as steps:
+            outcome = run.apply(steps.step)
+            steps.result = {"term": outcome.term, "primary": outcome.primary}
+        return _ensured(plan, changed=True) | {"notes": list(outcome.notes)}
 
-    def __init__(self, runner: Runner, hosts: Iterable[Host]) -> None:
-        self._runner = runner
-        self._hosts = list(hosts)
-        self._channels: list[Any] = []
 
-    def arm(self) -> None:
-        """Open the sockets. HAProxy closes them again after 10 s of silence."""
-        with ThreadPoolExecutor(max(1, len(self._hosts))) as pool:
-            wait([pool.submit(_tried, self._open, host) for host in self._hosts])
+def switchover(
+    settings: Settings,
+    to: str | None = None,
+    *,
+    writers: int,
+    confirmed: Confirmed,
+    said: Said,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Move the primary's role while ``writers`` clients write through an application host.
 
-    def tell(self, old: str, new: str) -> None:
-        """Send writes to ``new`` and cut the sessions on ``old``."""
-        words = f"set server {WRITER}/{new} health up; set server {WRITER}/{old} health down\n"
-        for channel in self._channels:
-            with suppress(OSError):
-                channel.sendall(words.encode())
-        for channel in self._channels:
-            with suppress(OSError):
-                channel.recv(1)
-            channel.close()
+    {term, old, new, paused_seconds, seconds: {step: s}, ledger_host, write_gap_seconds, acked,
+    failed, unknown, lost}; what the writers saw is None without writers. Raises Refused when it
+    was not begun or was called off, HostFailed when it must be finished (``fab mysql.ensure``).
+    """
+    with ExitStack() as stack:
+        opened = stack.enter_context(session(settings, fresh=True))
+        move = Move(settings, opened.cluster, announcer=opened.announcer())
+        plan = move.plan(to)
+        confirmed(_move_text(settings, plan, writers))
+        steps = stack.enter_context(_recorded(settings, "fab mysql.switchover", said, 0))
+        ledger = stack.enter_context(opened.ledger(writers=writers)) if writers else None
+        if ledger:
+            sleep(CALM_SECONDS)
+        moved = move.apply(plan, steps.step)
+        if ledger:
+            sleep(CALM_SECONDS)
+        steps.result = _moved(moved, ledger, opened)
+        return steps.result
 
-    def _open(self, host: Host) -> None:
-        channel = self._runner.stream(host, f"exec socat - UNIX-CONNECT:{SOCKET}", sudo=True)
-        channel.settimeout(ANNOUNCE_SECONDS)
-        self._channels.append(channel)
+
+class _Steps:
+    """Prints and journals steps; ``result`` goes into the audit."""
+
+    def __init__(self, journal: Journal, said: Said, total: int) -> None:
+        self._journal = journal
+        self._said = said
+        self._total = total
+        self._count = 0
+        self.result: dict[str, Any] = {}
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """One step: on the disk before it begins, printed when it ended."""
+        self._count += 1
+        start = time.monotonic()
+        self._journal.write("step", title=title)
+        yield
+        seconds = time.monotonic() - start
+        self._journal.write("done", title=title, seconds=round(seconds, 4))
+        number = f"[{self._count}/{self._total}]" if self._total else f"[{self._count}]"
+        self._said(f"{number} {title} ... ok {seconds:.2f} s")
 
 
 @contextmanager
-def session(settings: Settings, *, fresh: bool) -> Iterator[Session]:
-    """Open a session. ``fresh`` refuses a list of hosts that is too old to change things by."""
-    oldest = inventory.max_age(settings) if fresh else None
-    snapshot = inventory.load(settings, max_age_seconds=oldest)
-    prepare(settings, snapshot)
-    hosts = snapshot.by_role("mysql")
-    with Runner(settings, snapshot) as runner, Cluster.of(runner, hosts) as cluster:
-        _warm(runner, [*hosts, *snapshot.by_role("app")])
-        yield Session(settings, snapshot, runner, cluster)
-
-
-def _warm(runner: Runner, hosts: Iterable[Host]) -> None:
-    """Connect to all at once; whoever cannot be reached says so when it is needed."""
-    targets = list(hosts)
-    with ThreadPoolExecutor(max(1, len(targets))) as pool:
-        wait([pool.submit(_tried, runner.connection, h) for h in targets])
-
-
-def _tried(work: Callable[..., object], *args: object) -> None:
+def _recorded(settings: Settings, command: str, said: Said, total: int) -> Iterator[_Steps]:
+    clock = datetime.now(UTC)
+    name = f"{clock:%Y%m%dT%H%M%S}-{command.rpartition('.')[2]}.jsonl"
+    folder = settings.scratch / "mysql"
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / name, lambda: datetime.now(UTC))
+    journal.write("begin", command=command)
+    steps = _Steps(journal, said, total)
     try:
-        work(*args)
-    except FlotillaError:
-        return
+        yield steps
+    except BaseException as error:
+        what = error.what if isinstance(error, FlotillaError) else type(error).__name__
+        journal.write("end", result="failed", what=what)
+        audit.record(settings, command, f"failed: {what}")
+        raise
+    journal.write("end", result="done", **steps.result)
+    audit.record(settings, command, "done", **steps.result)
+
+
+def _ensured(plan: Repair, *, changed: bool) -> dict[str, Any]:
+    return {
+        "changed": changed,
+        "term": plan.term,
+        "primary": plan.primary.name,
+        "steps": [asdict(step) for step in plan.steps],
+        "notes": list(plan.notes),
+    }
+
+
+def _moved(moved: Moved, ledger: Ledger | None, opened: Session) -> dict[str, Any]:
+    seen: dict[str, Any] = dict.fromkeys(
+        ("ledger_host", "write_gap_seconds", "acked", "failed", "unknown", "lost")
+    )
+    if ledger:
+        summary = ledger.close_against(opened.cluster.server(moved.new))
+        seen = {
+            "ledger_host": ledger.host,
+            "write_gap_seconds": round(summary.write_gap_seconds, 3),
+            "acked": summary.acked,
+            "failed": summary.failed,
+            "unknown": summary.unknown,
+            "lost": len(summary.lost),
+        }
+    return {
+        "term": moved.term,
+        "old": moved.old,
+        "new": moved.new,
+        "paused_seconds": round(moved.paused_seconds, 3),
+        "seconds": dict(moved.seconds),
+        **seen,
+    }
+
+
+def _plan_text(settings: Settings, plan: Repair) -> str:
+    lines = [f"  {step.verb} {step.member}: {step.why}" for step in plan.steps]
+    head = f"{settings.prefix}: {plan.primary.name} is primary of term {plan.term}"
+    return "\n".join([head, *lines, *(f"  note: {note}" for note in plan.notes)])
+
+
+def _move_text(settings: Settings, plan: Switchover, writers: int) -> str:
+    follow = ", ".join([plan.old.name, *(member.name for member in plan.followers)])
+    seen = f"{writers} writers on an application host measure it" if writers else "not measured"
+    return (
+        f"{settings.prefix}: term {plan.term} goes from {plan.old.name} to {plan.new.name};"
+        f" {follow} follow. Writes pause for less than a second ({seen})."
+    )

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Make the MySQL cluster whole, or look at it: fab mysql.ensure and mysql.status for scripts.
+
+Exit codes: 0 done or nothing to do, 2 a host failed, 3 refused and nothing changed, 4 unreachable,
+5 bad option. One JSON object on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from flotilla import config
+from flotilla.errors import INTERRUPTED, FlotillaError, Refused
+from flotilla.mysql import operate
+from flotilla.options import Parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and print its outcome."""
+    parser = Parser(description="Make the MySQL cluster whole, or look at it.")
+    parser.add_argument("command", choices=["ensure", "status"])
+    parser.add_argument("--env", help="the environment (default: FLOTILLA_ENV, then lab)")
+    parser.add_argument("--yes", action="store_true", help="without it, ensure prints its plan")
+    options = parser.parse_args(argv)
+
+    def confirmed(plan: str) -> None:
+        sys.stderr.write(plan + "\n")
+        if not options.yes:
+            raise Refused("this was the plan", untouched="Nothing was changed", next="add --yes")
+
+    try:
+        settings = config.load(options.env)
+        if options.command == "status":
+            outcome = operate.status(settings)
+        else:
+            outcome = operate.ensure(
+                settings, confirmed=confirmed, said=lambda line: sys.stderr.write(line + "\n")
+            )
+        sys.stdout.write(json.dumps(outcome) + "\n")
+    except FlotillaError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
