@@ -15,11 +15,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lab.ports import Context, Service
-from lab.scaling import Group, Launch, Member, Subnet, Terminate, Wait, plan
+from lab.scaling import Group, Launch, Member, Subnet, Wait, plan
 
 LAUNCHING = "autoscaling:EC2_INSTANCE_LAUNCHING"
 TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
 GROUP_TAG = "aws:autoscaling:groupName"
+DELETING = "Delete in progress"
 
 _DEAD = ("shutting-down", "terminated")
 _BY_EC2 = "an EC2 health check indicating it has been terminated or stopped"
@@ -60,9 +61,12 @@ class Engine:
     def tick(self) -> bool:
         """Do what can be done now; tells whether something waits for time to pass."""
         with self._context.lock:
-            groups = list(self._context.backend("autoscaling").autoscaling_groups.values())
+            backend = self._context.backend("autoscaling")
+            groups = list(backend.autoscaling_groups.values())
             for group in groups:
                 self._tend(group)
+                if _is_deleting(group) and not group.instance_states:
+                    backend.autoscaling_groups.pop(group.name)
             known = {state.instance_id for group in groups for state in group.instance_states}
             self._records = {name: r for name, r in self._records.items() if name in known}
             waiting = any(record.wait is not None for record in self._records.values())
@@ -100,12 +104,16 @@ class Engine:
         for state in list(group.instance_states):
             self._advance(group, state)
         states = {state.instance_id: state for state in group.instance_states}
+        if _is_deleting(group):
+            for state in states.values():
+                if not state.lifecycle_state.startswith("Terminating"):
+                    self._take_out(group, state, "the deletion of its group")
         members = [self._member(group, state) for state in group.instance_states]
         for action in plan(self._wanted(group), members):
             if isinstance(action, Launch):
                 self._launch(group, action)
             else:
-                self._take_out(group, states[action.instance_id], _reason(action))
+                self._take_out(group, states[action.instance_id], action.cause)
         for state in list(group.instance_states):
             self._advance(group, state)
 
@@ -216,11 +224,7 @@ class Engine:
         _, until = self._backoff.get(group.name, (0.0, self._now()))
         if until > self._now():
             return
-        cause = (
-            f"At {_at(self._now())} an instance was started in response to a difference between "
-            f"desired and actual capacity, increasing the capacity from {action.before} to "
-            f"{action.after}."
-        )
+        cause = f"At {_at(self._now())} an instance was started in response to {action.cause}."
         activity = self._begin(group, "Launching a new EC2 instance", cause)
         try:
             instance = self._run(group, action.subnet)
@@ -358,13 +362,8 @@ def start(context: Context) -> Service:
     return Loop(engine, context.log)
 
 
-def _reason(action: Terminate) -> str:
-    if action.failure:
-        return action.failure
-    return (
-        "a difference between desired and actual capacity, shrinking the capacity from "
-        f"{action.before} to {action.after}"
-    )
+def _is_deleting(group: Any) -> bool:
+    return getattr(group, "status", None) == DELETING
 
 
 def _template(group: Any) -> tuple[str, str]:

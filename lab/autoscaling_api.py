@@ -15,7 +15,7 @@ from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup, In
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult, EmptyResult
 
-from lab.autoscaling import Engine
+from lab.autoscaling import DELETING, Engine
 
 _engines: list[Engine] = []  # the last one acts
 _original: dict[tuple[type, str], Any] = {}
@@ -27,6 +27,7 @@ def install(engine: Engine) -> None:
     if _original:
         return
     _wrap(FakeAutoScalingGroup, "set_desired_capacity", _set_desired_capacity)
+    _wrap(AutoScalingBackend, "create_auto_scaling_group", _create)
     _wrap(AutoScalingBackend, "update_auto_scaling_group", _update)
     _wrap(AutoScalingBackend, "delete_auto_scaling_group", _delete)
     _wrap(AutoScalingBackend, "notify_terminate_instances", _notify)
@@ -106,14 +107,23 @@ def _delete(original: Any, self: Any, group_name: str) -> None:
     if group is None or self.region_name != _engine().region:
         original(self, group_name)
         return
-    left = [s.instance_id for s in group.instance_states if s.instance.state != "terminated"]
-    self.autoscaling_groups.pop(group_name)
-    for key in [
-        k for k, h in self.lifecycle_hooks.items() if h.auto_scaling_group_name == group_name
-    ]:
-        self.lifecycle_hooks.pop(key)
-    if left:
-        self.ec2_backend.terminate_instances(left)
+    for hook in self.describe_lifecycle_hooks(group_name):
+        self.delete_lifecycle_hook(group_name, hook.name)
+    # It stays listed, with its members, until the last of them is terminated.
+    group.status = DELETING
+    group.min_size = group.desired_capacity = 0
+    _engine().wake.set()
+
+
+def _create(original: Any, self: Any, **kwargs: Any) -> Any:
+    name = kwargs.get("name")
+    if name in self.autoscaling_groups:
+        raise AutoscalingClientError(
+            "AlreadyExists",
+            "AutoScalingGroup by this name already exists - A group with the name "
+            f"{name} already exists",
+        )
+    return original(self, **kwargs)
 
 
 def _notify(original: Any, self: Any, instance_ids: list[str]) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime
 
 # Members in these states are on their way out and no longer count.
 _LEAVING = ("Terminating", "Detaching", "Terminated")
+_DIFFERENCE = "a difference between desired and actual capacity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class Launch:
     before: int
     after: int
 
+    @property
+    def cause(self) -> str:
+        """In Auto Scaling's words."""
+        return f"{_DIFFERENCE}, increasing the capacity from {self.before} to {self.after}"
+
 
 @dataclass(frozen=True, slots=True)
 class Terminate:
@@ -68,6 +74,12 @@ class Terminate:
     failure: str
     before: int
     after: int
+
+    @property
+    def cause(self) -> str:
+        """In Auto Scaling's words."""
+        shrinking = f"{_DIFFERENCE}, shrinking the capacity from {self.before} to {self.after}"
+        return self.failure or shrinking
 
 
 @dataclass(slots=True)

@@ -427,11 +427,22 @@ def test_a_group_with_members_is_deleted_only_by_force(cloud: Cloud) -> None:
     members = list(cloud.members())
     with pytest.raises(ClientError, match="ResourceInUse"):
         cloud.asg.delete_auto_scaling_group(AutoScalingGroupName="web")
+    cloud.asg.set_instance_protection(
+        AutoScalingGroupName="web", InstanceIds=members, ProtectedFromScaleIn=True
+    )
     cloud.asg.delete_auto_scaling_group(AutoScalingGroupName="web", ForceDelete=True)
+    assert set(cloud.members()) == set(members), "listed for as long as it has instances"
     cloud.settle()
+    assert cloud.asg.describe_auto_scaling_groups()["AutoScalingGroups"] == []
     said = cloud.ec2.describe_instances(InstanceIds=members)
     states = {i["State"]["Name"] for r in said["Reservations"] for i in r["Instances"]}
     assert states == {"terminated"}
+
+
+def test_a_second_group_of_the_same_name_is_refused(cloud: Cloud) -> None:
+    cloud.group(1)
+    with pytest.raises(ClientError, match="AlreadyExists"):
+        cloud.group(1)
 
 
 def test_standby_members_are_left_alone_and_do_not_count(cloud: Cloud) -> None:
