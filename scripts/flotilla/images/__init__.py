@@ -5,11 +5,32 @@ from __future__ import annotations
 from flotilla.aws import images as edge
 from flotilla.errors import Refused
 from flotilla.images.bake import Done, Request, bake, plan
+from flotilla.images.keep import State, chosen, drop, find, retest, status, verdicts
 from flotilla.rules import images as rules
 from flotilla.rules.images import Image
 from flotilla.settings import Settings
 
-__all__ = ["Done", "Image", "Request", "bake", "latest_tested", "plan"]
+__all__ = [
+    "Done",
+    "Image",
+    "Request",
+    "State",
+    "bake",
+    "chosen",
+    "drop",
+    "every",
+    "find",
+    "latest_tested",
+    "plan",
+    "retest",
+    "status",
+    "verdicts",
+]
+
+
+def every(settings: Settings) -> list[Image]:
+    """All images of the fleet, newest first."""
+    return edge.ours(settings)[::-1]
 
 
 def latest_tested(settings: Settings, role: str) -> Image:

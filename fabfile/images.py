@@ -1,0 +1,151 @@
+"""Machine images: bake, check, list, let go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from fabfile._operator import JSON, YES, attempt, confirm, said, show
+
+if TYPE_CHECKING:
+    from flotilla.images import Image
+
+_ONLY = {"only": "images, with commas between (default: all): base, app, lb, mysql, redis, bastion"}
+
+
+@task(help={**_ONLY, "force": "make them anew although nothing changed", **YES, **JSON})
+def bake(
+    _: Context, only: str | None = None, force: bool = False, yes: bool = False, json: bool = False
+) -> None:
+    """Make the images whose content changed, boot each one, and mark those that pass as tested.
+
+    Images with the same content are reused. Logs: var/<env>/images/<build>/. Exit 0 all are tested,
+    2 a bake or a check failed (images that existed are as they were), 3 nothing was changed.
+    """
+    import time
+
+    from flotilla import audit, config, images
+
+    settings = attempt(config.load, json=json)
+    request = attempt(lambda: images.plan(settings, images.chosen(only), force=force), json=json)
+    lines = [str(step) for step in request.steps]
+    again = "fab images.bake" + (f" --only {only}" if only else "") + (" --force" * force)
+    start = time.monotonic()
+
+    def act() -> list[images.Done]:
+        if any(step.action != "reuse" for step in request.steps):
+            confirm("\n".join(lines), yes=yes, again=again)
+        made = images.bake(settings, request, say=said)
+        if any(one.action != "reuse" for one in made):
+            audit.record(settings, again, "done", images=[one.as_dict() for one in made])
+        return made
+
+    made = attempt(act, json=json)
+    seconds = time.monotonic() - start
+    text = "\n".join(f"{one.role:8} {one.action:6} {one.image_id} {one.name}" for one in made)
+    data = {"images": [one.as_dict() for one in made], "seconds": round(seconds, 1)}
+    show(data, json=json, text=text)
+    fresh = sum(one.action != "reuse" for one in made)
+    said(f"{len(made)} images are tested, {fresh} of them new, in {seconds:.1f} s")
+
+
+@task(name="list", help=JSON)
+def list_(_: Context, json: bool = False) -> None:
+    """List the fleet's images, newest first."""
+    from flotilla import config, images
+
+    found = attempt(lambda: images.every(config.load()), json=json)
+    text = _table(found) or "there are no images yet; next: fab images.bake"
+    show([image.as_dict() for image in found], json=json, text=text)
+
+
+@task(help=JSON)
+def status(_: Context, json: bool = False) -> None:
+    """Show what hosts of each role are launched from, and whether it is what we would make now."""
+    from flotilla import config, images
+
+    found = attempt(lambda: images.status(config.load()), json=json)
+    text = "\n".join(
+        f"{one.role:8} {one.tested.image_id if one.tested else '-':22} {one.says}" for one in found
+    )
+    show([one.as_dict() for one in found], json=json, text=text)
+    if not all(one.is_current for one in found):
+        said("Next: fab images.bake")
+
+
+@task(
+    name="test",
+    help={"image": "an id or a name, or a role for its newest image", **YES, **JSON},
+    positional=["image"],
+)
+def retest(_: Context, image: str, yes: bool = False, json: bool = False) -> None:
+    """Boot an image on a host of its own and check it again; hosts are launched only if it passes.
+
+    Exit 0 fit for use, 2 it has faults and is no longer launched, 5 no such image.
+    """
+    from flotilla import config, images
+
+    settings = attempt(config.load, json=json)
+    chosen = attempt(lambda: images.find(settings, image), json=json)
+
+    def act() -> dict[str, Any]:
+        confirm(
+            f"boot {chosen.image_id} {chosen.name}, check it, terminate the host",
+            yes=yes,
+            again=f"fab images.test {image}",
+        )
+        return images.retest(settings, chosen)
+
+    found = attempt(act, json=json)
+    data = {"image": chosen.as_dict(), "found": found}
+    show(data, json=json, text=f"{chosen.image_id} {chosen.name} is fit for use")
+
+
+@task(
+    help={
+        "keep": "newest tested images to keep of each (default: fleet.images.keep)",
+        **YES,
+        **JSON,
+    }
+)
+def prune(_: Context, keep: str | None = None, yes: bool = False, json: bool = False) -> None:
+    """Deregister images that nothing uses, and delete their snapshots.
+
+    Prints every image with the reason to keep or drop it. The newest tested image of a role and
+    images in use always stay. Exit 0 done, 3 nothing was changed.
+    """
+    from flotilla import audit, config, images
+
+    settings = attempt(config.load, json=json)
+    verdicts = attempt(lambda: images.verdicts(settings, keep=keep), json=json)
+    again = "fab images.prune" + (f" --keep {keep}" if keep is not None else "")
+
+    def act() -> list[Image]:
+        if not any(verdict.drop for verdict in verdicts):
+            return []
+        confirm("\n".join(map(str, verdicts)), yes=yes, again=again)
+        gone = images.drop(settings, verdicts)
+        audit.record(settings, again, "done", dropped=[image.image_id for image in gone])
+        return gone
+
+    gone = attempt(act, json=json)
+    data = {
+        "verdicts": [
+            {"image_id": v.image.image_id, "name": v.image.name, "drop": v.drop, "why": v.reason}
+            for v in verdicts
+        ],
+        "dropped": [image.image_id for image in gone],
+    }
+    show(data, json=json, text="\n".join(map(str, verdicts)))
+    said(f"{len(gone)} of {len(verdicts)} images dropped")
+
+
+def _table(images: Sequence[Image]) -> str:
+    return "\n".join(
+        f"{one.image_id:22} {one.role:8} {one.status or '-':7} {one.created_at:%Y-%m-%d %H:%M} "
+        f"{one.content_hash:16} {one.git_commit[:9]}{'+' if one.git_dirty else ' '} {one.name}"
+        for one in images
+    )
