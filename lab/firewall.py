@@ -20,6 +20,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterable
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from lab.errors import LabError
 from lab.layout import SERVICE_ADDRESSES
@@ -65,7 +66,8 @@ def ruleset(view: View) -> str:
 def apply(instance_id: str, netns: str, rules: str, *, timeout_seconds: float = 10.0) -> None:
     """Load the text of `ruleset` in the network namespace `netns`, as one transaction.
 
-    Raises LabError with the kernel's words; the table from before is then still in force.
+    A namespace that is gone is no error. Raises LabError with the kernel's words; the table from
+    before is then still in force.
     """
     done = subprocess.run(
         ["nsenter", f"--net=/run/netns/{netns}", "nft", "-f", "-"],
@@ -75,7 +77,8 @@ def apply(instance_id: str, netns: str, rules: str, *, timeout_seconds: float = 
         timeout=timeout_seconds,
         check=False,
     )
-    if done.returncode:
+    # An instance may be terminated between the look and the act: what is gone needs no filter.
+    if done.returncode and Path("/run/netns", netns).exists():
         raise LabError(
             f"{instance_id}: nft refused its security groups: {done.stderr.strip()}",
             why=f"the rules that were in force in namespace {netns} stay in force",
