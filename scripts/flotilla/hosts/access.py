@@ -39,15 +39,24 @@ Host *
 """
 
 
-def prepare(settings: Settings, snapshot: Snapshot, *, seconds: float = 60) -> list[Host]:
+def prepare(
+    settings: Settings, snapshot: Snapshot, *, seconds: float = 60, most: int | None = None
+) -> list[Host]:
     """Make the operator's key, ``known_hosts`` and ``ssh_config`` fit ``snapshot``.
 
-    Waits at most ``seconds`` for host keys on the consoles of new hosts. Returns the active hosts
-    whose keys are not known: nothing connects to those.
+    Waits at most ``seconds`` for host keys on the consoles of new hosts; with more than ``most``
+    new hosts no console is read, each being a call to EC2. Returns the active hosts whose keys are
+    not known: nothing connects to those.
     """
     operator_key.ensure(settings)
     hosts = [host for host in snapshot.hosts if host.is_active and host.private_ip]
-    keys = known_hosts.ensure(settings, hosts, partial(console.output, settings), seconds=seconds)
+    cached = known_hosts.load(settings)
+    new = sum(host.instance_id not in cached for host in hosts)
+    if most is not None and new > most:
+        keys = cached
+    else:
+        read = partial(console.output, settings)
+        keys = known_hosts.ensure(settings, hosts, read, seconds=seconds)
     known_hosts.write(settings, hosts, keys)
     replace(config_path(settings), ssh_config(settings, hosts, sockets=_sockets()))
     return [host for host in hosts if host.instance_id not in keys]

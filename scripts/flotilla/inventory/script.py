@@ -9,8 +9,14 @@ from pathlib import Path
 
 from flotilla import config
 from flotilla.errors import BadOption, FlotillaError
+from flotilla.hosts import access
 from flotilla.inventory import store
 from flotilla.inventory.source import load
+from flotilla.settings import Settings
+from flotilla.snapshot import Snapshot
+
+# Each new host costs a call to EC2 for its console.
+NEW_HOSTS = 64
 
 
 def main(root: Path, env: str, arguments: list[str]) -> int:
@@ -25,6 +31,7 @@ def main(root: Path, env: str, arguments: list[str]) -> int:
         listing = store.listing(settings)
         for sentence in filter(None, (snapshot.warning, *snapshot.problems)):
             _say(f"warning: {sentence}")
+        _reach(settings, snapshot)
         if options.list:
             sys.stdout.buffer.write(listing + b"\n")
         elif options.host:
@@ -46,6 +53,22 @@ def _parser(env: str) -> argparse.ArgumentParser:
     what.add_argument("--host", metavar="NAME", help="print the variables of one host as JSON")
     parser.add_argument("--refresh", action="store_true", help="ask EC2 first, however fresh")
     return parser
+
+
+def _reach(settings: Settings, snapshot: Snapshot) -> None:
+    """Make the ssh_config that the listing points Ansible to fit the listing.
+
+    So that ``ansible-playbook`` by hand reaches what it sees. That a host cannot be reached is for
+    the play to find out; the list of hosts is right all the same.
+    """
+    try:
+        unknown = access.prepare(settings, snapshot, seconds=0, most=NEW_HOSTS)
+    except FlotillaError as error:
+        _say(f"warning: {error}")
+        return
+    if unknown:
+        names = ", ".join(host.name for host in unknown[:5])
+        _say(f"warning: {len(unknown)} hosts have not shown their host keys yet: {names}")
 
 
 def _host(listing: bytes, name: str) -> None:
