@@ -40,7 +40,9 @@ VERSION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 RECORD = ".release.json"
 UNIT = "app.service"
 MIGRATE_SECONDS = 600
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
+# A release that ends this often while it should start will not get better by waiting.
+CRASHES = 3
 ANSWER_SECONDS = 3
 # Answers in a row before a host counts as ready: one may come from a worker while another one is
 # still failing.
@@ -134,6 +136,7 @@ def stage(host: Host, version: str, sha256: str) -> dict[str, Any]:
             raise NotDoneError(f"{key} is {actual[:12]}, not {sha256[:12]}; it was not unpacked")
         folder = workspace / "release"
         unpack(tarball, folder)
+        compile_python(folder)
         (folder / RECORD).write_text(json.dumps({"version": version, "sha256": sha256}))
         shutil.rmtree(host.releases / version, ignore_errors=True)
         folder.rename(host.releases / version)
@@ -196,18 +199,34 @@ def switch(host: Host, version: str) -> dict[str, Any]:
     return {"previous": previous, "current": host.version()}
 
 
+def compile_python(folder: Path) -> None:
+    """Compile Python sources now: the application cannot, its release is not writable to it.
+
+    Without this each start compiles every module again, while the host is out of rotation (0.54 s
+    of CPU for the guestbook instead of 0.14). Of no use and no harm to other languages.
+    """
+    command = [sys.executable, "-m", "compileall", "-q", "-o", "0", str(folder)]
+    subprocess.run(command, capture_output=True, check=False)
+
+
 def start() -> None:
     """Start the service. Raises NotDoneError with the last lines of its journal."""
     try:
         systemctl("start", UNIT)
     except NotDoneError as error:
-        lines = subprocess.run(
-            ["journalctl", "-u", UNIT, "-n", "5", "-o", "cat", "--no-pager"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-        raise NotDoneError(f"{error}; journal: {lines}") from None
+        raise NotDoneError(f"{error}; {last_words()}") from None
+
+
+def last_words() -> str:
+    """The end of the application's journal."""
+    command = ["journalctl", "-u", UNIT, "-n", "30", "-o", "cat", "--no-pager"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"its journal cannot be read ({error})"
+    # systemd's own lines about the unit say nothing of the reason.
+    said = [line for line in done.stdout.splitlines() if UNIT not in line and line.strip()]
+    return f"it said last: {' / '.join(said[-3:])}" if said else "it said nothing"
 
 
 def retire(host: Host) -> dict[str, Any]:
@@ -249,11 +268,14 @@ def wait(host: Host, version: str, seconds: float) -> dict[str, Any]:
     passes, why = 0, "it was not asked yet"
     while passes < PASSES:
         if time.monotonic() - started > seconds:
-            raise NotDoneError(f"not ready with version {version} after {seconds:g} s: {why}")
+            raise NotDoneError(f"{version} is not ready after {seconds:g} s: {why}; {last_words()}")
         problem = not_ready(host.base_url, settings, version)
         passes = 0 if problem else passes + 1
         if problem:
             why = problem
+            ended = int(systemctl("show", UNIT, "-P", "NRestarts").strip() or 0)
+            if ended >= CRASHES:
+                raise NotDoneError(f"version {version} ended {ended} times; {last_words()}")
             time.sleep(POLL_SECONDS)
     return {"version": version, "seconds": round(time.monotonic() - started, 2)}
 

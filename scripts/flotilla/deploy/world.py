@@ -81,13 +81,25 @@ class Releases(Protocol):
         """Run one verb. Raises HostFailed with what the tool said, Unreachable."""
 
 
+class Result(Output, Protocol):
+    """What a command wrote and how it ended."""
+
+    @property
+    def stderr(self) -> str:
+        """What it said to people."""
+
+    @property
+    def rc(self) -> int:
+        """Its exit code."""
+
+
 class Runner(Protocol):
     """What is asked of SSH; `flotilla.hosts.ssh.Runner` is one."""
 
     def run(
-        self, host: str, command: str, *, sudo: bool, stdin: str = "", seconds: float
-    ) -> Output:
-        """Run a shell command on a host."""
+        self, host: str, command: str, *, sudo: bool, seconds: float, check: bool = True
+    ) -> Result:
+        """Run a shell command on a host. Raises Unreachable; HostFailed when it takes too long."""
 
 
 class OverSsh:
@@ -99,13 +111,15 @@ class OverSsh:
     def call(self, host: str, *words: str, seconds: float) -> dict[str, Any]:
         """Run one verb. Raises HostFailed with what the tool said, Unreachable."""
         command = shlex.join([TOOL, *words])
-        result = self._runner.run(host, command, sudo=True, seconds=seconds + _GRACE_SECONDS)
+        allowed = seconds + _GRACE_SECONDS
+        result = self._runner.run(host, command, sudo=True, seconds=allowed, check=False)
         try:
             answer: dict[str, Any] = json.loads(result.stdout)
         except ValueError:
+            said = result.stderr.strip().splitlines() or [f"exit code {result.rc}, no message"]
             raise HostFailed(
-                f"{host}: {words[0]} answered no JSON: {result.stdout[:100]!r}",
-                next="fab fleet.configure",
+                f"{host}: {said[-1].removeprefix('app-release: ')}",
+                next=f"fab fleet.logs {host}",
             ) from None
         return answer
 
