@@ -23,7 +23,14 @@ from lab.podman import Podman
 
 _PREFIX = "localhost/flab/"
 _KEPT = ("name", "description", "owner_id", "architecture", "state", "boot_mode", "platform")
-_ATTRIBUTES = ("imds_support", "deprecation_time", "encrypted", "source_image_id", "volume_size")
+_ATTRIBUTES = (
+    "imds_support",
+    "deprecation_time",
+    "encrypted",
+    "source_image_id",
+    "instance_id",
+    "volume_size",
+)
 
 
 def reference(image_id: str) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lab import namespace, network
-from lab.layout import PREFIX, Layout
+from lab.layout import Layout
 from lab.podman import CGROUP_PARENT, Podman
 from lab.preflight import owner
-from lab.run import run, tried
 
 
 def remove(where: Layout) -> list[str]:
@@ -22,9 +21,6 @@ def remove(where: Layout) -> list[str]:
     state: dict[str, Any] = dict(owner(where))
     namespace.end_group(CGROUP_PARENT)
     found = [f"host {name}" for name in _containers(where, state)]
-    for name in _namespaces():
-        found.append(f"namespace {name}")
-        tried(["ip", "netns", "del", name])
     found += network.leftovers()
     network.down(state.get("sysctls", {}))
     shutil.rmtree(where.instances, ignore_errors=True)
@@ -43,8 +39,3 @@ def _containers(where: Layout, state: dict[str, Any]) -> list[str]:
             podman.remove(*there)
             names += there
     return names
-
-
-def _namespaces() -> list[str]:
-    listed = run(["ip", "netns", "list"], check=False)
-    return [line.split()[0] for line in listed.splitlines() if line.startswith(f"{PREFIX}-")]

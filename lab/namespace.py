@@ -12,12 +12,16 @@ from pathlib import Path
 from lab.run import run, tried
 
 CGROUP = Path("/sys/fs/cgroup")
+NETNS = Path("/run/netns")
 # The lab process is started through this, so that nothing below is ever done to the machine itself.
 UNSHARE = ("unshare", "--mount", "--propagation", "private", "--")
 
 
 def enter() -> bool:
     """Have cgroup v2 at its usual place; True when it was not there and has been mounted."""
+    # Names of network namespaces are files in /run, which everybody sees; these nobody shall.
+    NETNS.mkdir(parents=True, exist_ok=True)
+    run(["mount", "-t", "tmpfs", "none", str(NETNS)])
     if (CGROUP / "cgroup.controllers").exists():
         return False
     tried(["umount", "--recursive", str(CGROUP)])

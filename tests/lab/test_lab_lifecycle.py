@@ -1,0 +1,158 @@
+"""The lab itself starts, stops, survives a crash and leaves nothing, on a machine of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from guests import until
+from nested import Nested, nested
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root"),
+    pytest.mark.skipif(
+        any(shutil.which(tool) is None for tool in ("podman", "runc", "mmdebstrap", "nft")),
+        reason="podman, runc, mmdebstrap or nftables is not installed",
+    ),
+]
+
+_EC2 = """
+import boto3, json, sys, time
+ec2 = boto3.client("ec2", region_name="eu-central-1", endpoint_url="http://127.0.0.1:4566",
+                   aws_access_key_id="operator", aws_secret_access_key="lab")
+def launch(image):
+    answer = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)
+    instance = answer["Instances"][0]["InstanceId"]
+    ec2.get_waiter("instance_running").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
+    return instance
+def base():
+    return ec2.describe_images(Owners=["136693071363"])["Images"][0]["ImageId"]
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Nested]:
+    with nested() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def clean(machine: Nested) -> Iterator[None]:
+    """Every test starts and ends without a lab."""
+    assert machine.traces() == []
+    yield
+    machine.fab("lab.down")
+    assert machine.traces() == [], "lab.down leaves nothing"
+
+
+def up(machine: Nested) -> dict[str, object]:
+    done = machine.fab("lab.up", "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_up_twice_is_up_once(machine: Nested) -> None:
+    first, second = up(machine), up(machine)
+    assert (first["already"], second["already"]) == (False, True)
+    assert first["pid"] == second["pid"]
+
+
+def test_down_takes_running_hosts_along(machine: Nested) -> None:
+    up(machine)
+    machine.python(_EC2 + "print(json.dumps(launch(base())))")
+    assert any("/sbin/init" in line for line in machine.traces())
+    assert machine.fab("lab.down").returncode == 0
+    assert machine.traces() == []
+
+
+def test_down_without_a_lab_is_fine(machine: Nested) -> None:
+    assert machine.fab("lab.down").returncode == 0
+
+
+def test_after_a_crash_up_cleans_up_and_starts_again(machine: Nested) -> None:
+    pid = up(machine)["pid"]
+    machine.python(_EC2 + "print(json.dumps([launch(base()), launch(base())]))")
+    machine.says("kill", "-KILL", str(pid))
+    again = up(machine)
+    assert again["instances"] == []
+    running = [line for line in machine.traces() if "/sbin/init" in line or "conmon" in line]
+    assert running == [], "the hosts of the lab before are gone"
+    machine.python(_EC2 + "print(json.dumps(launch(base())))")
+
+
+def test_an_interrupted_start_leaves_nothing(machine: Nested) -> None:
+    fab = machine.start(sys.executable, "-m", "fabric", "lab.up")
+    until(lambda: any("flab" in line for line in machine.traces()), 30, "the network is there")
+    for pid in machine.says("pgrep", "-f", "fabric lab.up").split():
+        machine.says("kill", f"-{signal.SIGINT.value}", pid)
+    fab.communicate(timeout=60)
+    assert fab.returncode != 0
+    until(lambda: machine.traces() == [], 30, "all of it is gone")
+
+
+def test_a_taken_port_is_named_and_nothing_is_changed(machine: Nested) -> None:
+    squatter = machine.start(
+        sys.executable,
+        "-c",
+        "import socket,time;s=socket.socket();s.bind(('127.0.0.1',4566));s.listen();time.sleep(60)",
+    )
+    try:
+        until(lambda: "4566" in machine.says("ss", "-Hltn"), 10, "the port is taken")
+        done = machine.fab("lab.up")
+        assert done.returncode == 3
+        assert "4566" in done.stderr
+        assert "ss -ltnp" in done.stderr
+    finally:
+        squatter.kill()
+        squatter.wait()
+
+
+def test_status_without_a_lab_says_what_to_type(machine: Nested) -> None:
+    done = machine.fab("lab.status")
+    assert done.returncode == 4
+    assert "fab lab.up" in done.stderr
+
+
+def test_images_and_their_tags_are_there_in_the_next_lab(machine: Nested) -> None:
+    up(machine)
+    image = machine.python(
+        _EC2
+        + """
+image = ec2.create_image(InstanceId=launch(base()), Name="kept", TagSpecifications=[
+    {"ResourceType": kind, "Tags": [{"Key": "Role", "Value": kind}]}
+    for kind in ("image", "snapshot")])["ImageId"]
+ec2.get_waiter("image_available").wait(ImageIds=[image], WaiterConfig={"Delay": 1})
+ec2.create_tags(Resources=[image], Tags=[{"Key": "Status", "Value": "tested"}])
+print(json.dumps(image))"""
+    )
+    before = machine.python(_EC2 + _DESCRIBE.format(image=image))
+    machine.fab("lab.down")
+    up(machine)
+    assert machine.python(_EC2 + _DESCRIBE.format(image=image)) == before
+    assert {"Key": "Status", "Value": "tested"} in before[0]["Tags"]
+    machine.python(_EC2 + f"print(json.dumps(launch('{image}')))")
+    machine.python(_EC2 + f"ec2.deregister_image(ImageId='{image}'); print(0)")
+
+
+_DESCRIBE = """
+image = ec2.describe_images(ImageIds=["{image}"])["Images"][0]
+snapshot = image["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+tags = ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"][0]["Tags"]
+print(json.dumps([image, tags], sort_keys=True))
+"""
+
+
+def test_up_is_quick_when_the_base_image_is_there(machine: Nested) -> None:
+    up(machine)
+    machine.fab("lab.down")
+    began = time.monotonic()
+    up(machine)
+    assert time.monotonic() - began < 15  # 3 s on two idle cores
