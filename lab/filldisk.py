@@ -4,6 +4,7 @@ The hosts share one file system, so filling it would fill everybody's. Instead t
 a file system of its own, in memory, with everything that was in it and no more room than asked for.
 Programs that write below it get the kernel's own ENOSPC. Those that had files open there would not
 notice: they are named as units, and are restarted onto the full disk and off it again.
+A host that stops meanwhile wakes with the directory as it was when the fault began.
 """
 
 from __future__ import annotations

@@ -178,6 +178,8 @@ def test_a_full_disk_refuses_writes_and_keeps_what_was_there(trio: Trio) -> None
     assert "No space left on device" in full.stderr
     assert trio.two.says("cat", "/srv/data/before") == "before"
     assert trio.two.run("sh", "-c", "head -c 100000 /dev/zero > /srv/other").returncode == 0
+    with pytest.raises(RefusedError, match="would lose"):
+        trio.strike("kill", trio.two.id)
     trio.heal(trio.two.id)
     trio.two.says("sh", "-c", "head -c 100000 /dev/zero > /srv/data/more")
     assert trio.two.says("cat", "/srv/data/before") == "before"
