@@ -134,7 +134,7 @@ def clear(
             ec2.terminate_instances(InstanceIds=hosts)
             instances_in_state(settings, hosts, "terminated", seconds=_GONE_SECONDS, sleep=sleep)
         for key in ec2.describe_key_pairs(Filters=tagged)["KeyPairs"]:
-            ec2.delete_key_pair(KeyPairId=key["KeyPairId"])
+            ec2.delete_key_pair(KeyName=key["KeyName"])
         for group in ec2.describe_security_groups(Filters=tagged)["SecurityGroups"]:
             _delete_group(ec2, group["GroupId"], sleep)
 

@@ -90,12 +90,33 @@ def bake(
     if all(step.action == "reuse" for step in request.steps):
         return [_reused(step) for step in request.steps]
     started = now or datetime.now(UTC)
+    for killed in sweep(settings, started):
+        say(f"cleared up after bake {killed}, which never ended")
     build_id = f"{started:%Y%m%d%H%M%S}-{os.urandom(3).hex()}"
     tags = {"Fleet": settings.name, "Env": settings.env, "ManagedBy": "flotilla"}
     with workbench.open_workbench(
         settings, build_id, public_key=keys.public(settings), tags=tags
     ) as bench:
         return _Bakery(settings, request, bench, say, started).work()
+
+
+def sweep(settings: Settings, now: datetime) -> list[str]:
+    """Clear up after bakes that were killed: those too old to be still running; their build ids."""
+    # Base, then the others by twos, each within its time limit.
+    rounds = 1 + -(-len(rules.ROLES) // BAKES_AT_ONCE)
+    longest = timedelta(minutes=rounds * settings.images.packer.timeout_minutes)
+    dead = [
+        build_id
+        for build_id in sorted(workbench.left_behind(settings))
+        if now - _begun(build_id) > longest
+    ]
+    for build_id in dead:
+        workbench.clear(settings, build_id)
+    return dead
+
+
+def _begun(build_id: str) -> datetime:
+    return datetime.strptime(build_id.split("-", maxsplit=1)[0], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
 
 
 def _reused(step: rules.Step) -> Done:

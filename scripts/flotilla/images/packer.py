@@ -151,7 +151,7 @@ def artifact(manifest: Path, region: str) -> str:
         ids = [
             build["artifact_id"] for build in content["builds"] if build["packer_run_uuid"] == run
         ]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise FlotillaError(f"packer left no manifest that can be read: {error}") from error
     return artifact_of(ids, region)
 

@@ -1,0 +1,146 @@
+"""Images and build hosts in an EC2 API: what is listed, what is let go, what is cleaned up."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fleets import maker, register_images
+from moto import mock_aws
+
+from flotilla import images
+from flotilla.aws import images as edge
+from flotilla.aws import workbench
+from flotilla.errors import BadOption, Refused
+from flotilla.images.bake import sweep
+
+LATER = datetime.now(UTC) + timedelta(days=2)
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIK0wmN/Cr3JXqmLW7u+g9pTh+wyqDHpSQEIQczXkVx9q operator"
+
+
+@pytest.fixture
+def world(tmp_path):
+    make = maker(tmp_path)
+    with mock_aws():
+        yield make()
+
+
+def launch(world, image_id):
+    world.ec2.run_instances(ImageId=image_id, MinCount=1, MaxCount=1)
+
+
+def gone(world, before):
+    left = {image.image_id for image in edge.ours(world.settings)}
+    return {role for role, image_id in before.items() if image_id not in left}
+
+
+def test_the_image_to_launch_is_the_tested_one(world):
+    tested = register_images(world)
+    register_images(world, status="baked")
+    assert images.latest_tested(world.settings, "mysql").image_id == tested["mysql"]
+
+
+def test_without_a_tested_image_a_launch_is_refused_with_the_next_command(world):
+    register_images(world, status="baked")
+    with pytest.raises(Refused, match="no tested image for app") as caught:
+        images.latest_tested(world.settings, "app")
+    assert caught.value.next == "fab images.bake"
+
+
+def test_images_of_other_fleets_are_not_ours(world):
+    foreign = world.ec2.register_image(Name="theirs", RootDeviceName="/dev/sda1")["ImageId"]
+    world.ec2.create_tags(
+        Resources=[foreign],
+        Tags=[{"Key": "Fleet", "Value": "theirs"}, {"Key": "ManagedBy", "Value": "flotilla"}],
+    )
+    assert edge.ours(world.settings) == []
+
+
+def test_a_prune_drops_what_was_agreed_and_spares_what_came_into_use_since(world):
+    failed = register_images(world, status="baked")
+    tested = register_images(world)
+    verdicts = images.verdicts(world.settings, now=LATER)
+    assert {v.image.image_id for v in verdicts if v.drop} == set(failed.values())
+    launch(world, failed["app"])
+    assert len(images.drop(world.settings, verdicts)) == len(failed) - 1
+    assert gone(world, failed) == set(failed) - {"app"}
+    assert gone(world, tested) == set()
+
+
+def test_an_image_that_only_an_old_template_version_names_is_in_use(world):
+    ids = register_images(world)
+    older, newer = ({"ImageId": ids[role], "InstanceType": "t3.small"} for role in ("app", "lb"))
+    world.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData=older)
+    world.ec2.create_launch_template_version(LaunchTemplateName="web", LaunchTemplateData=newer)
+    assert {ids["app"], ids["lb"]} <= set(edge.in_use(world.settings))
+
+
+def test_removing_an_image_twice_is_fine(world):
+    register_images(world)
+    one = edge.ours(world.settings)[0]
+    edge.remove(world.settings, one)
+    edge.remove(world.settings, one)
+
+
+def test_a_finished_image_asks_for_imdsv2_and_its_tags_are_on_its_snapshots(world):
+    register_images(world)
+    one = edge.ours(world.settings)[0]
+    edge.tag(world.settings, one, Status="tested", GitCommit="abc")
+    assert next(i for i in edge.ours(world.settings) if i == one or i.git_commit == "abc")
+    for snapshot in one.snapshots:
+        (found,) = world.ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+        assert {"Key": "GitCommit", "Value": "abc"} in found["Tags"]
+
+
+def test_nothing_is_left_of_a_bake_that_fails_in_the_middle(world):
+    image_id = register_images(world)["app"]
+
+    def broken():
+        with workbench.open_workbench(
+            world.settings, "20261121-abc", public_key=KEY, tags={"Fleet": "flotilla"}
+        ) as opened:
+            workbench.launch(world.settings, opened, image_id, tags={"Name": "test"})
+            assert workbench.left_behind(world.settings) == {"20261121-abc"}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    (found,) = world.ec2.describe_instances()["Reservations"]
+    assert found["Instances"][0]["State"]["Name"] == "terminated"
+    assert workbench.left_behind(world.settings) == set()
+    assert world.ec2.describe_key_pairs()["KeyPairs"] == []
+
+
+def test_a_bake_clears_up_after_one_that_was_killed_and_spares_one_that_may_be_running(world):
+    group = {"Description": "of a bake", "VpcId": world.ec2.describe_vpcs()["Vpcs"][0]["VpcId"]}
+    for build_id in ("20261121100000-dead", "20261121115500-live"):
+        tag = {"Key": "BuildId", "Value": build_id}
+        world.ec2.create_security_group(
+            GroupName=f"flotilla-lab-bake-{build_id}",
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": [tag]}],
+            **group,
+        )
+    noon = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+    assert sweep(world.settings, noon) == ["20261121100000-dead"]
+    assert workbench.left_behind(world.settings) == {"20261121115500-live"}
+
+
+def test_a_build_host_is_reached_from_the_operators_networks_only(world):
+    with workbench.open_workbench(world.settings, "b", public_key=KEY, tags={}) as opened:
+        (group,) = world.ec2.describe_security_groups(GroupIds=[opened.group_id])["SecurityGroups"]
+    (rule,) = group["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
+    assert [r["CidrIp"] for r in rule["IpRanges"]] == list(world.settings.ssh.allow_from)
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"), [("0", "--keep 0"), ("-1", "--keep -1"), ("x", "--keep x")]
+)
+def test_a_keep_that_would_leave_nothing_is_a_bad_option(world, keep, says):
+    with pytest.raises(BadOption, match=says):
+        images.verdicts(world.settings, keep=keep)
+
+
+def test_an_unknown_image_name_is_answered_with_those_that_exist():
+    with pytest.raises(BadOption, match="'web'; there are: base, mysql"):
+        images.chosen("app,web")
