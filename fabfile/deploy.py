@@ -90,7 +90,7 @@ def run(
         ),
         json=json,
     )
-    show(outcome.as_dict(), json=json, text=outcome.line)
+    show(outcome.as_dict(), json=json, text="\n".join([outcome.line, *outcome.notes]))
     attempt(outcome.raise_failure)
 
 

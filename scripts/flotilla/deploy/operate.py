@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from flotilla import audit
 from flotilla.aws import edge
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.roll import Limits, Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import connect, look, prepare
+from flotilla.errors import FlotillaError
 from flotilla.lock import Lock, holder
 from flotilla.rules.deploy import Options, Plan
 from flotilla.settings import Settings
@@ -85,7 +87,7 @@ def deploy(
                     said=said,
                     stopping=stopping,
                 )
-    return _with_probe(outcome, seen)
+    return _recorded(settings, _with_probe(outcome, seen))
 
 
 def limits(settings: Settings) -> Limits:
@@ -97,6 +99,18 @@ def _with_probe(outcome: Outcome, seen: dict[str, Any]) -> Outcome:
     """Add the probe's view: its connections that failed are requests no load balancer counted."""
     outcome.probe = seen
     outcome.failed += sum(n for why, n in seen.get("failures", {}).items() if "status" not in why)
+    return outcome
+
+
+def _recorded(settings: Settings, outcome: Outcome) -> Outcome:
+    """Keep the audit line; that it could not be kept does not change how the deploy ended."""
+    told = {
+        name: getattr(outcome, name) for name in ("id", "served", "failed", "seconds", "reason")
+    }
+    try:
+        audit.record(settings, f"deploy.run --version {outcome.version}", outcome.result, **told)
+    except FlotillaError as error:
+        outcome.notes.append(str(error))
     return outcome
 
 

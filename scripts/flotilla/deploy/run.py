@@ -47,6 +47,7 @@ class Outcome:
     first: bool = False
     probe: dict[str, Any] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
