@@ -37,7 +37,12 @@ SYSCTLS: Mapping[str, str] = {
     # Every systemd holds some eight of them, all counted against one root: at the kernel's default
     # of 128 the sixteenth host ended at once with exit code 255.
     "fs.inotify.max_user_instances": "8192",
+    # Where br_netfilter is loaded (as by Docker), packets between two hosts on one bridge pass the
+    # machine's forward chains too, ours among them, and are dropped. The bridge's own setting does
+    # not help: the kernel filters if either is on.
+    "net.bridge.bridge-nf-call-iptables": "0",
 }
+_AT_LEAST = ("fs.inotify.max_user_instances",)
 
 
 def ruleset(public: Mapping[str, str]) -> str:
@@ -123,6 +128,11 @@ def sysctl(key: str) -> str:
     return Path("/proc/sys", *key.split(".")).read_text().strip()
 
 
+def sysctls() -> dict[str, str]:
+    """Current values of those in `SYSCTLS` that this kernel has."""
+    return {key: sysctl(key) for key in SYSCTLS if Path("/proc/sys", *key.split(".")).exists()}
+
+
 def set_sysctl(key: str, value: str) -> None:
     """Change a kernel setting until the next boot."""
     path = Path("/proc/sys", *key.split("."))
@@ -142,8 +152,8 @@ def unblock(cidr: str) -> None:
 
 
 def up() -> None:
-    """Prepare the machine, before the first bridge. Note the settings named in `SYSCTLS` first:
-    `down` wants them.
+    """Prepare the machine, before the first bridge. Note what `sysctls` gives first: `down` wants
+    it.
     """
     for cidr in (*(f"{address}/32" for address in SERVICE_ADDRESSES), str(OPERATOR_NETWORK)):
         block(cidr)
@@ -154,9 +164,9 @@ def up() -> None:
     for address in SERVICE_ADDRESSES:
         run(["ip", "address", "add", f"{address}/32", "dev", SERVICES])
     run(["ip", "link", "set", SERVICES, "up"])
-    for key, least in SYSCTLS.items():
-        if int(sysctl(key)) < int(least):
-            set_sysctl(key, least)
+    for key, now in sysctls().items():
+        if key not in _AT_LEAST or int(now) < int(SYSCTLS[key]):
+            set_sysctl(key, SYSCTLS[key])
 
 
 def publish(public: Mapping[str, str]) -> None:

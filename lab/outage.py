@@ -65,11 +65,10 @@ class Gate:
         delay, mode = effect(self._faults.values(), names)
         if delay:
             self._sleep(delay)
-        if mode == "hangup":
-            _hang_up(environ)
-            return []
         if mode is None:
             return None
+        if mode == "hangup":  # what is answered below then reaches nobody
+            _hang_up(environ)
         length = str(len(_UNAVAILABLE))
         headers = [("Content-Type", "text/xml"), ("Content-Length", length)]
         start_response("503 Service Unavailable", headers)

@@ -76,7 +76,7 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
     if found:
         progress.step(f"cleaned up after a lab that did not end well: {len(found)} things")
     preflight.port()
-    before = {key: network.sysctl(key) for key in network.SYSCTLS}
+    before = network.sysctls()
     state = {
         "pid": os.getpid(),
         "repo": str(where.repo),
