@@ -77,7 +77,8 @@ def _board(answer: Mapping[str, Any]) -> str:
     up_for = f"up {answer['up_seconds']} s"
     lines = [f"{answer['endpoint']}  {answer['region']}  {up_for}  process {answer['pid']}"]
     columns = ("name", "id", "state", "zone", "private_ip", "public_ip", "image")
-    rows = [[str(row[column] or "-") for column in columns] for row in answer["instances"]]
+    present = [row for row in answer["instances"] if row["state"] != "terminated"]
+    rows = [[str(row[column] or "-") for column in columns] for row in present]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines += [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -41,11 +41,7 @@ def create_image(
             ami.ebs_snapshot.add_tags({tag["Key"]: tag["Value"] for tag in specification["Tags"]})
     amis.as_virtual_machine(ami)
     ami.state, ami.source_image_id = "pending", instance.image_id
-    # moto notes on the volume, and not on the device, whether it is encrypted.
-    ami.encrypted = any(
-        self.volumes[device.volume_id].encrypted for _, device in instance.get_block_device_mapping
-    )
-    ami.ebs_snapshot.encrypted = ami.encrypted
+    _like_disk(self, ami, instance)
     hosts, was_up = parts.instances.hosts, instance.state == "running"
 
     def make() -> None:
@@ -61,6 +57,15 @@ def create_image(
     return ami
 
 
+def _like_disk(ec2: Any, ami: Any, instance: Any) -> None:
+    """Give an image the size and the encryption of its instance's root volume."""
+    root = instance.block_device_mapping.get(instance.root_device_name)
+    if root is not None:
+        volume = ec2.volumes[root.volume_id]  # moto notes neither on the device
+        ami.volume_size, ami.encrypted = volume.size, volume.encrypted
+        ami.ebs_snapshot.encrypted = volume.encrypted
+
+
 def copy_image(
     parts: Parts, original: Any, self: Any, source_image_id: str, *args: Any, **kwargs: Any
 ) -> Any:
@@ -69,6 +74,7 @@ def copy_image(
     ami = original(self, source_image_id, *args, **kwargs)
     amis.as_virtual_machine(ami)
     ami.state, ami.source_image_id = "pending", source_image_id
+    ami.volume_size = getattr(self.amis[source_image_id], "volume_size", None)
     source, target = amis.reference(source_image_id), amis.reference(ami.id)
     _finish(parts, self, ami, lambda: parts.store.podman.tag(source, target))
     return ami

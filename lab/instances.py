@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -35,6 +36,8 @@ _CODES = {
 # How a container's PID 1 ends when the system in it asks the kernel for a reboot (reboot(2), pid
 # namespaces).
 _EXIT_REBOOT = 129
+_EXIT_KILLED = 137
+_REMEMBERED_SECONDS = 3600.0
 
 
 @dataclass(slots=True)
@@ -56,10 +59,12 @@ class Instances:
     lock: threading.RLock
     reference: Callable[[str], str]
     log: Callable[[str, Mapping[str, Any]], None]
+    launches: dict[str, Any] = field(default_factory=dict)  # reservation by client token
     listeners: list[Callable[[str, str], None]] = field(default_factory=list)
     _bridges: dict[str, _Bridge] = field(default_factory=dict)
     _rules: dict[str, str] = field(default_factory=dict)
     _public: dict[str, str] = field(default_factory=dict)
+    _ended: dict[str, float] = field(default_factory=dict)  # when terminated, monotonic seconds
     _reconciling: threading.Lock = field(default_factory=threading.Lock)
 
     def in_thread(self, name: str, work: Callable[[], None]) -> None:
@@ -196,15 +201,15 @@ class Instances:
             return
         if exit_code == _EXIT_REBOOT:
             self._boot_again(instance)
+        elif exit_code == _EXIT_KILLED:
+            died = StateReason("Server.InternalError: the host died", "Server.InternalError")
+            self.set_state(instance, "stopped", died)
         elif instance.instance_initiated_shutdown_behavior == "terminate":
             with self.lock:
                 instance.terminate()
         else:
-            by_itself = StateReason(
-                "Client.InstanceInitiatedShutdown", "Client.InstanceInitiatedShutdown"
-            )
-            crashed = StateReason("Server.InternalError: the host died", "Server.InternalError")
-            self.set_state(instance, "stopped", crashed if exit_code == 137 else by_itself)
+            code = "Client.InstanceInitiatedShutdown"
+            self.set_state(instance, "stopped", StateReason(f"{code}: shut down from within", code))
 
     # Keeping the machine in step
 
@@ -214,8 +219,9 @@ class Instances:
             with self.lock:
                 ec2 = self.ec2()
                 public = addresses.published(ec2)
-                seen = [i for i in views.live_instances(ec2) if self.hosts.netns(i.id)]
-                rules = {i.id: firewall.ruleset(views.security_view(ec2, i)) for i in seen}
+                seen = [v for v in views.security_views(ec2) if self.hosts.netns(v.instance_id)]
+                rules = {view.instance_id: firewall.ruleset(view) for view in seen}
+                self._forget(ec2)
                 gone = [vpc_id for vpc_id in self._bridges if vpc_id not in ec2.vpcs]
             if public != self._public:
                 network.publish(public)
@@ -226,11 +232,23 @@ class Instances:
                 bridge = self._bridges.pop(vpc_id)
                 network.remove_bridge(bridge.name, bridge.cidr)
 
+    def _forget(self, ec2: Any) -> None:
+        """Drop instances that were terminated an hour ago, as EC2 does."""
+        for reservation_id, reservation in list(ec2.reservations.items()):
+            since = [self._ended.get(i.id, time.monotonic()) for i in reservation.instances]
+            if since and max(since) < time.monotonic() - _REMEMBERED_SECONDS:
+                del ec2.reservations[reservation_id]
+
     def _filter(self, instance_id: str, text: str) -> None:
         netns = self.hosts.netns(instance_id)
-        if netns and self._rules.get(instance_id) != text:
+        if netns is None or self._rules.get(instance_id) == text:
+            return
+        try:
             firewall.apply(instance_id, netns, text)
-            self._rules[instance_id] = text
+        except LabError as error:  # one host's failure must not keep the others from theirs
+            self.log("failed", {"what": f"packet filter of {instance_id}", "error": str(error)})
+            return
+        self._rules[instance_id] = text
 
     def _bridge(self, vpc_id: str) -> _Bridge:
         if vpc_id not in self._bridges:
@@ -258,8 +276,7 @@ class Instances:
 
     def _launch(self, instance: Any, spec: Spec) -> None:
         try:
-            self.hosts.prepare(spec)
-            self.reconcile()
+            self._connect(spec)
             if instance.state == "pending":
                 self.hosts.boot(instance.id)
         except LabError as error:
@@ -274,6 +291,13 @@ class Instances:
             self.set_state(instance, "running")
         elif instance.state in ("shutting-down", "terminated"):
             self.hosts.remove(instance.id)
+
+    def _connect(self, spec: Spec) -> None:
+        """The host's network, with its packet filter in force before anything runs in it."""
+        self.hosts.prepare(spec)
+        self.reconcile()
+        if spec.instance_id not in self._rules:
+            raise LabError(f"the packet filter of {spec.instance_id} could not be loaded")
 
     def _start(self, instance: Any) -> None:
         try:
@@ -306,6 +330,7 @@ class Instances:
         self._rules.pop(instance.id, None)
         with self.lock:
             moto_terminate(instance)
+            self._ended[instance.id] = time.monotonic()
         self._tell(instance.id, "terminated")
         self.reconcile()
 

@@ -146,7 +146,10 @@ class Lab:
         self._instances.exited(instance_id, exit_code)
 
     def _changed(self) -> None:
-        self._instances.reconcile()
+        try:
+            self._instances.reconcile()
+        except LabError as error:  # of one host; the call that asked for something else was done
+            self._journal.log("failed", {"what": "reconcile", "error": str(error)})
         with self._calls.lock("ec2"):
             self._store.save(self.ec2())
         self._instances.in_thread("sweep images", self._store.sweep)

@@ -9,6 +9,9 @@ from moto.ec2.exceptions import EC2ClientError
 from lab.instances import Instances
 from lab.layout import REGION
 
+# What moto passes on for a request without a client token.
+_NO_TOKEN = "ABCDE"  # noqa: S105  not a secret
+
 
 def run_instances(  # noqa: PLR0917  moto calls it like this
     instances: Instances,
@@ -21,6 +24,9 @@ def run_instances(  # noqa: PLR0917  moto calls it like this
     **kwargs: Any,
 ) -> Any:
     """RunInstances on moto's EC2Backend `self`; returns its reservation, with hosts on the way."""
+    token = kwargs.get("client_token")
+    if token in instances.launches:
+        return instances.launches[token]
     template = _from_template(self, kwargs)
     wanted = image_id or template.get("ImageId")
     if self.region_name != REGION:
@@ -37,6 +43,8 @@ def run_instances(  # noqa: PLR0917  moto calls it like this
     _associate_profiles(self, reservation, kwargs, template)
     for instance in reservation.instances:
         instances.launch(instance)
+    if token not in {None, _NO_TOKEN}:
+        instances.launches[token] = reservation
     return reservation
 
 
@@ -124,3 +132,46 @@ def _associate_profiles(
                 iam_instance_profile_name=name,
                 iam_instance_profile_arn=None if name else arn,
             )
+
+
+def run_instances_response(original: Any, self: Any) -> Any:
+    """RunInstances launches as many as MaxCount says; moto looks at MinCount only."""
+    most = self._get_param("MaxCount")
+    if most is not None:
+        self.params["MinCount"] = most
+    return original(self)
+
+
+def setup_defaults(_: Any, self: Any) -> None:
+    """The root volume of an instance: under its image's device name, of its size, as encrypted."""
+    ami = self.ec2_backend.amis[self.image_id]
+    disk = ami.block_device_mappings[0]
+    self.add_block_device(
+        size=disk["Ebs"]["VolumeSize"],
+        device_path=disk["DeviceName"],
+        snapshot_id=disk["Ebs"]["SnapshotId"],
+        encrypted=disk["Ebs"]["Encrypted"],
+        delete_on_termination=True,
+        kms_key_id=None,
+        volume_type=disk["Ebs"]["VolumeType"],
+    )
+
+
+_BLOCK_DEVICE = (
+    "size",
+    "device_path",
+    "snapshot_id",
+    "encrypted",
+    "delete_on_termination",
+    "kms_key_id",
+)
+
+
+def add_block_device(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A volume from an encrypted image is encrypted, whatever the launch says."""
+    given = {**dict(zip(_BLOCK_DEVICE, args, strict=False)), **kwargs}
+    ami = self.ec2_backend.amis.get(self.image_id)
+    if ami is not None and given["device_path"] == ami.root_device_name:
+        given["encrypted"] = given["encrypted"] or bool(getattr(ami, "encrypted", False))
+        given["size"] = given["size"] or ami.block_device_mappings[0]["Ebs"]["VolumeSize"]
+    return original(self, **given)

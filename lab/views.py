@@ -17,9 +17,13 @@ def live_instances(ec2: Any) -> list[Any]:
     return [i for i in ec2.all_instances() if i.state not in _GONE and i.nics]
 
 
-def security_view(ec2: Any, instance: Any) -> View:
-    """The view of one instance."""
+def security_views(ec2: Any) -> list[View]:
+    """The view of every instance that has an address."""
     members = _members(ec2)
+    return [_view(ec2, instance, members) for instance in live_instances(ec2)]
+
+
+def _view(ec2: Any, instance: Any, members: dict[str, set[str]]) -> View:
     groups = sorted(instance.nics[0].group_set, key=lambda group: str(group.id))
     subnet = ec2.get_subnet(instance.subnet_id)
     ingress, egress = _acl(ec2, subnet.id)

@@ -24,6 +24,8 @@ _CREDENTIAL = re.compile(r"Credential=([^/,\s]+)/[^/]+/([^/]+)/([^/]+)/")
 # together.
 _TOGETHER = dict.fromkeys(("ec2", "autoscaling", "iam", "sts", "elasticloadbalancing"), "ec2")
 
+_MAY_CHANGE_HOSTS = frozenset({"ec2", "autoscaling"})
+
 
 class Calls:
     """One lock for each family of services.
@@ -113,7 +115,7 @@ class Api:
             chunks = list(answer)
             if hasattr(answer, "close"):
                 answer.close()
-        if call.service in _TOGETHER and not call.is_read:
+        if call.service in _MAY_CHANGE_HOSTS and not call.is_read:
             self._changed()
         self._record(
             {

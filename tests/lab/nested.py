@@ -49,7 +49,7 @@ class Nested:
         """Start a command in there."""
         enter = ["nsenter", "-t", str(self.holder), "-m", "-n", "-C", "-p"]
         return subprocess.Popen(
-            [*enter, f"--wd={REPO}", "--", *argv],
+            [*enter, "--", "sh", "-c", f'cd {REPO} && exec "$@"', "sh", *argv],
             env={**os.environ, "FLOTILLA_CACHE": str(self.cache), "NO_COLOR": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
