@@ -379,6 +379,11 @@ def test_a_hit_imports_nothing_but_the_standard_library(repo):
         assert heavy not in bare.stderr
 
 
+def test_the_script_and_the_store_mean_the_same_file():
+    text = (ROOT / "inventory" / "ec2.py").read_text()
+    assert f"\nSCHEMA = {store.SCHEMA}\n" in text
+
+
 def test_the_ssh_config_that_ansible_is_pointed_to_fits_the_list(repo):
     listed = script(repo, "--list")
     text = (repo / "var" / "lab" / "ssh_config").read_text()
