@@ -13,8 +13,16 @@ _PROTOCOLS = {"6": "tcp", "17": "udp", "1": "icmp"}
 
 
 def live_instances(ec2: Any) -> list[Any]:
-    """moto's instances that still have an address."""
-    return [i for i in ec2.all_instances() if i.state not in _GONE and i.nics]
+    """moto's instances that still have an address.
+
+    moto lets a subnet be deleted under an instance that is shutting down, where EC2 would refuse.
+    """
+    subnets = {subnet_id for zone in ec2.subnets.values() for subnet_id in zone}
+    return [
+        i
+        for i in ec2.all_instances()
+        if i.state not in _GONE and i.nics and i.subnet_id in subnets
+    ]
 
 
 def security_views(ec2: Any) -> list[View]:
