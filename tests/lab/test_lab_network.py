@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -25,15 +25,37 @@ class Pair:
     client_group: str
     server_group: str
 
-    def open(self, port: int = PORT, **peer: str) -> None:
-        self.place.ec2.authorize_security_group_ingress(
-            GroupId=self.server_group, IpPermissions=permission("tcp", (port, port), **peer)
-        )
+    @contextmanager
+    def opened(self, **peer: str) -> Iterator[None]:
+        """The server's port open for this peer."""
+        rule = permission("tcp", (PORT, PORT), **peer)
+        ec2, group = self.place.ec2, self.server_group
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rule)
+        try:
+            yield
+        finally:
+            ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rule)
 
-    def close(self, port: int = PORT, **peer: str) -> None:
-        self.place.ec2.revoke_security_group_ingress(
-            GroupId=self.server_group, IpPermissions=permission("tcp", (port, port), **peer)
-        )
+    @contextmanager
+    def no_way_out(self) -> Iterator[None]:
+        """The client's group without its egress rule."""
+        rule = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+        ec2, group = self.place.ec2, self.client_group
+        ec2.revoke_security_group_egress(GroupId=group, IpPermissions=rule)
+        try:
+            yield
+        finally:
+            ec2.authorize_security_group_egress(GroupId=group, IpPermissions=rule)
+
+    @contextmanager
+    def talking(self) -> Iterator[Conversation]:
+        """An established connection to the server's port."""
+        talk = Conversation(self.client, self.server, PORT)
+        try:
+            assert talk.answers()
+            yield talk
+        finally:
+            talk.close()
 
     def connects(self, port: int = PORT) -> bool:
         return self.client.reaches(self.server, port)
@@ -51,110 +73,85 @@ def pair() -> Iterator[Pair]:
 
 def test_a_port_is_closed_until_a_rule_opens_it_and_closed_again_with_the_rule(pair: Pair) -> None:
     assert not pair.connects()
-    pair.open(group=pair.client_group)
-    assert pair.connects(), "open as soon as the API has answered"
-    pair.close(group=pair.client_group)
+    with pair.opened(group=pair.client_group):
+        assert pair.connects(), "open as soon as the API has answered"
     assert not pair.connects()
 
 
 def test_a_rule_for_an_address_range_opens_for_that_range_only(pair: Pair) -> None:
-    pair.open(cidr="192.0.2.0/24")
-    assert not pair.connects()
-    pair.open(cidr=f"{pair.client.address}/32")
-    assert pair.connects()
-    pair.close(cidr="192.0.2.0/24")
-    pair.close(cidr=f"{pair.client.address}/32")
-    assert not pair.connects()
+    with pair.opened(cidr="192.0.2.0/24"):
+        assert not pair.connects()
+    with pair.opened(cidr=f"{pair.client.address}/32"):
+        assert pair.connects()
 
 
 def test_what_may_go_out_is_enforced_on_the_sender(pair: Pair) -> None:
-    everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
-    pair.open(cidr="0.0.0.0/0")
-    ec2 = pair.place.ec2
-    try:
-        ec2.revoke_security_group_egress(GroupId=pair.client_group, IpPermissions=everything)
+    with pair.opened(cidr="0.0.0.0/0"), pair.no_way_out():
         assert not pair.connects()
         only = permission("tcp", (PORT, PORT), group=pair.server_group)
-        ec2.authorize_security_group_egress(GroupId=pair.client_group, IpPermissions=only)
+        ec2, group = pair.place.ec2, pair.client_group
+        ec2.authorize_security_group_egress(GroupId=group, IpPermissions=only)
         assert pair.connects()
-        ec2.revoke_security_group_egress(GroupId=pair.client_group, IpPermissions=only)
-    finally:
-        ec2.authorize_security_group_egress(GroupId=pair.client_group, IpPermissions=everything)
-        pair.close(cidr="0.0.0.0/0")
+        ec2.revoke_security_group_egress(GroupId=group, IpPermissions=only)
+        assert not pair.connects()
 
 
 def test_a_host_without_any_way_out_still_reaches_the_lab_services(pair: Pair) -> None:
-    everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
-    ec2 = pair.place.ec2
-    ec2.revoke_security_group_egress(GroupId=pair.client_group, IpPermissions=everything)
-    try:
-        dial = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),2)"
+    dial = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),2)"
+    with pair.no_way_out():
         for address, port in (("169.254.169.254", 80), ("169.254.169.250", 4566)):
             pair.client.python(dial, address, str(port))
-    finally:
-        ec2.authorize_security_group_egress(GroupId=pair.client_group, IpPermissions=everything)
 
 
 def test_an_established_connection_outlives_the_rule_and_a_new_one_does_not_start(
     pair: Pair,
 ) -> None:
-    pair.open(group=pair.client_group)
-    talk = Conversation(pair.client, pair.server, PORT)
-    try:
-        assert talk.answers()
-        pair.close(group=pair.client_group)
-        assert not pair.connects()
-        assert talk.answers()
-    finally:
-        talk.close()
+    with ExitStack() as rule:
+        rule.enter_context(pair.opened(group=pair.client_group))
+        with pair.talking() as talk:
+            rule.close()
+            assert not pair.connects()
+            assert talk.answers()
 
 
 def test_a_network_acl_cuts_an_established_connection(pair: Pair) -> None:
-    pair.open(group=pair.client_group)
-    talk = Conversation(pair.client, pair.server, PORT)
-    acl = subnet_acl(pair.place, pair.place.subnets[ZONES[1]])
-    deny = {"NetworkAclId": acl, "RuleNumber": 10, "Egress": False}
-    try:
-        assert talk.answers()
-        pair.place.ec2.create_network_acl_entry(
-            **deny, Protocol="-1", RuleAction="deny", CidrBlock=f"{pair.client.address}/32"
+    ec2 = pair.place.ec2
+    _, acl = subnet_association(pair.place, pair.place.subnets[ZONES[1]])
+    entry = {"NetworkAclId": acl, "RuleNumber": 10, "Egress": False}
+    with pair.opened(group=pair.client_group), pair.talking() as talk:
+        ec2.create_network_acl_entry(
+            **entry, Protocol="-1", RuleAction="deny", CidrBlock=f"{pair.client.address}/32"
         )
-        assert not talk.answers()
-        assert not pair.connects()
-        pair.place.ec2.delete_network_acl_entry(**deny)
+        try:
+            assert not talk.answers()
+            assert not pair.connects()
+        finally:
+            ec2.delete_network_acl_entry(**entry)
         assert pair.connects()
-    finally:
-        talk.close()
-        pair.close(group=pair.client_group)
 
 
 def test_a_subnet_under_an_empty_network_acl_lets_nothing_in(pair: Pair) -> None:
     ec2 = pair.place.ec2
-    pair.open(group=pair.client_group)
     closed = ec2.create_network_acl(VpcId=pair.place.vpc)["NetworkAcl"]["NetworkAclId"]
     association, before = subnet_association(pair.place, pair.place.subnets[ZONES[1]])
-    assert pair.connects()
-    moved = ec2.replace_network_acl_association(AssociationId=association, NetworkAclId=closed)
-    try:
-        assert not pair.connects()
-    finally:
-        ec2.replace_network_acl_association(
-            AssociationId=moved["NewAssociationId"], NetworkAclId=before
-        )
+    with pair.opened(group=pair.client_group):
         assert pair.connects()
-        pair.close(group=pair.client_group)
+        moved = ec2.replace_network_acl_association(AssociationId=association, NetworkAclId=closed)[
+            "NewAssociationId"
+        ]
+        try:
+            assert not pair.connects()
+        finally:
+            ec2.replace_network_acl_association(AssociationId=moved, NetworkAclId=before)
+        assert pair.connects()
 
 
 def test_a_group_lets_in_a_member_launched_after_the_rule(pair: Pair) -> None:
-    pair.open(group=pair.client_group)
-    try:
-        began = time.monotonic()
+    with pair.opened(group=pair.client_group):
         (late,) = pair.place.launch(SecurityGroupIds=[pair.client_group], zone=ZONES[2])
-        until(lambda: late.reaches(pair.server, PORT), 1 + time.monotonic() - began, "let in")
+        until(lambda: late.reaches(pair.server, PORT), 1, "it is let in")
         (stranger,) = pair.place.launch(SecurityGroupIds=[pair.place.group()], zone=ZONES[2])
         assert not stranger.reaches(pair.server, PORT)
-    finally:
-        pair.close(group=pair.client_group)
 
 
 def test_members_of_the_default_group_reach_each_other_and_nobody_else(pair: Pair) -> None:
@@ -203,7 +200,3 @@ def subnet_association(where: Place, subnet: str) -> tuple[str, str]:
         if association["SubnetId"] == subnet
     ]
     return found[0]
-
-
-def subnet_acl(where: Place, subnet: str) -> str:
-    return subnet_association(where, subnet)[1]
