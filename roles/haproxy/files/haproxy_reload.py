@@ -16,8 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-ADMIN_SOCKET = "/run/haproxy/admin.sock"
+# Everything goes through the master: its @1 is the current worker, also right after a reload.
 MASTER_SOCKET = "/run/haproxy-master.sock"
+SERVER_STATES = "@1 show servers state"
 STATE_FILE = Path("/var/lib/haproxy/state")
 
 # Set by an operator, so a reload must keep it: forced maintenance and forced drain. Other bits of
@@ -62,12 +63,14 @@ def old_workers(processes: str) -> int:
     return count
 
 
-def ask(path: str, command: str, *, timeout: float) -> str:
-    """One runtime command, its whole answer. Raises OSError (a timeout is one)."""
+def ask(command: str, *, timeout: float = 5) -> str:
+    """What the master, or with ``@1`` the current worker, answers. Raises OSError, TimeoutError."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
-        connection.connect(path)
+        connection.connect(MASTER_SOCKET)
         connection.sendall(command.encode() + b"\n")
+        # Unlike a worker, the master keeps the connection open for more until it hears of the end.
+        connection.shutdown(socket.SHUT_WR)
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
@@ -87,27 +90,25 @@ def save(dump: str, path: Path) -> None:
 def wait_for_old_workers(seconds: float) -> int:
     """Old workers left after at most ``seconds``."""
     deadline = time.monotonic() + seconds
-    while (left := old_workers(ask(MASTER_SOCKET, "show proc", timeout=5))) and (
-        time.monotonic() < deadline
-    ):
+    while (left := old_workers(ask("show proc"))) and (time.monotonic() < deadline):
         time.sleep(0.2)
     return left
 
 
 def reload(wait_seconds: float) -> int:
     """Reload and say how it went on stderr; the exit code."""
-    before_dump = ask(ADMIN_SOCKET, "show servers state", timeout=5)
+    before_dump = ask(SERVER_STATES)
     before = forced_states(before_dump)
     save(before_dump, STATE_FILE)
     try:
         # The master checks the configuration itself and keeps the old worker when it is bad.
-        answer = ask(MASTER_SOCKET, "reload", timeout=30)
+        answer = ask("reload", timeout=30)
         if "Success=1" not in answer:
             sys.stderr.write(
                 f"haproxy: reload refused, the old configuration serves on:\n{answer}\n"
             )
             return 1
-        after = forced_states(ask(ADMIN_SOCKET, "show servers state", timeout=5))
+        after = forced_states(ask(SERVER_STATES))
     finally:
         with contextlib.suppress(FileNotFoundError):
             STATE_FILE.unlink()
