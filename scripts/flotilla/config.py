@@ -43,7 +43,12 @@ def load(env: str | None = None, *, root: Path | None = None) -> Settings:
             next=_instead(chosen, known),
         )
     path = environment.fleet_file(base, chosen)
-    return parse(path.read_bytes(), env=chosen, shown=str(path.relative_to(base)), root=base)
+    shown = str(path.relative_to(base))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _refusal(shown, [f"it cannot be read: {error.strerror}"]) from error
+    return parse(content, env=chosen, shown=shown, root=base)
 
 
 def parse(content: bytes, *, env: str, shown: str, root: Path) -> Settings:

@@ -141,6 +141,12 @@ def test_a_malformed_file_is_refused_with_the_place(text, said):
     assert said in refusal(text)
 
 
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "inventory" / "lab" / environment.FLEET_FILE).mkdir(parents=True)
+    with pytest.raises(Refused, match=r"fleet.yml: it cannot be read: Is a directory"):
+        config.load("lab", root=tmp_path)
+
+
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(Refused, match="not valid YAML"):
         config.parse(b"fleet: \xff\x00", env="lab", shown="f.yml", root=ROOT)
@@ -183,7 +189,7 @@ def test_bytes_that_are_no_text_are_refused():
         ("application.environment", {"WORKERS": 3}, "it must be a valid string"),
         ("application.migrate", "one\ntwo", "it must be one line of text"),
         ("images.source.owner", 136693071363, "images.source.owner is 136693071363"),
-        ("images.packer.ssh_interface", "vpn", "'public_ip', 'private_ip' or 'session_manager'"),
+        ("images.packer.ssh_interface", "vpn", "'public_ip' or 'private_ip'"),
         ("redis.maxmemory_policy", "lru", "'noeviction'"),
         ("cloudwatch.log_retention_days", 8, "fleet.cloudwatch.log_retention_days is 8"),
         ("ssh.allow_from", ["anywhere"], "fleet.ssh.allow_from[0] is 'anywhere'"),
