@@ -136,9 +136,9 @@ def _delete_group(world: World, group: Mapping[str, Any]) -> None:
 
 
 def _instances(world: World) -> list[Change]:
-    return _each(
-        world, "instance", hosts.instances(world), "InstanceId", partial(_terminate, world)
-    )
+    """Also those that somebody else is terminating: their network can go only after them."""
+    found = hosts.instances(world, (*hosts.PRESENT, "shutting-down"))
+    return _each(world, "instance", found, "InstanceId", partial(_terminate, world))
 
 
 def _terminate(world: World, instance: Mapping[str, Any]) -> None:

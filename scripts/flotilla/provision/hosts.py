@@ -21,7 +21,7 @@ from flotilla.rules import placement
 from flotilla.rules.placement import SCALED, STATEFUL, Place
 from flotilla.settings import ROLES
 
-PRESENT = ["pending", "running", "stopping", "stopped"]
+PRESENT = ("pending", "running", "stopping", "stopped")
 RUNNING_SECONDS = 300
 # A profile or template made a moment ago is not known everywhere at once.
 NOT_YET = (
@@ -51,9 +51,9 @@ def stages(world: World, *, shrink: Sequence[str] = ()) -> list[Stage]:
     return [[*fixed, *scaled], naming]
 
 
-def instances(world: World) -> list[Instance]:
-    """Every instance of the fleet that is not gone or going, oldest first."""
-    alive = [*world.mine(), {"Name": "instance-state-name", "Values": PRESENT}]
+def instances(world: World, states: Sequence[str] = PRESENT) -> list[Instance]:
+    """Every instance of the fleet in one of ``states`` (not gone or going), oldest first."""
+    alive = [*world.mine(), {"Name": "instance-state-name", "Values": list(states)}]
     pages = world.ec2.get_paginator("describe_instances").paginate(Filters=alive)
     found = [i for page in pages for r in page["Reservations"] for i in r["Instances"]]
     return sorted(found, key=lambda instance: (_launched(instance), instance["InstanceId"]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
 from flotilla import audit
+from flotilla.aws.lease import Held
 from flotilla.errors import FlotillaError, Refused
 from flotilla.lock import Lock
 from flotilla.provision import destroy, parts, ready, storage
@@ -70,7 +72,7 @@ def provision(
     confirmed(plan)
     world = World(settings)
     storage.ensure_table(world, destroy.LOCKS)
-    with Lock(settings, LOCK, reason="provision", take_over=take_over):
+    with _locked(settings, "fleet.provision", take_over=take_over):
         _same(plan, parts.plan(world, shrink=shrink))
         done = _recorded(
             settings,
@@ -111,12 +113,24 @@ def take_away(
         return Outcome((), clock() - start)
     confirmed(plan)
     storage.ensure_table(world, destroy.LOCKS)
-    with Lock(settings, LOCK, reason="destroy", take_over=take_over):
+    with _locked(settings, "fleet.destroy", take_over=take_over):
         _same(plan, destroy.plan(world, data=data), but=destroy.lock_table(world))
         done = _recorded(settings, "fleet.destroy", lambda: destroy.carry_out(world, data=data))
     done += destroy.finish(world, data=data)
     said(f"{len(done)} deleted, nothing left ... ok {clock() - start:.1f} s")
     return Outcome(tuple(done), clock() - start)
+
+
+@contextmanager
+def _locked(settings: Settings, command: str, *, take_over: bool) -> Iterator[Lock]:
+    lock = Lock(settings, LOCK, reason=command, take_over=take_over)
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except Held as error:
+            error.next = f"wait for it, or, when that run is dead: fab {command} --take-over"
+            raise
+        yield lock
 
 
 def _same(agreed: Sequence[Change], now: Sequence[Change], but: Sequence[Change] = ()) -> None:
