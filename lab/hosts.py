@@ -21,6 +21,7 @@ from lab.watch import Watch
 
 # Creating and booting is all CPU: more at once than this only makes every one of them slower.
 _BOOTS_AT_ONCE = 4
+_UMOUNT_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 30
 
 
@@ -227,6 +228,13 @@ class HostSet:
         self._podman.start(self._name(instance_id))
         record.wanted_down = False
         record.pid = int((self._home(instance_id) / "pid").read_text())
+        # podman mounts a file of its own there, and a mount cannot be replaced by rename as
+        # hostnamectl does. Below it is the host's own file, written by the seed.
+        _captured(
+            ["nsenter", "-t", str(record.pid), "-m", "-p", "--", "umount", "/etc/hostname"],
+            None,
+            _UMOUNT_SECONDS,
+        )
         self._watch.add(instance_id, record.pid)
 
     def _kill(self, record: _Record) -> None:
