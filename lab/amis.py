@@ -8,6 +8,7 @@ lab starts.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -107,6 +108,7 @@ class AmiStore:
     log: Callable[[str, Mapping[str, Any]], None]
     _written: dict[str, str] = field(default_factory=dict)
     _condemned: set[str] = field(default_factory=set)
+    _sweeping: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self, ec2: Any, keep: str) -> int:
         """Register every kept image whose disk is there; returns how many.
@@ -148,8 +150,11 @@ class AmiStore:
         register(ec2, kept)
         self.save(ec2)
 
-    def save(self, ec2: Any) -> None:
-        """Write what changed since the last call; forget what is no longer registered."""
+    def save(self, ec2: Any) -> bool:
+        """Write what changed since the last call; forget what is no longer registered.
+
+        True when there is a disk that nobody may need any more, for `sweep`.
+        """
         current = {}
         for image_id, ami in list(ec2.amis.items()):
             if ami.state in ("available", "disabled"):
@@ -159,13 +164,19 @@ class AmiStore:
                 path = self.directory / f"{image_id}.json"
                 path.with_suffix(".new").write_text(text)
                 path.with_suffix(".new").replace(path)
-        for image_id in set(self._written) - set(current):
+        dropped = set(self._written) - set(current)
+        for image_id in dropped:
             (self.directory / f"{image_id}.json").unlink(missing_ok=True)
             self._condemned.add(image_id)
         self._written = current
+        return bool(dropped)
 
     def sweep(self) -> None:
         """Delete the disks of deregistered images that no host stands on any more."""
+        with self._sweeping:
+            self._delete_disks()
+
+    def _delete_disks(self) -> None:
         for image_id in list(self._condemned):
             if self.podman.remove_image(reference(image_id)):
                 self._condemned.discard(image_id)

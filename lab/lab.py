@@ -62,6 +62,7 @@ class Lab:
         self._instances = Instances(
             self.ec2, self.hosts, self._calls.lock("ec2"), amis.reference, journal.log
         )
+        self._instances.listeners.append(self._sweep_after)
         install(Parts(self._instances, self._store))
         self.context = Context(
             hosts=self.hosts,
@@ -151,8 +152,14 @@ class Lab:
         except LabError as error:  # of one host; the call that asked for something else was done
             self._journal.log("failed", {"what": "reconcile", "error": str(error)})
         with self._calls.lock("ec2"):
-            self._store.save(self.ec2())
-        self._instances.in_thread("sweep images", self._store.sweep)
+            dropped = self._store.save(self.ec2())
+        if dropped:
+            self._instances.in_thread("sweep images", self._store.sweep)
+
+    def _sweep_after(self, _: str, state: str) -> None:
+        """The last host of a deregistered image may have gone."""
+        if state == "terminated":
+            self._store.sweep()
 
     def _control(self, method: str, verb: str, body: bytes) -> Answer:
         act = self._verbs.get(f"{method} {verb}")

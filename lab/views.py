@@ -19,9 +19,7 @@ def live_instances(ec2: Any) -> list[Any]:
     """
     subnets = {subnet_id for zone in ec2.subnets.values() for subnet_id in zone}
     return [
-        i
-        for i in ec2.all_instances()
-        if i.state not in _GONE and i.nics and i.subnet_id in subnets
+        i for i in ec2.all_instances() if i.state not in _GONE and i.nics and i.subnet_id in subnets
     ]
 
 

@@ -1,0 +1,177 @@
+"""What the lab reads from and adds to moto's state, on a real moto backend without any host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from lab import moto_env  # isort: skip  moto reads its settings when it is imported
+
+from moto import mock_aws
+from moto.ec2.exceptions import EC2ClientError
+from moto.ec2.models import EC2Backend
+
+from lab import addresses, amis, launching, views
+from lab.amis import AmiStore
+from lab.layout import IMAGE_OWNER
+from lab.ports import Rule
+
+KEPT = {
+    "id": "ami-0123456789abcdef0",
+    "name": "kept",
+    "description": "d",
+    "owner_id": "123456789012",
+    "architecture": "x86_64",
+    "platform": None,
+    "boot_mode": "uefi",
+    "state": "available",
+    "creation_date": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).isoformat(),
+    "tags": {"Role": "app", "Status": "tested"},
+    "launch_permissions": [],
+    "imds_support": "v2.0",
+    "deprecation_time": "2027-01-01T00:00:00.000Z",
+    "encrypted": True,
+    "source_image_id": "ami-00000000000000001",
+    "instance_id": "i-00000000000000001",
+    "volume_size": 12,
+    "snapshot": {"id": "snap-0123456789abcdef0", "description": "s", "tags": {"Role": "app"}},
+}
+
+
+@pytest.fixture
+def ec2() -> Iterator[Any]:
+    with mock_aws():
+        yield moto_env.ec2()
+
+
+def launch(ec2: Any, count: int = 1, **options: Any) -> list[Any]:
+    """Instances in moto's books only, in the default VPC."""
+    if not ec2.amis:
+        amis.register(ec2, KEPT)
+    subnet = next(iter(ec2.get_default_subnets().values())).id
+    more = {"instance_type": "t3.micro", "is_instance_type_default": False, "subnet_id": subnet}
+    return list(ec2.run_instances(KEPT["id"], count, None, [], **{**more, **options}).instances)
+
+
+def test_an_image_comes_back_as_it_was_kept(ec2: Any) -> None:
+    assert amis.describe(amis.register(ec2, KEPT)) == KEPT
+    assert ec2.describe_snapshots(snapshot_ids=[KEPT["snapshot"]["id"]])[0].encrypted
+
+
+def test_a_second_image_of_a_name_is_refused(ec2: Any, tmp_path: Any) -> None:
+    amis.register(ec2, KEPT)
+    store = AmiStore(tmp_path, podman=None, log=lambda *_: None)
+    with pytest.raises(EC2ClientError, match=KEPT["id"]):
+        store.check_name(ec2, "kept")
+    store.check_name(ec2, "another")
+
+
+def test_a_new_base_image_takes_the_place_of_the_old_one(ec2: Any, tmp_path: Any) -> None:
+    store = AmiStore(tmp_path, podman=None, log=lambda *_: None)
+    for number in (1, 2):
+        store.add_base(ec2, f"ami-0000000000000000{number}", "debian", datetime.now(UTC))
+    (left,) = ec2.describe_images(owners=[IMAGE_OWNER])
+    assert left.id == "ami-00000000000000002"
+    assert [path.stem for path in tmp_path.glob("*.json")] == [left.id]
+
+
+def test_an_image_that_is_not_available_is_not_launched(ec2: Any) -> None:
+    amis.register(ec2, {**KEPT, "state": "pending"})
+    with pytest.raises(EC2ClientError, match="is pending, not available"):
+        launching.check_image(ec2, KEPT["id"])
+    with pytest.raises(EC2ClientError, match="does not exist"):
+        launching.check_image(ec2, "ami-9")
+
+
+def associate(ec2: Any, **how: Any) -> Any:
+    return addresses.associate(ec2, EC2Backend.associate_address, **how)
+
+
+def test_an_elastic_ip_that_moves_leaves_its_old_host(ec2: Any) -> None:
+    old, new = launch(ec2, 2)
+    eip = ec2.allocate_address("vpc")
+    associate(ec2, instance=old, allocation_id=eip.allocation_id)
+    assert addresses.published(ec2)[eip.public_ip] == old.private_ip
+    associate(ec2, instance=new, allocation_id=eip.allocation_id, reassociate=True)
+    assert addresses.published(ec2)[eip.public_ip] == new.private_ip
+    assert old.public_ip != eip.public_ip
+    assert eip.instance_id == new.id
+
+
+def test_a_second_elastic_ip_on_a_host_frees_the_first(ec2: Any) -> None:
+    (host,) = launch(ec2)
+    first, second = (ec2.allocate_address("vpc") for _ in range(2))
+    associate(ec2, instance=host, allocation_id=first.allocation_id)
+    associate(ec2, instance=host, allocation_id=second.allocation_id)
+    assert (first.association_id, first.instance_id) == (None, "")
+    assert addresses.published(ec2) == {second.public_ip: host.private_ip}
+
+
+def test_an_elastic_ip_stays_over_stop_and_start_and_goes_with_termination(ec2: Any) -> None:
+    (host,) = launch(ec2)
+    eip = ec2.allocate_address("vpc")
+    associate(ec2, instance=host, allocation_id=eip.allocation_id)
+    host.stop()
+    addresses.restore(ec2, host)
+    assert host.public_ip == eip.public_ip
+    host.start()
+    addresses.restore(ec2, host)
+    assert host.public_ip == eip.public_ip
+    addresses.release(ec2, host)
+    assert (host.public_ip, eip.association_id) == (None, None)
+
+
+def test_a_rule_that_names_a_group_means_its_members_of_the_moment(ec2: Any) -> None:
+    group = ec2.create_security_group("g", "d")
+    ec2.authorize_security_group_ingress(group.id, "tcp", 80, 81, [], None, [{"GroupId": group.id}])
+    hosts = launch(ec2, 2, security_group_ids=[group.id])
+    both = tuple(sorted(f"{host.private_ip}/32" for host in hosts))
+    assert [view.ingress for view in views.security_views(ec2)] == [
+        (Rule("tcp", 80, 81, both),)
+    ] * 2
+    hosts[1].terminate()
+    (view,) = views.security_views(ec2)
+    assert view.ingress == (Rule("tcp", 80, 81, (f"{hosts[0].private_ip}/32",)),)
+
+
+def test_a_view_has_the_rules_of_all_groups_and_of_the_subnets_acl(ec2: Any) -> None:
+    one, two = (ec2.create_security_group(name, "d") for name in ("one", "two"))
+    ec2.authorize_security_group_ingress(one.id, "tcp", 22, 22, [{"CidrIp": "198.18.0.0/15"}])
+    ec2.authorize_security_group_ingress(two.id, "112", -1, -1, [{"CidrIp": "10.0.0.0/8"}])
+    (host,) = launch(ec2, security_group_ids=[one.id, two.id])
+    (view,) = views.security_views(ec2)
+    assert set(view.ingress) == {
+        Rule("tcp", 22, 22, ("198.18.0.0/15",)),
+        Rule("112", None, None, ("10.0.0.0/8",)),
+    }
+    assert Rule("-1", None, None, ("0.0.0.0/0",)) in view.egress
+    assert (view.instance_id, view.address) == (host.id, host.private_ip)
+    assert [entry.action for entry in view.acl_ingress] == ["allow", "deny"]
+
+
+TEMPLATE = {
+    "ImageId": KEPT["id"],
+    "MetadataOptions": {"HttpTokens": "required"},
+    "NetworkInterfaces": [{"DeviceIndex": 0, "AssociatePublicIpAddress": True, "Groups": ["sg-1"]}],
+    "Placement": {"AvailabilityZone": "eu-central-1b"},
+    "IamInstanceProfile": {"Name": "app"},
+}
+
+
+def test_a_launch_template_gives_what_moto_does_not_take_from_it(ec2: Any) -> None:
+    made = ec2.create_launch_template("t", "", TEMPLATE, {})
+    kwargs: dict[str, Any] = {"launch_template": {"LaunchTemplateId": made.id}, "subnet_id": "s-1"}
+    template = launching._from_template(ec2, kwargs)
+    assert template["IamInstanceProfile"] == {"Name": "app"}
+    assert kwargs["metadata_options"] == {"HttpTokens": "required"}
+    assert kwargs["nics"][0] == {**TEMPLATE["NetworkInterfaces"][0], "SubnetId": "s-1"}
+    assert kwargs["placement"] == "eu-central-1b"
+
+
+def test_without_a_subnet_a_launch_goes_to_the_default_one_of_its_zone(ec2: Any) -> None:
+    kwargs: dict[str, Any] = {"placement": "eu-central-1c"}
+    chosen = ec2.get_subnet(launching._subnet(ec2, kwargs))
+    assert (chosen.availability_zone, kwargs["subnet_id"]) == ("eu-central-1c", chosen.id)
