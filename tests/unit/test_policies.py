@@ -29,6 +29,7 @@ DATABASE = {
 BALANCER = DATABASE | {"aws:ResourceTag/Role": "lb"}
 TABLE = ARN.format(service="dynamodb", rest="table/shop-blue-clusters")
 RECORD = {"dynamodb:LeadingKeys": "mysql"}
+LOGS = ARN.format(service="logs", rest="log-group:/shop/blue/lb")
 INSTANCE = ARN.format(service="ec2", rest="instance/i-1")
 ADDRESS = ARN.format(service="ec2", rest="elastic-ip/eipalloc-1")
 EDGE = {"aws:ResourceTag/Name": "shop-blue-edge"}
@@ -70,6 +71,11 @@ MAY = [
     ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Flotilla"}),
+    ("lb", "logs:CreateLogGroup", LOGS, {}),
+    ("lb", "logs:PutRetentionPolicy", LOGS, {}),
+    ("lb", "logs:CreateLogStream", f"{LOGS}:log-stream:i-1", {}),
+    ("lb", "logs:DescribeLogStreams", f"{LOGS}:log-stream:", {}),
+    ("lb", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),
 ]
 MAY_NOT = [
     ("lb", "ec2:AssociateAddress", ADDRESS, {"aws:ResourceTag/Name": "shop-green-edge"}),
@@ -87,6 +93,7 @@ MAY_NOT = [
     ("app", "ssm:GetParameter", parameter("/shop/blue/mysql/root_password"), {}),
     ("app", "ssm:GetParameter", parameter("/shop/green/app/secret_key"), {}),
     ("app", "ssm:GetParametersByPath", parameter("/shop/blue"), {}),
+    ("app", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "AWS/EC2"}),
     ("bastion", "cloudwatch:PutMetricData", "*", {}),
     ("redis", "dynamodb:GetItem", TABLE, {"dynamodb:LeadingKeys": "redis"}),
