@@ -55,6 +55,7 @@ def up(where: Layout, tell: Tell) -> dict[str, Any]:
     `tell` gets each step as `{"step": text, "seconds": float}`.
     """
     began = time.monotonic()
+    preflight.sbin()
     preflight.check(where)
     if preflight.is_running(where):
         return {"already": True, "seconds": 0.0, **_own(where)}
@@ -70,6 +71,7 @@ def up(where: Layout, tell: Tell) -> dict[str, Any]:
 
 def down(where: Layout) -> list[str]:
     """Stop the lab and remove everything of it; returns what a crash had left, if it had."""
+    preflight.sbin()
     preflight.root()
     if preflight.is_running(where):
         _own(where)
@@ -99,9 +101,11 @@ def find_host(status: Mapping[str, Any], named: str) -> dict[str, Any]:
     matching: list[dict[str, Any]] = [row for row in rows if named in (row["id"], row["name"])]
     if len(matching) == 1:
         return matching[0]
-    known = ", ".join(sorted(str(row["name"] or row["id"]) for row in rows)) or "none"
-    how_many = "no host is" if not matching else f"{len(matching)} hosts are"
-    raise LabError(f"{how_many} called {named}; there are: {known}", next_command="fab lab.status")
+    if matching:
+        ids = ", ".join(row["id"] for row in matching)
+        raise LabError(f"{len(matching)} hosts are called {named}; name one by its id: {ids}")
+    known = ", ".join(sorted({str(row["name"] or row["id"]) for row in rows})) or "none"
+    raise LabError(f"no host is called {named}; there are: {known}", next_command="fab lab.status")
 
 
 def shell_argv(row: Mapping[str, Any]) -> list[str]:

@@ -96,7 +96,7 @@ class Podman:
                     f"ns:/run/netns/{netns}",
                 ),
                 *("--systemd=always", "--tty", "--cgroup-parent", CGROUP_PARENT, "--pids-limit=0"),
-                *("--cap-add", "NET_ADMIN,NET_RAW,SYS_NICE,IPC_LOCK,SYS_PTRACE,SYS_BOOT"),
+                *("--cap-add", "NET_ADMIN,NET_RAW,SYS_ADMIN,SYS_NICE,IPC_LOCK,SYS_PTRACE,SYS_BOOT"),
                 *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, 65536)}"),
                 *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, _PROCESSES)}"),
                 *(

@@ -41,6 +41,13 @@ def check(where: Layout) -> None:
     disk(where.cache)
 
 
+def sbin() -> None:
+    """Have the directories on PATH where Debian keeps nft and ip's friends, whatever the shell."""
+    entries = os.environ.get("PATH", "").split(":")
+    missing = [place for place in ("/usr/sbin", "/sbin") if place not in entries]
+    os.environ["PATH"] = ":".join([*entries, *missing])
+
+
 def root() -> None:
     """The lab makes namespaces, bridges and packet filters."""
     if os.geteuid() != 0:

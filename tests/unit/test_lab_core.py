@@ -213,10 +213,14 @@ def test_a_host_is_found_by_name_or_id_unless_it_is_gone(named: str, found: str)
     assert control.find_host(STATUS, named)["id"] == found
 
 
-@pytest.mark.parametrize(("named", "what"), [("web-9", "no host is"), ("twin", "2 hosts are")])
-def test_a_name_that_does_not_decide_lists_what_there_is(named: str, what: str) -> None:
-    with pytest.raises(LabError, match=f"{what} called {named}; there are: db-1, i-4, twin"):
-        control.find_host(STATUS, named)
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(LabError, match="no host is called web-9; there are: db-1, i-4, twin, web"):
+        control.find_host(STATUS, "web-9")
+
+
+def test_a_name_of_two_hosts_lists_their_ids() -> None:
+    with pytest.raises(LabError, match="2 hosts are called twin; name one by its id: i-5, i-6"):
+        control.find_host(STATUS, "twin")
 
 
 def test_there_is_no_shell_in_a_stopped_host() -> None:
@@ -234,3 +238,15 @@ def test_missing_tools_are_named_by_package_with_the_command_that_installs_them(
 def test_an_error_says_what_why_and_what_to_type() -> None:
     error = LabError("it broke", why="a reason", next_command="fab lab.up")
     assert str(error) == "it broke. a reason. Next: fab lab.up"
+
+
+def test_too_little_disk_is_refused_with_figures(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(preflight, "DISK_GB", 10**9)
+    with pytest.raises(Unmet, match=r"has [0-9.]+ GB free and the lab wants 1000000000 GB"):
+        preflight.disk(tmp_path / "not" / "there" / "yet")
+
+
+def test_without_root_the_way_to_get_it_is_named(monkeypatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(Unmet, match=r"needs root, and this is user id 1000.*sudo"):
+        preflight.root()
