@@ -43,6 +43,7 @@ def inject(
         raise ValueError(f"{kind} does not know {', '.join(unknown)}; it takes: {takes}")
     struck, name = resolve(context, KINDS[kind].strikes, kind, target)
     fault = Fault(next(_numbers), kind, struck, name, given, datetime.now(UTC))
+    _listen(context)
     with _lock:
         _check_no_loss(fault)
         fault.did.update(KINDS[kind].strike(context, fault))
@@ -115,9 +116,6 @@ def _settle(context: Context, changed: Iterable[Fault]) -> None:
         ]
     for instance_id, text in cuts.tables(struck, nodes).items():
         _load(context, instance_id, text)
-    if context not in _listening:
-        _listening.append(context)
-        context.on_instance_state(lambda _, state: _newcomer(context, state))
 
 
 def _load(context: Context, instance_id: str, text: str) -> None:
@@ -130,8 +128,17 @@ def _load(context: Context, instance_id: str, text: str) -> None:
         raise LabError(f"{instance_id}: nft refused a fault: {done.stderr.strip()}")
 
 
-def _newcomer(context: Context, state: str) -> None:
-    """A host that comes up in a zone that is cut off is cut off too, and the others learn of it."""
-    if state == "running":
-        with _lock:
+def _listen(context: Context) -> None:
+    if context not in _listening:
+        _listening.append(context)
+        context.on_instance_state(lambda *changed: _on_state(context, *changed))
+
+
+def _on_state(context: Context, instance_id: str, state: str) -> None:
+    """A terminated host takes its faults along; one that comes up in a cut zone is cut off too."""
+    with _lock:
+        if state == "terminated":
+            for fault in [fault for fault in _active.values() if fault.target == instance_id]:
+                _active.pop(fault.number)
+        elif state == "running":
             _settle(context, list(_active.values()))

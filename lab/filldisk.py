@@ -37,6 +37,8 @@ _EMPTY = """
 set -eu
 path=$1 aside=$2; shift 2
 mountpoint -q "$path" || exit 0
+# Room first: MySQL waits for it, and cannot be stopped while it waits.
+mount -o "remount,size=90%" "$path"
 [ $# -eq 0 ] || systemctl stop "$@"
 mkdir -p "$aside"
 mount --bind "$path" "$aside"
