@@ -113,11 +113,21 @@ class Server:
             # A syntax error quotes what follows it, which may be a password.
             text = "syntax error" if code == SYNTAX_ERROR else error.args[-1]
             return SqlError(f"{self.name}: {verb}: {text} ({code})", code)
+        said = _complaint(self._stream) or str(error.args[-1] if error.args else error)
         self.close()
         return Unreachable(
-            f"{self.name}: MySQL gave no answer to {verb} within {seconds:g} s ({error})",
+            f"{self.name}: MySQL did not answer {verb} (limit {seconds:g} s): {said}",
             next=f"fab fleet.logs {self.name}",
         )
+
+
+def _complaint(stream: Any) -> str:
+    """What the program at the other end of an SSH channel said last before it gave up."""
+    ready = getattr(stream, "recv_stderr_ready", None)
+    lines = (
+        stream.recv_stderr(4096).decode(errors="replace").split("\n") if ready and ready() else []
+    )
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 class _Limited:
