@@ -1,0 +1,41 @@
+"""Ansible's way to the fleet's secrets in SSM: all that are asked for, in one call, on the operator's machine.
+
+An action plugin for the reason given in ``flotilla_fleet``. The lookup of amazon.aws would ask the
+API once for every host, file and secret.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from flotilla import config
+from flotilla.aws import secrets
+from flotilla.errors import FlotillaError
+
+
+class ActionModule(ActionBase):
+    """The action ``flotilla_secrets``: ``roles`` whose secrets are wanted, for the fleet of ``fleet.env``."""
+
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """``values``: "<role>/<name>" to the secret. Never shown: the task needs ``no_log``."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _, arguments = self.validate_argument_spec(
+            argument_spec={"roles": {"type": "list", "elements": "str", "required": True}}
+        )
+        try:
+            settings = config.load((task_vars or {})["fleet"]["env"])
+            values = secrets.of_roles(settings, arguments["roles"])
+        except FlotillaError as error:
+            return result | {"failed": True, "msg": str(error), "error": error.as_dict()}
+        return result | {"changed": False, "values": values}
