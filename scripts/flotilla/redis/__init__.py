@@ -1,0 +1,1 @@
+"""Redis with Sentinel: what the group looks like."""

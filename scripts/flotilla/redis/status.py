@@ -1,0 +1,53 @@
+"""What the Redis hosts look like, as one object: for a board, for programs, for people at night."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from flotilla.errors import FlotillaError
+from flotilla.hosts.redis import read
+from flotilla.hosts.ssh import Runner
+from flotilla.rules.redis import Member, primary, problems
+from flotilla.snapshot import Host
+
+
+def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
+    """``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``; JSON types.
+
+    A host that cannot be asked is a member with role "silent", and a problem. Raises nothing.
+    """
+    targets = list(hosts)
+    members, silent = _read_all(runner, targets)
+    chosen = primary(members)
+    found = problems(members, silent) if targets else ["the fleet has no Redis host"]
+    return {
+        "primary": chosen.name if chosen else None,
+        "members": [
+            *(asdict(member) | {"is_primary": member is chosen} for member in members),
+            *({"name": name, "role": "silent", "why": why} for name, why in silent.items()),
+        ],
+        "problems": found,
+        "next": "fab fleet.status" if found else "",
+    }
+
+
+def _read_all(runner: Runner, hosts: list[Host]) -> tuple[list[Member], dict[str, str]]:
+    members: list[Member] = []
+    silent: dict[str, str] = {}
+
+    def ask(host: Host) -> Member | FlotillaError:
+        try:
+            return read(runner, host)
+        except FlotillaError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        for host, answer in zip(hosts, pool.map(ask, hosts), strict=True):
+            if isinstance(answer, Member):
+                members.append(answer)
+            else:
+                silent[host.name] = answer.what.removeprefix(f"{host.name}: ")
+    return members, silent

@@ -1,0 +1,91 @@
+"""What is wrong with a group of Redis hosts, in sentences.
+
+Invariant of the group: exactly one host says it is the primary, every Sentinel names that host, and
+every other host follows it. Each departure is one sentence that names the hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One host as it describes itself. Sizes are bytes, ``uptime_seconds`` since Redis started.
+
+    ``role`` is what it says it is, primary or replica, None while Redis does not answer (``error`` says why). ``names``
+    is whom each Sentinel names, by host, as heard from this host; None for one that did not answer.
+    """
+
+    name: str
+    instance_id: str
+    address: str
+    role: str | None
+    error: str | None
+    primary_address: str | None
+    is_linked: bool | None
+    replicas: int | None
+    good_replicas: int | None
+    offset: int | None
+    used_bytes: int | None
+    max_bytes: int | None
+    is_persisting: bool | None
+    version: str | None
+    uptime_seconds: int | None
+    clients: int | None
+    names: Mapping[str, str | None]
+    quorum_error: str | None
+
+
+def primary(members: Sequence[Member]) -> Member | None:
+    """The one host that clients are sent to: it says so, and a majority of the Sentinels names it.
+
+    The word of the Sentinels is taken as the host itself hears it, as its health endpoint does.
+    """
+    found = [member for member in members if member.role == "primary" and _is_named(member)]
+    return found[0] if len(found) == 1 else None
+
+
+def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
+    """Sentences, worst first; ``silent`` is why a host could not be asked, by name."""
+    chosen = primary(members)
+    found = []
+    if chosen is None:
+        claims = [member.name for member in members if member.role == "primary"]
+        found.append(
+            "no host is the primary: "
+            + (f"{', '.join(claims)} says so without a majority" if claims else "none says so")
+        )
+    others = [m.name for m in members if m.role == "primary" and m is not chosen]
+    if chosen is not None and others:
+        found.append(f"{', '.join(others)} also says it is the primary; clients are not sent there")
+    found += [f"{name}: {why}" for name, why in sorted(silent.items())]
+    found += [f"{m.name}: Redis does not answer ({m.error})" for m in members if m.role is None]
+    for member in members:
+        found += [f"{member.name}: {sentence}" for sentence in _member(member, chosen)]
+    return found
+
+
+def _is_named(member: Member) -> bool:
+    votes = sum(name == member.address for name in member.names.values())
+    return votes >= len(member.names) // 2 + 1
+
+
+def _member(member: Member, chosen: Member | None) -> list[str]:
+    found = []
+    if member.role == "replica" and chosen is not None:
+        if member.primary_address != chosen.address:
+            found.append(f"follows {member.primary_address}, not {chosen.name} ({chosen.address})")
+        elif not member.is_linked:
+            found.append(f"its link to {chosen.name} is down")
+    if member is chosen and not member.good_replicas:
+        found.append("no replica keeps up, so it refuses writes")
+    if member.is_persisting is False:
+        found.append("its append-only file is not being written")
+    if member.used_bytes and member.max_bytes and member.used_bytes > 0.9 * member.max_bytes:
+        share = 100 * member.used_bytes / member.max_bytes
+        found.append(f"{share:.0f} % of its memory is in use; when it is full, writes are refused")
+    if member.quorum_error:
+        found.append(f"its Sentinel could not agree on a failover ({member.quorum_error})")
+    return found

@@ -1,0 +1,156 @@
+"""What the board says of the Redis hosts, from the reports redis_node.py writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from flotilla.hosts.redis import member
+from flotilla.rules.redis import Member, primary, problems
+from flotilla.snapshot import Host
+
+ADDRESSES = {f"redis-{n}": f"10.77.5.{n}" for n in (1, 2, 3)}
+AGREED = dict.fromkeys(ADDRESSES, "10.77.5.1")
+
+
+def host(name: str) -> Host:
+    return Host(
+        name=name,
+        instance_id=f"i-{name}",
+        role="redis",
+        number=int(name[-1]),
+        zone="eu-central-1a",
+        state="running",
+        private_ip=ADDRESSES[name],
+        public_ip=None,
+        image_id="ami-1",
+        type="t3.small",
+        launched_at=datetime(2026, 1, 1, tzinfo=UTC),
+        tags={},
+        asg=None,
+    )
+
+
+def report(name: str, **overrides: object) -> dict[str, Any]:
+    is_primary = overrides.get("role", "master" if name == "redis-1" else "slave") == "master"
+    return {
+        "name": name,
+        "address": ADDRESSES[name],
+        "error": None,
+        "role": "master" if is_primary else "slave",
+        "master_link_status": None if is_primary else "up",
+        "master_host": None if is_primary else "10.77.5.1",
+        "connected_slaves": 2 if is_primary else 0,
+        "master_repl_offset": 1270,
+        "slave_repl_offset": None if is_primary else 1270,
+        "min_slaves_good_slaves": 2 if is_primary else 0,
+        "used_memory": 979896,
+        "maxmemory": 67108864,
+        "loading": 0,
+        "aof_enabled": 1,
+        "aof_last_write_status": "ok",
+        "aof_last_bgrewrite_status": "ok",
+        "connected_clients": 8,
+        "redis_version": "8.0.2",
+        "uptime_in_seconds": 9,
+        "sentinels": AGREED,
+        "quorum_error": None,
+    } | overrides
+
+
+def group(**overrides: dict[str, object]) -> list[Member]:
+    """Three members; keyword redis_2={...} changes what redis-2 reports."""
+    return [
+        member(host(name), report(name, **overrides.get(name.replace("-", "_"), {})))
+        for name in ADDRESSES
+    ]
+
+
+def test_a_healthy_group_has_one_primary_and_no_problem() -> None:
+    members = group()
+    chosen = primary(members)
+    assert chosen
+    assert chosen.name == "redis-1"
+    assert problems(members, {}) == []
+
+
+def test_an_old_primary_that_has_not_noticed_is_named_and_not_chosen() -> None:
+    moved = dict.fromkeys(ADDRESSES, "10.77.5.2")
+    alone = {"redis-1": "10.77.5.1", "redis-2": None, "redis-3": None}
+    members = group(
+        redis_1={"sentinels": alone},
+        redis_2={"role": "master", "sentinels": moved},
+        redis_3={"sentinels": moved, "master_host": "10.77.5.2"},
+    )
+    chosen = primary(members)
+    assert chosen
+    assert chosen.name == "redis-2"
+    assert problems(members, {}) == [
+        "redis-1 also says it is the primary; clients are not sent there"
+    ]
+
+
+def test_without_a_majority_there_is_no_primary() -> None:
+    alone = {"redis-1": "10.77.5.1", "redis-2": None, "redis-3": None}
+    members = group(redis_1={"sentinels": alone})[:1]
+    assert primary(members) is None
+    silent = {"redis-2": "no answer", "redis-3": "no answer"}
+    assert problems(members, silent)[0] == (
+        "no host is the primary: redis-1 says so without a majority"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reported", "sentence"),
+    [
+        ({"redis_2": {"master_link_status": "down"}}, "redis-2: its link to redis-1 is down"),
+        (
+            {"redis_3": {"master_host": "10.77.5.2"}},
+            "redis-3: follows 10.77.5.2, not redis-1 (10.77.5.1)",
+        ),
+        (
+            {"redis_1": {"min_slaves_good_slaves": 0}},
+            "redis-1: no replica keeps up, so it refuses writes",
+        ),
+        (
+            {"redis_2": {"aof_last_write_status": "err"}},
+            "redis-2: its append-only file is not being written",
+        ),
+        (
+            {"redis_1": {"used_memory": 64000000}},
+            "redis-1: 95 % of its memory is in use; when it is full, writes are refused",
+        ),
+        (
+            {"redis_3": {"quorum_error": "NOQUORUM 1 usable Sentinels"}},
+            "redis-3: its Sentinel could not agree on a failover (NOQUORUM 1 usable Sentinels)",
+        ),
+    ],
+)
+def test_one_thing_wrong_is_one_sentence(
+    reported: dict[str, dict[str, object]], sentence: str
+) -> None:
+    assert problems(group(**reported), {}) == [sentence]
+
+
+def test_a_host_whose_redis_is_down_is_told_from_one_that_cannot_be_reached() -> None:
+    down = {
+        "role": None,
+        "error": "Connection refused",
+        "master_host": None,
+        "sentinels": AGREED,
+        "aof_enabled": None,
+        "quorum_error": None,
+        "address": "10.77.5.2",
+    }
+    members = [group()[0], member(host("redis-2"), down)]
+    assert problems(members, {"redis-3": "no answer while connecting (timed out)"}) == [
+        "redis-3: no answer while connecting (timed out)",
+        "redis-2: Redis does not answer (Connection refused)",
+    ]
+
+
+def test_a_report_without_its_fields_is_not_taken_for_a_host() -> None:
+    with pytest.raises(KeyError):
+        member(host("redis-1"), {"role": "master"})
