@@ -14,8 +14,9 @@ from dataclasses import dataclass
 class Member:
     """One host as it describes itself. Sizes are bytes, ``uptime_seconds`` since Redis started.
 
-    ``role`` is what it says it is, primary or replica, None while Redis does not answer (``error`` says why). ``names``
-    is whom each Sentinel names, by host, as heard from this host; None for one that did not answer.
+    ``role`` is what it says it is, primary or replica, None while Redis does not answer (``error``
+    says why). ``names`` is whom each Sentinel names, by host, as heard from this host; None for one
+    that did not answer.
     """
 
     name: str
