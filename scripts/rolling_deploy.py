@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from flotilla import config, deploy
-from flotilla.errors import INTERRUPTED, FlotillaError, Refused
-from flotilla.options import Parser
+from flotilla.errors import Refused
+from flotilla.options import Parser, finish
 from flotilla.rules.deploy import Options, Plan
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options.yes:
             raise Refused("this was the plan", untouched="Nothing was changed", next="add --yes")
 
-    try:
+    def act() -> int:
         outcome = deploy.deploy(
             config.load(options.env),
             options.version,
@@ -46,12 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         sys.stdout.write(json.dumps(outcome.as_dict()) + "\n")
         outcome.raise_failure()
-    except FlotillaError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+        return 0
+
+    return finish(act)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Command lines of our scripts: a bad option is exit 5, as everywhere else."""
+"""Command lines of our scripts: errors and exit codes as everywhere else."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from flotilla.errors import BadOption
+from flotilla.errors import INTERRUPTED, BadOption, FlotillaError
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,3 +16,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and how to ask for help, and exit with 5."""
         self.exit(BadOption.exit_code, f"{self.prog}: {message}\nNext: {self.prog} --help\n")
+
+
+def finish(act: Callable[[], int]) -> int:
+    """What ``act`` returns; an error we foresaw becomes its message on stderr and its exit code."""
+    try:
+        return act()
+    except FlotillaError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return INTERRUPTED

@@ -60,7 +60,7 @@ class Balancers:
         """Raise Refused unless every socket answers and may change states."""
         try:
             self._each(lambda lb: lb.demand_admin())
-        except Unreachable as error:
+        except (Unreachable, HostFailed) as error:
             raise Refused(
                 error.what,
                 why="a host may leave rotation only when every load balancer was told so",

@@ -12,22 +12,22 @@ from typing import Any, TextIO
 
 import aiohttp
 
-from flotilla.errors import FlotillaError, exit_code
-from flotilla.options import Parser
+from flotilla.errors import FlotillaError
+from flotilla.options import Parser, finish
 from flotilla.traffic.load import KINDS, MIX, Load, Options
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit 0 when every request was served, 1 when one failed or a row is lost, 5 bad option."""
     options = _arguments(argv)
-    try:
+
+    def act() -> int:
         report = asyncio.run(_run(options))
-    except FlotillaError as error:
-        sys.stderr.write(f"{error}\n")
-        return exit_code(error)
-    json.dump(report, sys.stdout)
-    sys.stdout.write("\n")
-    return 1 if report["failed"] or report.get("lost") else 0
+        json.dump(report, sys.stdout)
+        sys.stdout.write("\n")
+        return 1 if report["failed"] or report.get("lost") else 0
+
+    return finish(act)
 
 
 async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
