@@ -98,12 +98,18 @@ def test_an_interrupted_start_leaves_nothing(machine: Nested) -> None:
     until(lambda: machine.traces() == [], 30, "all of it is gone")
 
 
+_SQUATTER = """
+import socket, time
+taken = socket.socket()
+taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+taken.bind(("127.0.0.1", 4566))
+taken.listen()
+time.sleep(60)
+"""
+
+
 def test_a_taken_port_is_named_and_nothing_is_changed(machine: Nested) -> None:
-    squatter = machine.start(
-        sys.executable,
-        "-c",
-        "import socket,time;s=socket.socket();s.bind(('127.0.0.1',4566));s.listen();time.sleep(60)",
-    )
+    squatter = machine.start(sys.executable, "-c", _SQUATTER)
     try:
         until(lambda: "4566" in machine.says("ss", "-Hltn"), 10, "the port is taken")
         done = machine.fab("lab.up")
@@ -111,8 +117,8 @@ def test_a_taken_port_is_named_and_nothing_is_changed(machine: Nested) -> None:
         assert "4566" in done.stderr
         assert "ss -ltnp" in done.stderr
     finally:
-        squatter.kill()
-        squatter.wait()
+        machine.says("pkill", "-f", "taken.listen")  # sees the processes of that machine only
+        squatter.wait(10)
 
 
 def test_status_without_a_lab_says_what_to_type(machine: Nested) -> None:
