@@ -82,13 +82,15 @@ class Roll:
         """Steps 1 and 2. With sticky clients step 1 would never end, so it is left out."""
         with self._step(name, "drain"):
             self._guard()
-            if not self._world.balancers.is_sticky():
+            sticky = self._world.balancers.is_sticky()
+            if not sticky:
                 self._order(name, "state drain")
                 self._until(name, rotation.why_not_leaving, self._limits.answer)
-                self._empty(name)
+                self._empty(name, self._limits.idle_reads)
             self._order(name, "state maint")
             self._until(name, self._is(rotation.MAINTENANCE), self._limits.answer)
-            self._empty(name)
+            # What was seen idle while draining has had no new request since.
+            self._empty(name, self._limits.idle_reads if sticky else 1)
 
     def bring_back(self, name: str) -> None:
         """Steps 4 and 5."""
@@ -115,15 +117,14 @@ class Roll:
         else:
             self.host(name, previous)
 
-    def _empty(self, name: str) -> None:
+    def _empty(self, name: str, wanted: int) -> None:
         reads = 0
 
         def why_not(views: rotation.Views) -> str | None:
             nonlocal reads
             why = rotation.why_not_idle(views)
             reads = 0 if why else reads + 1
-            enough = reads >= self._limits.idle_reads
-            return why or (None if enough else f"{name} was seen idle {reads} times")
+            return why or (None if reads >= wanted else f"{name} was seen idle {reads} times")
 
         self._until(name, why_not, self._limits.drain)
 
