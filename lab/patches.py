@@ -16,7 +16,7 @@ from moto.ec2.models.amis import Ami
 from moto.ec2.models.instances import Instance
 from moto.ec2.responses import EC2Response
 
-from lab import addresses, console, images, launching
+from lab import addresses, console, dependencies, images, launching
 from lab.images import Parts
 from lab.layout import PUBLIC_POOL, REGION
 
@@ -39,6 +39,8 @@ def install(parts: Parts) -> None:
         (EC2Backend, "create_vpc", functools.partial(_create_vpc, parts)),
         (EC2Backend, "create_image", functools.partial(images.create_image, parts)),
         (EC2Backend, "copy_image", functools.partial(images.copy_image, parts)),
+        (EC2Backend, "delete_subnet", dependencies.delete_subnet),
+        (EC2Backend, "delete_security_group", dependencies.delete_security_group),
         (EC2Backend, "associate_address", _associate_address),
         (Instance, "setup_defaults", launching.setup_defaults),
         (Instance, "add_block_device", launching.add_block_device),

@@ -14,7 +14,7 @@ from moto import mock_aws
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import EC2Backend
 
-from lab import addresses, amis, launching, views
+from lab import addresses, amis, dependencies, launching, views
 from lab.amis import AmiStore
 from lab.layout import IMAGE_OWNER
 from lab.ports import Rule
@@ -175,3 +175,21 @@ def test_without_a_subnet_a_launch_goes_to_the_default_one_of_its_zone(ec2: Any)
     kwargs: dict[str, Any] = {"placement": "eu-central-1c"}
     chosen = ec2.get_subnet(launching._subnet(ec2, kwargs))
     assert (chosen.availability_zone, kwargs["subnet_id"]) == ("eu-central-1c", chosen.id)
+
+
+def test_a_subnet_is_needed_by_its_instances_until_they_are_terminated(ec2: Any) -> None:
+    (host,) = launch(ec2)
+    assert dependencies.of_subnet(ec2, host.subnet_id) == [host.id]
+    with pytest.raises(EC2ClientError, match=host.id):
+        dependencies.delete_subnet(EC2Backend.delete_subnet, ec2, host.subnet_id)
+    host.terminate()
+    dependencies.delete_subnet(EC2Backend.delete_subnet, ec2, host.subnet_id)
+
+
+def test_a_group_is_needed_by_its_members_and_by_rules_that_name_it(ec2: Any) -> None:
+    one, two = (ec2.create_security_group(name, "d") for name in ("one", "two"))
+    ec2.authorize_security_group_ingress(two.id, "tcp", 80, 80, [], None, [{"GroupId": one.id}])
+    ec2.authorize_security_group_ingress(one.id, "tcp", 80, 80, [], None, [{"GroupId": one.id}])
+    (host,) = launch(ec2, security_group_ids=[one.id])
+    assert dependencies.of_security_group(ec2, one.id) == [host.id, two.id]
+    assert dependencies.of_security_group(ec2, two.id) == []
