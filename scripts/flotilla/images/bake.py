@@ -342,7 +342,15 @@ def _git(root: Path) -> dict[str, str]:
 
 
 def _tail(out: bytes, lines: int = 3) -> str:
-    """The lines of Packer's output that say what went wrong."""
-    text = [line.strip() for line in out.decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in text if "rror" in line or "fatal:" in line or "FAILED" in line]
-    return " | ".join((errors or text)[-lines:])
+    """The lines of Packer's output that say what went wrong: Ansible's, where it got that far."""
+    text = [_said(line) for line in out.decode(errors="replace").splitlines()]
+    told = [line for line in text if line.startswith(("[ERROR]: ", "msg: ", "stderr: "))]
+    errors = [line for line in text if "rror" in line]
+    return " | ".join((told or errors or [line for line in text if line])[-lines:])
+
+
+def _said(line: str) -> str:
+    """A line without what Packer puts before it."""
+    return line.strip().removeprefix("==> ").partition("amazon-ebs.image:")[2].strip() or (
+        line.strip()
+    )
