@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,8 @@ from lab.autoscaling import LAUNCHING, TERMINATING, Engine
 from lab.ports import Context
 from lab.scaling import Group, Launch, Member, Subnet, Terminate, plan
 
-REGION = "eu-central-1"
+# Not the lab's own region: there, other tests of this process make moto launch real hosts.
+REGION = "eu-west-1"
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 SUBNETS = (Subnet("s-a", "a"), Subnet("s-b", "b"), Subnet("s-c", "c"))
 
@@ -151,12 +153,18 @@ def test_a_suspended_process_does_nothing(suspended: str, desired: int, acts: bo
 # --- the engine on moto's state -------------------------------------------------------------------
 
 
+@functools.cache  # every new one reads EC2's whole description again
+def client(service: str):
+    return boto3.client(
+        service, region_name=REGION, aws_access_key_id="testing", aws_secret_access_key="testing"
+    )
+
+
 class Cloud:
     """A VPC with three subnets, a launch template, and an engine whose clock the test moves."""
 
     def __init__(self) -> None:
-        self.ec2 = boto3.client("ec2", region_name=REGION)
-        self.asg = boto3.client("autoscaling", region_name=REGION)
+        self.ec2, self.asg = client("ec2"), client("autoscaling")
         self.now = BEGAN
         vpc = self.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
         self.subnets = [
@@ -165,9 +173,10 @@ class Cloud:
             )["Subnet"]["SubnetId"]
             for number, zone in enumerate("abc")
         ]
+        self.image = self.ec2.register_image(Name="test")["ImageId"]
         self.ec2.create_launch_template(
             LaunchTemplateName="web",
-            LaunchTemplateData={"ImageId": "ami-12c6146b", "InstanceType": "t3.micro"},
+            LaunchTemplateData={"ImageId": self.image, "InstanceType": "t3.micro"},
         )
         self.engine = Engine(self.context(), now=lambda: self.now)
         autoscaling_api.install(self.engine)
@@ -236,8 +245,6 @@ class Cloud:
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
     with mock_aws():
@@ -307,7 +314,7 @@ def test_a_launch_takes_the_version_the_group_names(
 ) -> None:
     cloud.ec2.create_launch_template_version(
         LaunchTemplateName="web",
-        LaunchTemplateData={"ImageId": "ami-12c6146b", "InstanceType": "t3.large"},
+        LaunchTemplateData={"ImageId": cloud.image, "InstanceType": "t3.large"},
     )
     cloud.group(1, version)
     (found,) = cloud.members().values()
@@ -318,7 +325,7 @@ def test_a_launch_takes_the_version_the_group_names(
 def test_a_member_keeps_the_version_it_was_launched_from(cloud: Cloud) -> None:
     cloud.group(1)
     cloud.ec2.create_launch_template_version(
-        LaunchTemplateName="web", LaunchTemplateData={"ImageId": "ami-12c6146b"}
+        LaunchTemplateName="web", LaunchTemplateData={"ImageId": cloud.image}
     )
     cloud.settle()
     assert [m["LaunchTemplate"]["Version"] for m in cloud.members().values()] == ["1"]

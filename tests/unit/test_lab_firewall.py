@@ -268,6 +268,10 @@ def test_the_kernel_accepts_every_form_of_rule() -> None:
     )
     view = replace(EMPTY, ingress=rules, egress=rules, acl_ingress=acl, acl_egress=acl)
     checked = subprocess.run(
-        ["nft", "--check", "-f", "-"], input=ruleset(view), text=True, capture_output=True, check=False
+        ["nft", "--check", "-f", "-"],
+        input=ruleset(view),
+        text=True,
+        capture_output=True,
+        check=False,
     )
     assert checked.returncode == 0, checked.stderr

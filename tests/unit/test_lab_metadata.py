@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 from collections.abc import Iterator
@@ -18,9 +19,23 @@ from lab import metadata
 from lab.identity import LIFETIME, RENEW_BEFORE, Identity
 from lab.ports import Context
 
-REGION = "eu-central-1"
+# Not the lab's own region: there, other tests of this process make moto launch real hosts.
+REGION = "eu-west-1"
 SELF, STRANGER = "127.0.0.21", "127.0.0.99"
 TRUST = json.dumps({"Version": "2012-10-17", "Statement": []})
+
+
+# One session for all: every new one reads EC2's whole description again.
+SESSION = boto3.Session(
+    region_name=REGION, aws_access_key_id="testing", aws_secret_access_key="testing"
+)
+
+
+class Clients:
+    @staticmethod
+    @functools.cache
+    def client(service: str):
+        return SESSION.client(service)
 
 
 class Addresses:
@@ -40,13 +55,11 @@ def backend(name: str):
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.Session]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # reading them takes 1.5 s a test
     with mock_aws():
-        yield boto3.Session(region_name=REGION)
+        yield Clients()
 
 
 @pytest.fixture
@@ -55,14 +68,14 @@ def hosts() -> Addresses:
 
 
 @pytest.fixture
-def service(cloud: boto3.Session, hosts: Addresses) -> Iterator[metadata.WsgiService]:
+def service(cloud: Clients, hosts: Addresses) -> Iterator[metadata.WsgiService]:
     context = Context(
         hosts=hosts,
         ec2=lambda: backend("ec2"),
         backend=backend,
         account=DEFAULT_ACCOUNT_ID,
         region=REGION,
-        zones=("eu-central-1a",),
+        zones=("eu-west-1a",),
         cache="",
         log=lambda *_: None,
         on_instance_state=lambda _: None,
@@ -107,17 +120,18 @@ class Host:
         return self.ask("GET", path, X_aws_ec2_metadata_token=token or self.token())[0]
 
 
-def launch(cloud: boto3.Session, hosts: Addresses, address: str = SELF, **options) -> str:
+def launch(cloud: Clients, hosts: Addresses, address: str = SELF, **options) -> str:
     ec2 = cloud.client("ec2")
+    image = ec2.register_image(Name=f"test-{address}")["ImageId"]
     answer = ec2.run_instances(
-        ImageId="ami-12c6146b", MinCount=1, MaxCount=1, InstanceType="t3.micro", **options
+        ImageId=image, MinCount=1, MaxCount=1, InstanceType="t3.micro", **options
     )
     instance_id = answer["Instances"][0]["InstanceId"]
     hosts.owners[address] = instance_id
     return instance_id
 
 
-def with_role(cloud: boto3.Session, name: str = "fleet-lab-app") -> dict[str, dict[str, str]]:
+def with_role(cloud: Clients, name: str = "fleet-lab-app") -> dict[str, dict[str, str]]:
     iam = cloud.client("iam")
     iam.create_role(RoleName=name, AssumeRolePolicyDocument=TRUST)
     iam.create_instance_profile(InstanceProfileName=name)
