@@ -8,7 +8,7 @@ bind = f"127.0.0.1:{os.environ.get('PORT', '8000')}"
 worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = int(os.environ.get("WEB_THREADS", "16"))
-# Longer than nginx keeps an idle connection to us (60 s): the side that closes first must be nginx.
+# Longer than nginx keeps an idle connection to us, if it does (60 s): nginx must close first.
 keepalive = 75
 graceful_timeout = 30
 timeout = 60

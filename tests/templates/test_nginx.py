@@ -30,13 +30,23 @@ def test_an_application_that_does_not_answer_is_503_and_never_retried(render):
     assert "app-2 does not answer yet" in text
 
 
-def test_connections_outlive_those_of_who_is_in_front(render):
+def keepalives(text: str) -> list[int]:
+    found = re.findall(r"^\s*keepalive_timeout (\d+)s;", text, re.MULTILINE)
+    return [int(seconds) for seconds in found]
+
+
+def test_the_side_in_front_closes_an_idle_connection_first(render):
     text = render("nginx", CONF, host="app-1")
-    to_clients, to_application = (
-        int(seconds) for seconds in re.findall(r"^\s*keepalive_timeout (\d+)s;", text, re.MULTILINE)
-    )
-    assert to_clients > 15, "HAProxy must be the side that closes an idle connection"
-    assert to_application < 75, "gunicorn must not be the side that closes first"
+    assert keepalives(text)[0] > 15, "HAProxy keeps one for some 15 s"
+    kept = render("nginx", CONF, host="app-1", nginx_application_keepalive_connections=8)
+    assert keepalives(kept)[1] < 75, "gunicorn keeps one for 75 s"
+    assert 'proxy_set_header Connection "";' in kept
+
+
+def test_no_connection_to_the_application_is_kept_unless_asked(render):
+    text = render("nginx", CONF, host="app-1")
+    assert len(keepalives(text)) == 1
+    assert 'proxy_set_header Connection "close";' in text
 
 
 def test_static_files_come_from_the_current_release_or_not_at_all(render):
