@@ -143,6 +143,24 @@ def prune(_: Context, keep: str | None = None, yes: bool = False, json: bool = F
     said(f"{len(gone)} of {len(verdicts)} images dropped")
 
 
+@task(help=JSON)
+def validate(_: Context, json: bool = False) -> None:
+    """Check the Packer templates of every image, with Packer itself. Asks nothing of AWS.
+
+    Exit 0 all are valid, 1 not, 3 there is no usable Packer.
+    """
+    from flotilla import environment, images
+    from flotilla.errors import FlotillaError
+
+    def act() -> list[str]:
+        complaints = images.validate(environment.root())
+        if complaints:
+            raise FlotillaError("\n".join(complaints), next="packer fmt packer/<image>")
+        return complaints
+
+    show(attempt(act, json=json), json=json, text="every template is valid")
+
+
 def _table(images: Sequence[Image]) -> str:
     return "\n".join(
         f"{one.image_id:22} {one.role:8} {one.status or '-':7} {one.created_at:%Y-%m-%d %H:%M} "

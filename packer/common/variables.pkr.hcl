@@ -84,8 +84,8 @@ variable "ssh_private_key_file" {
 
 variable "poll_seconds" {
   type        = number
-  default     = 2
-  description = "Pause between two looks at a waiting instance or image."
+  default     = 1
+  description = "Seconds between two looks at a waiting instance or image."
 }
 
 variable "ansible_arguments" {

@@ -34,6 +34,7 @@ REMOVE = (
     "/var/log/apt/*",
     "/var/cache/apt/archives/*.deb",
     "/var/cache/apt/*.bin",
+    "/etc/apt/apt.conf.d/00flotilla-bake",
     "/etc/dpkg/dpkg.cfg.d/00flotilla-bake",
 )
 

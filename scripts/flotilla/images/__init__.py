@@ -6,6 +6,7 @@ from flotilla.aws import images as edge
 from flotilla.errors import Refused
 from flotilla.images.bake import Done, Request, bake, plan
 from flotilla.images.keep import State, chosen, drop, find, retest, status, verdicts
+from flotilla.images.templates import validate
 from flotilla.rules import images as rules
 from flotilla.rules.images import Image
 from flotilla.settings import Settings
@@ -24,6 +25,7 @@ __all__ = [
     "plan",
     "retest",
     "status",
+    "validate",
     "verdicts",
 ]
 

@@ -22,11 +22,12 @@ from typing import Any
 from flotilla import ansible, files
 from flotilla.aws import images as edge
 from flotilla.aws import workbench
-from flotilla.errors import FlotillaError, HostFailed
+from flotilla.errors import HostFailed
 from flotilla.hosts import keys
 from flotilla.images import content
 from flotilla.images.check import check
-from flotilla.images.packer import PLUGINS_APART, Packer, StoppedError, artifact
+from flotilla.images.packer import Packer, StoppedError, artifact
+from flotilla.images.templates import initialise
 from flotilla.rules import images as rules
 from flotilla.settings import Settings
 
@@ -223,11 +224,7 @@ class _Bakery:
         return Done(step.role, step.action, image.image_id, image.name, seconds, tested, found)
 
     def _prepare(self) -> None:
-        packer = self._packer(self._folder / "packer.log")
-        if packer.release() >= PLUGINS_APART:
-            code, out, _ = packer.execute_cmd("init", "packer/plugins.pkr.hcl")
-            if code:
-                raise FlotillaError(f"packer init failed: {_tail(out)}")
+        initialise(self._packer(self._folder / "packer.log"))
 
     def _bake(self, role: str, below: str) -> rules.Image:
         log = self._folder / f"{role}.log"
