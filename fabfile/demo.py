@@ -1,0 +1,106 @@
+"""The whole of it, in the lab: a fleet from nothing, a deploy and a switchover under traffic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from fabfile._operator import JSON, YES, attempt, confirm, said, show
+
+_PLAN = """\
+The demo starts the lab on this machine, bakes six images, launches 12 hosts, configures them, deploys
+the sample application, and while clients are served: rolls out a second version and moves the MySQL
+primary. Nothing outside this machine is touched, packages are downloaded. `make clean` removes it all."""
+
+
+@task(help={**YES, **JSON})
+def run(_: Context, yes: bool = False, json: bool = False) -> None:
+    """From nothing to a serving fleet, then a rolling deploy and a switchover under traffic.
+
+    What is there already is used again. The figures are kept in var/demo.json. Interrupted, it takes
+    the lab down. Exit 0 no request failed and no write was lost, 1 or 2 something did, 99 interrupted.
+    """
+    from flotilla import config, demo
+    from flotilla.errors import INTERRUPTED
+
+    attempt(lambda: confirm(_PLAN, yes=yes, again="fab demo.run"), json=json)
+    settings = attempt(lambda: config.load("lab"), json=json)
+    try:
+        told = attempt(lambda: _perform(settings), json=json)
+    except Exit as ended:
+        if ended.code == INTERRUPTED:
+            _take_down()
+        raise
+    demo.record(settings.root / "var" / "demo.json", told)
+    show(told, json=json, text=_board(settings, told))
+    fault = demo.verdict(told)
+    if fault:
+        raise Exit(str(fault), code=fault.exit_code)
+
+
+def _perform(settings: Any) -> dict[str, Any]:
+    """All phases; SIGTERM and the terminal going away count as an interruption."""
+    import os
+    import signal
+    import time
+
+    from flotilla import demo
+    from lab import control
+    from lab.layout import layout
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    begun = float(os.environ.get("FLOTILLA_STARTED") or time.time())
+    phases = demo.Phases(said)
+    phases.seconds["setup"] = round(time.time() - begun, 1)
+    with phases("lab"):
+        _lab(lambda: control.up(layout(), lambda step: said(f"{step['step']} ... ok")))
+    hosts = demo.serve(settings, phases)
+    told = demo.perform(settings, phases, sleep=time.sleep)
+    return {
+        "seconds": round(time.time() - begun, 1),
+        "phases": phases.seconds,
+        "url": told.pop("url"),
+        "hosts": hosts,
+    } | told
+
+
+def _lab(act: Any) -> Any:
+    """The lab's own errors, which know nothing of ours, with their exit codes."""
+    from lab.errors import LabError
+
+    try:
+        return act()
+    except LabError as error:
+        raise Exit(str(error), code=error.exit_code) from error
+
+
+def _take_down() -> None:
+    from lab import control
+    from lab.layout import layout
+
+    said("Interrupted: taking the lab down")
+    _lab(lambda: control.down(layout()))
+
+
+def _board(settings: Any, told: dict[str, Any]) -> str:
+    from flotilla import status
+
+    requests, rolled, moved = told["requests"], told["deploy"], told["switchover"]
+    return "\n".join(
+        [
+            status.text(settings),
+            "",
+            f"deploy      served {rolled['served']}, failed {rolled['failed']}, {rolled['seconds']:.0f} s",
+            f"switchover  {moved['old']} -> {moved['new']}: no write for {moved['write_gap_seconds']:.2f} s, "
+            f"{moved['acked']} acknowledged, {moved['lost']} lost",
+            f"clients     served {requests['served']}, failed {requests['failed']}, "
+            f"p99 {requests['p99_ms']:.0f} ms",
+            f"all         {told['seconds']:.0f} s; figures in var/demo.json",
+            "",
+            f"Open {told['url']}/   Next: fab --list, fab fleet.status, make clean",
+        ]
+    )
