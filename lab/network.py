@@ -55,28 +55,32 @@ def ruleset(public: Mapping[str, str]) -> str:
     moves = sorted(public.items(), key=lambda pair: IPv4Address(pair[0]))
     nat = ", ".join(f"{out} : {inside}" for out, inside in moves)
     pairs = ", ".join(f"{out} . {inside}" for out, inside in moves)
-    services = ", ".join(
-        (f"{METADATA_ADDRESS} . 80", f"{APT_ADDRESS} . {APT_PORT}", f"{API_ADDRESS} . {API_PORT}")
-    )
-    seen_as = f"{OPERATOR_LOOPBACK} : {OPERATOR_SEEN_AS}"
     return f"""table ip {TABLE}
 delete table ip {TABLE}
 table ip {TABLE} {{
   map public {{ type ipv4_addr : ipv4_addr; {f"elements = {{ {nat} }}" if nat else ""} }}
   set pairs {{ type ipv4_addr . ipv4_addr; {f"elements = {{ {pairs} }}" if pairs else ""} }}
+{_CHAINS}}}
+"""
+
+
+_SEEN_AS = f"{OPERATOR_LOOPBACK} : {OPERATOR_SEEN_AS}"
+_ANSWERING = ", ".join(
+    (f"{METADATA_ADDRESS} . 80", f"{APT_ADDRESS} . {APT_PORT}", f"{API_ADDRESS} . {API_PORT}")
+)
+_CHAINS = f"""
   chain published {{
     type nat hook output priority -100;
     ip daddr {PUBLIC_POOL} dnat to ip daddr map @public
   }}
   chain operator {{
     type nat hook postrouting priority 100;
-    oifname "{PREFIX}*" snat ip prefix to ip saddr map {{ {seen_as} }}
+    oifname "{PREFIX}*" snat ip prefix to ip saddr map {{ {_SEEN_AS} }}
     oifname "{PREFIX}*" ip saddr 127.0.0.0/8 snat to {OPERATOR_SEEN_OTHERWISE}
   }}
   chain output {{
     type filter hook output priority 0;
-    # Not by interface: after a DNAT in this hook the packet still shows the interface it had
-    # before.
+    # Not by interface: after a DNAT in this hook a packet still shows the one it had before.
     ct direction reply accept
     ct original ip daddr . ip daddr @pairs accept
     ct original ip daddr {PUBLIC_POOL} meta l4proto tcp reject with tcp reset
@@ -95,12 +99,11 @@ table ip {TABLE} {{
     iifname != "{PREFIX}*" ip daddr {{ {", ".join(SERVICE_ADDRESSES)} }} drop
     iifname != "{PREFIX}*" accept
     ct state established,related accept
-    ip daddr . tcp dport {{ {services} }} accept
+    ip daddr . tcp dport {{ {_ANSWERING} }} accept
     icmp type echo-request accept
     meta l4proto tcp reject with tcp reset
     drop
   }}
-}}
 """
 
 

@@ -16,6 +16,16 @@ from lab.run import run, tried
 _PROCESSES = 32768
 CGROUP_PARENT = f"/{PREFIX}"
 
+# SYS_ADMIN: without it systemd starts units but silently leaves ProtectSystem= and its like out, so
+# a unit that such a setting breaks would first break on AWS. SYS_BOOT: a host may reboot itself.
+_CAPABILITIES = "NET_ADMIN,NET_RAW,SYS_ADMIN,SYS_NICE,IPC_LOCK,SYS_PTRACE,SYS_BOOT"
+_AS_MACHINE = (
+    *("--systemd=always", "--tty", "--cap-add", _CAPABILITIES, "--image-volume=ignore"),
+    *("--cgroup-parent", CGROUP_PARENT, "--pids-limit=0", "--restart=no", "--stop-timeout=30"),
+    *("--sysctl", "net.ipv4.ping_group_range=0 2147483647", "--no-hosts", "--dns=none"),
+    *("--log-driver", "k8s-file", "--log-opt", "max-size=4mb", "--pull=never"),
+)
+
 
 def _limit(kind: int, wanted: int) -> str:
     """A `soft:hard` pair that this process may set: never above its own hard limit."""
@@ -84,46 +94,14 @@ class Podman:
         """Create a stopped host and return the directory whose content its disk shows on top of the
         image's.
         """
-        run(
-            self.argv(
-                *(
-                    "create",
-                    "--name",
-                    name,
-                    "--hostname",
-                    hostname,
-                    "--network",
-                    f"ns:/run/netns/{netns}",
-                ),
-                *("--systemd=always", "--tty", "--cgroup-parent", CGROUP_PARENT, "--pids-limit=0"),
-                *("--cap-add", "NET_ADMIN,NET_RAW,SYS_ADMIN,SYS_NICE,IPC_LOCK,SYS_PTRACE,SYS_BOOT"),
-                *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, 65536)}"),
-                *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, _PROCESSES)}"),
-                *(
-                    "--sysctl",
-                    "net.ipv4.ping_group_range=0 2147483647",
-                    "--no-hosts",
-                    "--dns=none",
-                    "--restart=no",
-                    "--stop-timeout=30",
-                    "--image-volume=ignore",
-                ),
-                *(
-                    "--log-driver",
-                    "k8s-file",
-                    "--log-opt",
-                    f"path={console}",
-                    "--log-opt",
-                    "max-size=4mb",
-                ),
-                *("--pidfile", str(pidfile), "--pull=never", image, "/sbin/init"),
-            )
-        )
-        upper = run(
-            self.argv(
-                "inspect", "--type=container", "--format={{.GraphDriver.Data.UpperDir}}", name
-            )
-        )
+        files = f"nofile={_limit(resource.RLIMIT_NOFILE, 65536)}"
+        processes = f"nproc={_limit(resource.RLIMIT_NPROC, _PROCESSES)}"
+        own = ("--name", name, "--hostname", hostname, "--network", f"ns:/run/netns/{netns}")
+        logs = ("--log-opt", f"path={console}", "--pidfile", str(pidfile))
+        limits = ("--ulimit", files, "--ulimit", processes)
+        run(self.argv("create", *own, *_AS_MACHINE, *limits, *logs, image, "/sbin/init"))
+        layer = "--format={{.GraphDriver.Data.UpperDir}}"
+        upper = run(self.argv("inspect", "--type=container", layer, name))
         return Path(upper.strip())
 
     def start(self, name: str) -> None:
