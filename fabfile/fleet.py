@@ -1,4 +1,4 @@
-"""The fleet as a whole: make it, and take it away."""
+"""The fleet as a whole: make it, configure it, look at it, and take it away."""
 
 from __future__ import annotations
 
@@ -98,6 +98,53 @@ def destroy(
     )
     text = f"{settings.prefix}: {len(outcome.changes)} deleted"
     show(outcome.as_dict(), json=json, text=text)
+
+
+@task(
+    help={
+        "limit": "only these: hosts, roles or zones, comma between (default: every host)",
+        "check": "show what would change, change nothing; needs no --yes",
+        **_TAKE_OVER,
+        **YES,
+        **JSON,
+    }
+)
+def configure(
+    _: Context,
+    limit: str = "",
+    *,
+    check: bool = False,
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Make every host what its roles say (playbooks/site.yml). A second run changes nothing.
+
+    Exit 0 done or nothing to do, 1 the playbook did not start, 2 a host failed, 3 refused and
+    nothing changed, 4 the API or a host does not answer, 5 no such host, role or zone.
+    """
+    from flotilla import config
+    from flotilla import configure as configuring
+
+    settings = attempt(config.load, json=json)
+    again = "fab fleet.configure" + (f" --limit {limit}" if limit else "")
+    run = attempt(
+        lambda: configuring.configure(
+            settings,
+            check=check,
+            limit=limit or None,
+            take_over=take_over,
+            confirmed=lambda hosts: confirm(
+                configuring.described(settings, hosts), yes=yes, again=again
+            ),
+            say=said,
+        ),
+        json=json,
+    )
+    hosts = len(run.recap.keys() - {"localhost"})
+    text = f"{settings.prefix}: {hosts} hosts, {run.changed} "
+    text += f"{'would change' if check else 'changes'} in {run.seconds:.0f} s"
+    show(configuring.as_dict(run, check=check), json=json, text=text)
 
 
 def _by_name(plan: str, settings: Settings, typed: str) -> None:
