@@ -228,6 +228,11 @@ def test_a_release_that_keeps_ending_is_not_waited_for(answering, systemctl) -> 
         tool.wait(answering, "2", 60)
 
 
+def test_a_release_that_names_another_version_is_not_waited_for(answering) -> None:
+    with pytest.raises(tool.NotDoneError, match="names version '1', not '2'"):
+        tool.wait(answering, "2", 60)
+
+
 def test_a_version_in_plain_text_is_understood() -> None:
     assert tool.named_version(b"2.1\n") == "2.1"
     assert tool.named_version(b'{"version": 2}') == "2"
