@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tarfile
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +64,37 @@ def fab(*arguments: str, code: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
+@dataclass(frozen=True)
+class Releases:
+    """Two good releases, one that ends at once, one that names another version."""
+
+    a: str
+    b: str
+    ends: str
+    lies: str
+
+
 @pytest.fixture(scope="module")
-def releases(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two good releases, one that ends at once, and one that names another version."""
-    good = {}
-    for name in ("test-a", "test-b"):
-        good[name] = fab("app.release", "--version", name)["version"]
-    built = settings.scratch / "artifacts" / f"{settings.application.name}-test-a.tar.gz"
+def releases(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    """Released under names of this run: a version never changes, and the sources may have."""
+    run = uuid.uuid4().hex[:6]
     folder = tmp_path_factory.mktemp("releases")
-    for name, changed in {
-        "test-ends": {"guestbook/wsgi.py": b"raise SystemExit('ended on purpose')\n"},
-        "test-lies": {"VERSION": b"something else\n"},
-    }.items():
+
+    def released(name: str, *arguments: str) -> str:
+        return str(fab("app.release", "--version", f"test-{name}-{run}", *arguments)["version"])
+
+    a = released("a")
+    built = settings.scratch / "artifacts" / f"{settings.application.name}-{a}.tar.gz"
+    spoilt = {
+        "ends": {"guestbook/wsgi.py": b"raise SystemExit('ended on purpose')\n"},
+        "lies": {"VERSION": b"something else\n"},
+    }
+    bad = {}
+    for name, changed in spoilt.items():
         path = folder / f"{name}.tar.gz"
         changed_copy(built, path, changed)
-        good[name] = fab("app.release", "--version", name, "--artifact", str(path))["version"]
-    return good
+        bad[name] = released(name, "--artifact", str(path))
+    return Releases(a, released("b"), **bad)
 
 
 def changed_copy(source: Path, target: Path, changed: dict[str, bytes]) -> None:
@@ -92,9 +109,9 @@ def changed_copy(source: Path, target: Path, changed: dict[str, bytes]) -> None:
 
 
 @pytest.fixture
-def on_a(settings: Settings, releases: dict[str, str]) -> str:
-    """Every host runs release test-a; the edge address answers."""
-    fab("deploy.run", "--version", "test-a", "--adopt", "--yes")
+def on_a(settings: Settings, releases: Releases) -> str:
+    """Every host runs release a; the edge address answers."""
+    fab("deploy.run", "--version", releases.a, "--adopt", "--yes")
     return edge.url(settings)
 
 
@@ -119,61 +136,73 @@ def everything_up(settings: Settings) -> bool:
     return all(server.status == "UP" for lb in seen.values() for server in lb.values())
 
 
-def test_a_deploy_under_mixed_traffic_fails_no_request_and_loses_no_row(settings, on_a) -> None:
+def test_a_deploy_under_mixed_traffic_fails_no_request_and_loses_no_row(
+    settings, on_a, releases
+) -> None:
     with Background("--url", on_a, "--rate", "60", "--verify") as clients:
-        outcome = fab("deploy.run", "--version", "test-b", "--yes")
+        outcome = fab("deploy.run", "--version", releases.b, "--yes")
         seen = clients.stop()
     assert outcome["result"] == "done"
     assert (outcome["failed"], seen["failed"]) == (0, 0), seen["failures"]
     assert outcome["served"] >= seen["served"] * 0.8
     assert seen["acked"] > 0
     assert seen["lost"] == 0
-    assert served_versions(on_a) == {"test-b"}
+    assert served_versions(on_a) == {releases.b}
 
 
-@pytest.mark.parametrize("release", ["test-ends", "test-lies"])
+@pytest.mark.parametrize("kind", ["ends", "lies"])
 def test_a_bad_release_is_taken_back_by_the_canary_and_no_client_sees_it(
-    settings, on_a, release: str
+    settings, on_a, releases, kind: str
 ) -> None:
+    release = getattr(releases, kind)
     with Background("--url", on_a, "--rate", "60") as clients:
         outcome = fab("deploy.run", "--version", release, "--yes", code=2)
         seen = clients.stop()
     assert outcome["result"] == "rolled back"
+    assert outcome["seconds"] <= 30
     assert seen["failed"] == 0, seen["failures"]
     assert len(outcome["steps"]) == 1, "only the canary may have been touched"
-    assert served_versions(on_a) == {"test-a"}
+    assert served_versions(on_a) == {releases.a}
     until(lambda: everything_up(settings), 30, "every server is UP again")
 
 
-def test_without_yes_and_without_a_terminal_only_the_plan_is_printed(settings, on_a) -> None:
-    told = fab("deploy.run", "--version", "test-b", code=3)
+def test_without_yes_and_without_a_terminal_only_the_plan_is_printed(
+    settings, on_a, releases
+) -> None:
+    told = fab("deploy.run", "--version", releases.b, code=3)
     assert "no terminal" in told["error"]["what"]
-    assert served_versions(on_a) == {"test-a"}
+    assert served_versions(on_a) == {releases.a}
 
 
-def test_a_version_that_does_not_exist_is_a_bad_option_that_names_those_that_do(on_a) -> None:
+def test_a_version_that_does_not_exist_is_a_bad_option_that_names_those_that_do(
+    on_a, releases
+) -> None:
     told = fab("deploy.run", "--version", "test-none", "--yes", code=5)
-    assert "test-a" in told["error"]["what"]
+    assert releases.a in told["error"]["what"]
 
 
-def test_a_second_deploy_is_refused_and_told_who_is_at_work(settings, on_a) -> None:
+def test_a_second_deploy_is_refused_and_told_who_is_at_work(settings, on_a, releases) -> None:
     with Lock(settings, "deploy", reason="a test of the lock"):
-        told = fab("deploy.run", "--version", "test-b", "--yes", code=3)
+        told = fab("deploy.run", "--version", releases.b, "--yes", code=3)
     assert "a test of the lock" in told["error"]["why"]
-    assert served_versions(on_a) == {"test-a"}
+    assert served_versions(on_a) == {releases.a}
 
 
-def test_a_host_somebody_took_out_stops_the_deploy_until_it_is_adopted(settings, on_a) -> None:
+def test_a_host_somebody_took_out_stops_the_deploy_until_it_is_adopted(
+    settings, on_a, releases
+) -> None:
     with world(settings) as made:
         made.balancers.order("app-2", "state maint")
-    told = fab("deploy.run", "--version", "test-b", "--yes", code=3)
+    told = fab("deploy.run", "--version", releases.b, "--yes", code=3)
     assert "app-2 was taken out of rotation" in told["error"]["what"]
-    outcome = fab("deploy.run", "--version", "test-b", "--adopt", "--yes")
+    outcome = fab("deploy.run", "--version", releases.b, "--adopt", "--yes")
     assert outcome["result"] == "done"
     assert everything_up(settings)
 
 
-def test_a_load_balancer_that_cannot_be_controlled_stops_the_deploy(settings, on_a) -> None:
+def test_a_load_balancer_that_cannot_be_controlled_stops_the_deploy(
+    settings, on_a, releases
+) -> None:
     """The passive one: clients do not notice that its socket is gone."""
     holder = client(settings, "ec2").describe_addresses(
         Filters=[{"Name": "tag:Name", "Values": [settings.name_of("edge")]}]
@@ -183,15 +212,15 @@ def test_a_load_balancer_that_cannot_be_controlled_stops_the_deploy(settings, on
     )
     fab("lab.fault", passive.instance_id, "freeze-process", "--option", "unit=haproxy")
     try:
-        told = fab("deploy.run", "--version", "test-b", "--yes", code=3)
+        told = fab("deploy.run", "--version", releases.b, "--yes", code=3)
         assert passive.name in told["error"]["what"]
     finally:
         fab("lab.heal")
     until(lambda: everything_up(settings), 60, "every server is UP again")
-    assert served_versions(on_a) == {"test-a"}
+    assert served_versions(on_a) == {releases.a}
 
 
-def test_history_tells_the_deploys_of_this_fleet(on_a) -> None:
+def test_history_tells_the_deploys_of_this_fleet(on_a, releases) -> None:
     newest = fab("deploy.history")[0]
-    assert newest["version"] == "test-a"
+    assert newest["version"] == releases.a
     assert newest["result"] in {"done", "nothing to do"}

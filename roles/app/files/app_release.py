@@ -207,8 +207,8 @@ def compile_python(folder: Path) -> None:
 
     0.54 s of CPU for the guestbook instead of 0.14, while the host is out of rotation.
     """
-    command = [sys.executable, "-m", "compileall", "-q", "-o", "0", str(folder)]
-    subprocess.run(command, capture_output=True, check=False)
+    command = [sys.executable, "-m", "compileall", "-q", "-o", "0"]
+    subprocess.run([*command, str(folder)], capture_output=True, check=False)
 
 
 def start() -> None:
@@ -245,7 +245,7 @@ def migrate(host: Host, version: str) -> dict[str, Any]:
     if not command:
         return {"ran": False, "output": ""}
     folder = host.releases / version
-    argv = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--unit=app-migrate"]
+    argv = ["systemd-run", "-q", "--wait", "--pipe", "--collect", "--unit=app-migrate"]
     for setting in (
         "User=app",
         "Group=app",
@@ -364,10 +364,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def perform(host: Host, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one verb.
-
-    Those that change something hold the host's lock; a second one is told so at once.
-    """
+    """Run one verb. Those that change something hold the host's lock."""
     if options.verb == "status":
         return status(host)
     if options.verb == "wait":
