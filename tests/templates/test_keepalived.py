@@ -216,3 +216,17 @@ def test_two_addresses_of_one_name_are_not_guessed_between(ec2: Any, pair: tuple
     ec2.allocate_address(Domain="vpc", TagSpecifications=tags)
     with pytest.raises(LookupError, match="2 Elastic IPs have the tag Name=edge"):
         edge.Ec2Addresses("edge", pair[0]).read()
+
+
+def test_a_second_address_of_the_name_does_not_stop_a_claim(
+    ec2: Any, pair: tuple[str, str]
+) -> None:
+    addresses = edge.Ec2Addresses("edge", pair[0])
+    served = addresses.read()
+    tags = [{"ResourceType": "elastic-ip", "Tags": [{"Key": "Name", "Value": "edge"}]}]
+    ec2.allocate_address(Domain="vpc", TagSpecifications=tags)
+    clock = Clock()
+    _, sentence = edge.claim(
+        addresses, served, pair[0], still_master=lambda: True, clock=clock, sleep=clock.sleep
+    )
+    assert sentence.startswith(f"claimed {served.public_ip} in ")

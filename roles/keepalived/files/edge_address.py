@@ -162,13 +162,19 @@ class Ec2Addresses:
         self._ec2: Any = boto3.client("ec2", config=config)
         self._name = name
         self._me = me
+        self._chosen = ""
 
     def read(self) -> Address:
-        """The address now. Raises LookupError when the tag names none or several."""
+        """The address now. Raises LookupError when the tag names none, or several at first.
+
+        A second address that is given the same tag later changes nothing: the first is served on.
+        """
         filters = [{"Name": "tag:Name", "Values": [self._name]}]
-        found = self._ec2.describe_addresses(Filters=filters)["Addresses"]
+        named = self._ec2.describe_addresses(Filters=filters)["Addresses"]
+        found = [one for one in named if one["AllocationId"] == self._chosen] or named
         if len(found) != 1:
             raise LookupError(f"{len(found)} Elastic IPs have the tag Name={self._name}, not one")
+        self._chosen = found[0]["AllocationId"]
         return Address(
             found[0]["AllocationId"], found[0]["PublicIp"], found[0].get("InstanceId", "")
         )
@@ -238,6 +244,10 @@ class Keeper:
         self._tell(note)
         if must_claim:
             self._claim()
+
+    def failed(self, error: Exception) -> None:
+        """Tell that a turn ended in ``error``; what was known before stays known."""
+        self._tell(f"cannot tell who has the address: {error}")
 
     def _claim(self) -> None:
         self._address, note = claim(
@@ -319,7 +329,7 @@ def main() -> int:
         try:
             keeper.turn(arguments.every)
         except Exception as error:  # the API may be away for hours; keepalived is not
-            sys.stderr.write(f"cannot tell who has the address: {error}\n")
+            keeper.failed(error)
 
 
 if __name__ == "__main__":
