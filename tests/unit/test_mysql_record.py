@@ -83,3 +83,9 @@ def test_an_item_that_is_no_record_is_refused(settings, records):
     )
     with pytest.raises(Refused, match="cannot be read"):
         records.read()
+
+
+def test_a_fleet_without_its_table_is_told_how_to_get_one(settings, records):
+    client(settings, "dynamodb").delete_table(TableName=settings.name_of("clusters"))
+    with pytest.raises(Refused, match="there is no table"):
+        records.read()

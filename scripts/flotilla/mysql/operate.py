@@ -15,7 +15,7 @@ from typing import Any
 
 from flotilla import audit
 from flotilla.deploy.journal import Journal
-from flotilla.errors import FlotillaError
+from flotilla.errors import BadOption, FlotillaError
 from flotilla.ledger import Ledger
 from flotilla.mysql import status as board
 from flotilla.mysql.ensure import Ensure
@@ -73,6 +73,7 @@ def switchover(
     """
     with ExitStack() as stack:
         opened = stack.enter_context(session(settings, fresh=True))
+        _demand_member(opened, to)
         move = Move(settings, opened.cluster, announcer=opened.announcer())
         plan = move.plan(to)
         confirmed(_move_text(settings, plan, writers))
@@ -85,6 +86,15 @@ def switchover(
             sleep(CALM_SECONDS)
         steps.result = _moved(moved, ledger, opened)
         return steps.result
+
+
+def _demand_member(opened: Session, name: str | None) -> None:
+    if name is not None and name not in opened.cluster.seats:
+        raise BadOption(
+            f"there is no MySQL host {name!r}; there are {', '.join(opened.cluster.seats)}",
+            untouched="Nothing was changed",
+            next="fab mysql.status",
+        )
 
 
 class _Steps:

@@ -10,6 +10,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from flotilla.aws.errors import code
 from flotilla.aws.session import client, described
 from flotilla.errors import Refused
 from flotilla.rules.mysql import FIRST_TERM
@@ -33,9 +34,16 @@ class Records:
         Raises Refused for an item that is not a record, Unreachable when the API is down.
         """
         with described(self._settings, f"read who is primary of {self._cluster}"):
-            answer = client(self._settings, "dynamodb").get_item(
-                TableName=self._table, Key={"cluster": {"S": self._cluster}}, ConsistentRead=True
-            )
+            try:
+                answer = client(self._settings, "dynamodb").get_item(
+                    TableName=self._table,
+                    Key={"cluster": {"S": self._cluster}},
+                    ConsistentRead=True,
+                )
+            except ClientError as error:
+                if code(error) != "ResourceNotFoundException":
+                    raise
+                raise self._no_table() from error
         return self._parsed(answer["Item"]) if "Item" in answer else None
 
     def write(self, record: Record, *, fence: int) -> None:
@@ -58,7 +66,7 @@ class Records:
                     **_only_after(record.term, fence),
                 )
             except ClientError as error:
-                if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                if code(error) != "ConditionalCheckFailedException":
                     raise
             else:
                 return
@@ -70,6 +78,14 @@ class Records:
                 "No role was changed after that",
                 "fab mysql.status",
             )
+
+    def _no_table(self) -> Refused:
+        return Refused(
+            f"there is no table {self._table}",
+            "it holds the record of who is primary; without it nobody may be made one",
+            "Nothing was changed",
+            "fab fleet.provision",
+        )
 
     def _parsed(self, item: dict[str, Any]) -> Record:
         try:

@@ -271,8 +271,12 @@ class Move:
         steps.await_acknowledger(new, every=0.005)
 
     def _turn(self, plan: Switchover) -> None:
-        """Let the old primary follow. Nothing waits on it any more: it is read-only, and all it had
-        was acknowledged."""
+        """Let the old primary follow.
+
+        Nothing waits on it any more: it is read-only, and all it had was acknowledged. Switching
+        its source side off takes the server up to a second (it ends a thread that looks up once a
+        second), which is why writes are open elsewhere by now.
+        """
         old = self._cluster.server(plan.old.name)
         steps.source_off(old)
         steps.follow(old, plan.new.address, self._known)
