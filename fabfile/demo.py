@@ -11,17 +11,19 @@ from invoke.tasks import task
 from fabfile._operator import JSON, YES, attempt, confirm, said, show
 
 _PLAN = """\
-The demo starts the lab on this machine, bakes six images, launches 12 hosts, configures them, deploys
-the sample application, and while clients are served: rolls out a second version and moves the MySQL
-primary. Nothing outside this machine is touched, packages are downloaded. `make clean` removes it all."""
+The demo starts the lab on this machine, bakes six images, launches 12 hosts, configures them,
+deploys the sample application, and while clients are served rolls out a second version and moves
+the MySQL primary. Packages are downloaded; nothing else outside this machine is touched.
+`make clean` removes it all."""
 
 
 @task(help={**YES, **JSON})
 def run(_: Context, yes: bool = False, json: bool = False) -> None:
     """From nothing to a serving fleet, then a rolling deploy and a switchover under traffic.
 
-    What is there already is used again. The figures are kept in var/demo.json. Interrupted, it takes
-    the lab down. Exit 0 no request failed and no write was lost, 1 or 2 something did, 99 interrupted.
+    What is there already is used again. The figures are kept in var/demo.json. Interrupted, it
+    takes the lab down. Exit 0 no request failed and no write was lost, 1 or 2 something did,
+    99 interrupted.
     """
     from flotilla import config, demo
     from flotilla.errors import INTERRUPTED
@@ -90,16 +92,21 @@ def _board(settings: Any, told: dict[str, Any]) -> str:
     from flotilla import status
 
     requests, rolled, moved = told["requests"], told["deploy"], told["switchover"]
+    lines = (
+        ("deploy", "served {served}, failed {failed}, {seconds:.0f} s", rolled),
+        (
+            "switchover",
+            "{old} -> {new}: no write for {write_gap_seconds:.2f} s, {acked} acknowledged, {lost} lost",
+            moved,
+        ),
+        ("clients", "served {served}, failed {failed}, p99 {p99_ms:.0f} ms", requests),
+        ("all", "{seconds:.0f} s; figures in var/demo.json", told),
+    )
     return "\n".join(
         [
             status.text(settings),
             "",
-            f"deploy      served {rolled['served']}, failed {rolled['failed']}, {rolled['seconds']:.0f} s",
-            f"switchover  {moved['old']} -> {moved['new']}: no write for {moved['write_gap_seconds']:.2f} s, "
-            f"{moved['acked']} acknowledged, {moved['lost']} lost",
-            f"clients     served {requests['served']}, failed {requests['failed']}, "
-            f"p99 {requests['p99_ms']:.0f} ms",
-            f"all         {told['seconds']:.0f} s; figures in var/demo.json",
+            *(f"{name:11} {words.format(**figures)}" for name, words, figures in lines),
             "",
             f"Open {told['url']}/   Next: fab --list, fab fleet.status, make clean",
         ]

@@ -1,4 +1,4 @@
-"""What the folders of tests on real hosts share: a lab that answers, or the reason there is none."""
+"""What tests on real hosts share: a lab that answers, or the reason there is none."""
 
 from __future__ import annotations
 

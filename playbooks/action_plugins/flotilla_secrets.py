@@ -1,4 +1,4 @@
-"""Ansible's way to the fleet's secrets in SSM: all that are asked for, in one call, on the operator's machine.
+"""Ansible's way to the fleet's secrets in SSM: read once, on the operator's machine, for all hosts.
 
 An action plugin for the reason given in ``flotilla_fleet``. The lookup of amazon.aws would ask the
 API once for every host, file and secret.
@@ -20,7 +20,7 @@ from flotilla.errors import FlotillaError
 
 
 class ActionModule(ActionBase):
-    """The action ``flotilla_secrets``: ``roles`` whose secrets are wanted, for the fleet of ``fleet.env``."""
+    """The action ``flotilla_secrets``: the secrets of ``roles`` in the fleet of ``fleet.env``."""
 
     _supports_check_mode = True
     _requires_connection = False
