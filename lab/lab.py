@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,16 @@ from lab.record import Journal
 from lab.wsgi import Api, Calls
 
 Answer = tuple[int, Mapping[str, Any]]
+
+
+def _name_itself(name: str = "") -> str:
+    return name or "localhost"
+
+
+# Every HTTP server of the standard library looks its own address up by name when it binds:
+# link-local addresses of the lab would be asked for at the machine's resolver, and its silence
+# delays the start.
+socket.getfqdn = _name_itself
 
 
 class _Quiet(WSGIRequestHandler):
