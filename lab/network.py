@@ -32,6 +32,7 @@ from lab.run import run, tried
 
 TABLE = f"{PREFIX}_net"
 SERVICES = f"{PREFIX}-svc"
+_RESOLV_CONF = Path("/etc/resolv.conf")
 SYSCTLS: Mapping[str, str] = {
     "net.ipv4.ip_forward": "1",
     # Every systemd holds some eight of them, all counted against one root: at the kernel's default
@@ -112,8 +113,17 @@ def conflict(cidr: IPv4Network, routes: Iterable[IPv4Network]) -> IPv4Network | 
     return next((route for route in routes if route.prefixlen > 0 and route.overlaps(cidr)), None)
 
 
+def resolvers(resolv_conf: str) -> list[IPv4Network]:
+    """The IPv4 name servers in the text of a resolv.conf: reached by the default route, so that no
+    route of their own names them.
+    """
+    words = [line.split() for line in resolv_conf.splitlines()]
+    named = [word[1] for word in words if len(word) > 1 and word[0] == "nameserver"]
+    return [IPv4Network(address) for address in named if ":" not in address]
+
+
 def machine_routes() -> list[IPv4Network]:
-    """Networks this machine reaches by itself: its IPv4 routes except the lab's own."""
+    """Networks this machine needs: its IPv4 routes except the lab's own, and its name servers."""
     listed = json.loads(run(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
     found = []
     for route in listed:
@@ -123,7 +133,7 @@ def machine_routes() -> list[IPv4Network]:
         destination = route.get("dst", "default")
         if not lab_made and destination != "default":
             found.append(IPv4Network(destination, strict=False))
-    return found
+    return found + resolvers(_RESOLV_CONF.read_text() if _RESOLV_CONF.exists() else "")
 
 
 def sysctl(key: str) -> str:

@@ -112,6 +112,11 @@ def test_a_vpc_may_not_hide_a_route_of_the_machine() -> None:
     assert network.conflict(IPv4Network("10.6.0.0/16"), routes) is None
 
 
+def test_name_servers_are_among_what_a_vpc_may_not_hide() -> None:
+    text = "# nameserver 10.1.1.1\nsearch x\nnameserver 10.255.255.53\nnameserver fd00::1\n"
+    assert network.resolvers(text) == [IPv4Network("10.255.255.53/32")]
+
+
 @given(st.sets(st.integers(10, 40)))
 def test_the_pool_never_gives_out_an_address_in_use(used: set[int]) -> None:
     taken = {str(PUBLIC_POOL[n]) for n in used}
