@@ -96,7 +96,7 @@ def _board(settings: Any, told: dict[str, Any]) -> str:
         ("deploy", "served {served}, failed {failed}, {seconds:.0f} s", rolled),
         (
             "switchover",
-            "{old} -> {new}: no write for {write_gap_seconds:.2f} s, {acked} acknowledged, {lost} lost",
+            "{old} -> {new}: {write_gap_seconds:.2f} s without a write, {acked} acked, {lost} lost",
             moved,
         ),
         ("clients", "served {served}, failed {failed}, p99 {p99_ms:.0f} ms", requests),

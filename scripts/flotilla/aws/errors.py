@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.settings import Settings
@@ -63,6 +64,12 @@ def described(settings: Settings, doing: str) -> Iterator[None]:
         yield
     except (boto.BotoCoreError, boto.ClientError) as error:
         raise describe(settings, doing, error) from error
+    except ResponseParserError as error:  # what answers is not AWS: a proxy's page, a broken API
+        raise Unreachable(
+            f"could not {doing}: the AWS API at {_endpoint(settings)} gave no answer of AWS's",
+            why=str(error).splitlines()[0][:200],
+            next=settings.aws.hint,
+        ) from error
 
 
 def describe(

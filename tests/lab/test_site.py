@@ -1,0 +1,74 @@
+"""site.yml on the standing fleet: a second run changes nothing, and who is primary is none of its
+business.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guests import REPO, needs_lab
+
+from flotilla.aws import edge
+from flotilla.settings import Settings
+
+pytestmark = needs_lab
+
+
+def fab(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """The JSON that a task printed; fails unless it exits with ``code``."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("fab"), *arguments, "--json"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == code, (
+        f"fab {' '.join(arguments)} exited {done.returncode}: {done.stderr}"
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def changed(run: dict[str, Any]) -> dict[str, int]:
+    """Changed tasks by host, where there are any."""
+    return {host: counts["changed"] for host, counts in run["hosts"].items() if counts["changed"]}
+
+
+@pytest.fixture(scope="module")
+def moved(standing_fleet: Settings) -> dict[str, Any]:
+    """A converged fleet whose MySQL primary has just moved."""
+    fab("fleet.configure", "--yes")
+    return fab("mysql.switchover", "--yes")
+
+
+def test_a_switchover_under_writers_loses_nothing_and_takes_less_than_a_second(
+    moved: dict[str, Any],
+) -> None:
+    assert moved["acked"] > 0
+    assert moved["lost"] == 0
+    assert moved["write_gap_seconds"] < 1
+
+
+def test_after_a_switchover_a_second_run_changes_nothing(moved: dict[str, Any]) -> None:
+    assert changed(fab("fleet.configure", "--yes")) == {}
+    assert fab("mysql.status")["primary"] == moved["new"]
+
+
+def test_a_check_of_a_converged_fleet_is_silent(moved: dict[str, Any]) -> None:
+    assert changed(fab("fleet.configure", "--check")) == {}
+
+
+def test_the_application_serves_through_the_edge(
+    moved: dict[str, Any], standing_fleet: Settings
+) -> None:
+    with urllib.request.urlopen(f"{edge.url(standing_fleet)}/readyz", timeout=5) as answer:
+        assert json.load(answer)["ready"] is True
