@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guests import until
+
 from lab.amis import reference
 from lab.layout import layout
 from lab.podman import Podman
@@ -112,8 +114,7 @@ def nested() -> Iterator[Nested]:
     finally:
         holder.kill()
         holder.wait()
-        with contextlib.suppress(OSError):
-            _group(holder.pid).rmdir()
+        until(lambda: _removed(_group(holder.pid)), 20, "its last process is gone")
         subprocess.run(["rm", "-rf", str(cache)], check=False)
 
 
@@ -138,6 +139,14 @@ def _copy_base_image(machine: Nested) -> None:
 def _group(pid: int) -> Path:
     unified = Path("/sys/fs/cgroup/unified")
     return (unified if unified.exists() else Path("/sys/fs/cgroup")) / f"nested-lab-{pid}"
+
+
+def _removed(group: Path) -> bool:
+    """Remove a control group and those below it, as far as they are empty; True when all are."""
+    for directory in sorted([group, *group.rglob("*/")], reverse=True):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+    return not group.exists()
 
 
 def _own_group() -> None:
