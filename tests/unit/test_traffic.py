@@ -32,12 +32,14 @@ class App(BaseHTTPRequestHandler):
     refuse_posts_until = 0.0
     cut_every = 0
     asked = 0
+    longest = 0
     cookies: set[str]
     connections: set[tuple[str, int]]
     rows: dict[str, str]
 
     def do_GET(self) -> None:
         App.asked += 1
+        App.longest = max(App.longest, len(self.requestline))
         App.connections.add(self.client_address)
         App.cookies.add(self.headers.get("Cookie", ""))
         if self.path.startswith("/api/entries?ids="):
@@ -135,6 +137,13 @@ def test_an_acknowledged_row_that_is_gone_is_found(url: str) -> None:
     gone = load.acked[3]
     del App.rows[gone]
     assert asyncio.run(load.lost()) == [gone]
+
+
+def test_reading_back_never_asks_with_a_line_too_long_for_a_server(url: str) -> None:
+    _, load = run(url, rate=400, duration=0.6, mix={"post": 1})
+    assert len(load.acked) == 240
+    assert asyncio.run(load.lost()) == []
+    assert App.longest < 4094
 
 
 def test_a_kept_connection_that_is_cut_is_never_hidden(url: str) -> None:

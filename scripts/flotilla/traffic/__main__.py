@@ -59,7 +59,8 @@ async def _verified(load: Load) -> dict[str, Any]:
         lost = await load.lost()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise FlotillaError(
-            f"the acknowledged entries cannot be read back ({type(error).__name__}: {error})"
+            f"the acknowledged entries cannot be read back ({type(error).__name__}"
+            f"{f' {error.status}' if isinstance(error, aiohttp.ClientResponseError) else ''})"
         ) from error
     return {"lost": len(lost), "lost_ids": lost[:20]}
 

@@ -25,7 +25,8 @@ from flotilla.rules.tally import Tally, schedule
 # slow: a request of a second; post: an entry under an id of its own, safe to send again.
 MIX = {"keep-alive": 45, "close": 20, "sticky": 15, "slow": 3, "post": 17}
 KINDS = tuple(MIX)
-_IDS_AT_ONCE = 200
+# A request line may have 4,094 bytes at gunicorn, and an id has 20.
+_IDS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
