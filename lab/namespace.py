@@ -7,11 +7,14 @@ The namespace also takes every mount of a crashed lab with it.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from lab.run import run, tried
 
 CGROUP = Path("/sys/fs/cgroup")
+# How long the kernel may take to end what it was told to kill.
+_END_SECONDS = 10.0
 NETNS = Path("/run/netns")
 # The lab process is started through this, so that nothing below is ever done to the machine itself.
 UNSHARE = ("unshare", "--mount", "--propagation", "private", "--")
@@ -37,6 +40,9 @@ def end_group(name: str) -> None:
     if not top.exists():
         return
     (top / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + _END_SECONDS
+    while "populated 1" in (top / "cgroup.events").read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
     for directory in sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)):
         tried(["rmdir", str(directory)])
     tried(["rmdir", str(top)])
