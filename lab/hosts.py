@@ -229,9 +229,11 @@ class HostSet:
         record.wanted_down = False
         record.pid = int((self._home(instance_id) / "pid").read_text())
         # podman mounts a file of its own there, and a mount cannot be replaced by rename as
-        # hostnamectl does. Below it is the host's own file, written by the seed.
+        # hostnamectl does. Below it is the host's own file, written by the seed. By now systemd may
+        # have taken the name from podman's, and a renamed host would have its first name again.
+        own_name = "umount /etc/hostname && hostname --file /etc/hostname"
         _captured(
-            ["nsenter", "-t", str(record.pid), "-m", "-p", "--", "umount", "/etc/hostname"],
+            ["nsenter", "-t", str(record.pid), "-m", "-p", "-u", "--", "sh", "-c", own_name],
             None,
             _UMOUNT_SECONDS,
         )
