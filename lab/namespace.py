@@ -7,6 +7,7 @@ The namespace also takes every mount of a crashed lab with it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def end_group(name: str) -> None:
     deadline = time.monotonic() + _END_SECONDS
     while "populated 1" in (top / "cgroup.events").read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
-    for directory in sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)):
-        tried(["rmdir", str(directory)])
-    tried(["rmdir", str(top)])
+    inside = sorted((p for p in top.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
+    for directory in (*inside, top):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
