@@ -77,7 +77,7 @@ def test_the_ground_imports_neither_edges_nor_capabilities(file):
     assert ours(file) <= GROUND
 
 
-@pytest.mark.parametrize("file", named(python_files("scripts", "inventory", "benchmarks")))
+@pytest.mark.parametrize("file", named(python_files("scripts", "inventory")))
 def test_flotilla_knows_nothing_of_the_lab(file):
     assert "lab" not in {name.split(".")[0] for name in imported(file)}
 
