@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from fabfile._operator import JSON, YES, attempt, confirm, said, show
@@ -145,6 +146,128 @@ def configure(
     text = f"{settings.prefix}: {hosts} hosts, {run.changed} "
     text += f"{'would change' if check else 'changes'} in {run.seconds:.0f} s"
     show(configuring.as_dict(run, check=check), json=json, text=text)
+
+
+@task(help={"watch": "look again every two seconds, until Ctrl-C", **JSON})
+def status(_: Context, *, watch: bool = False, json: bool = False) -> None:
+    """Show every host, load balancer, database and cache, and what is wrong. Changes nothing.
+
+    Exit 0 whatever it finds ("ok" and "findings" of --json tell), 4 when neither the API nor an
+    older list of hosts says which hosts there are, 5 with --watch and no terminal.
+    """
+    from flotilla import config
+    from flotilla import status as capability
+
+    settings = attempt(config.load, json=json)
+    if watch and not json:
+        attempt(lambda: capability.watch(settings))
+        return
+    seen = attempt(lambda: capability.status(settings), json=json)
+    if json:
+        show(seen, json=True, text="")
+    else:
+        capability.show(seen)
+
+
+@task(positional=["host"], help={"host": "a host's name or instance id"})
+def ssh(_: Context, host: str) -> None:
+    """Open a shell on a host, through the bastion, with its host key checked.
+
+    Exit: the shell's own, 4 the host does not run, 5 no such host.
+    """
+    import os
+
+    from flotilla import config, fleet
+
+    settings = attempt(config.load)
+    argv = attempt(lambda: fleet.shell(settings, host))
+    os.execvp(argv[0], argv)  # noqa: S606  replaces this process, so that the terminal is the shell's
+
+
+@task(
+    positional=["command"],
+    help={
+        "command": "a shell command, in quotes",
+        "on": "where: hosts, roles or zones, comma between, or all",
+        "sudo": "as root",
+        "seconds": "how long a host lets it run (default 60)",
+        **JSON,
+    },
+)
+def run(
+    _: Context,
+    command: str,
+    on: str,
+    *,
+    sudo: bool = False,
+    seconds: int = 60,
+    json: bool = False,
+) -> None:
+    """Run a command on many hosts at once. Hosts that say the same share their output.
+
+    For example: fab fleet.run --on app,lb 'systemctl is-active haproxy'. Exit 0 all did it, 2 it
+    failed somewhere, 4 a host did not answer, 5 no such host, role or zone.
+    """
+    from flotilla import config, fleet
+
+    settings = attempt(config.load, json=json)
+    results = attempt(
+        lambda: fleet.run(settings, on, command, sudo=sudo, seconds=seconds, say=said), json=json
+    )
+    show(fleet.as_dict(results, command), json=json, text=fleet.grouped(results))
+    if error := fleet.failure(results, command):
+        raise Exit(str(error), code=error.exit_code)
+
+
+@task(
+    positional=["host"],
+    help={
+        "host": "hosts, roles or zones, comma between, or all",
+        "unit": "only this unit: app, haproxy, mysql, redis-server, ...",
+        "since": "from then on, as journalctl reads it: '10 min ago', today, '2026-01-31 09:00'",
+        "lines": "without --since, the last so many of each host (default 100)",
+        "follow": "go on as lines come, until Ctrl-C",
+        **JSON,
+    },
+)
+def logs(
+    _: Context,
+    host: str,
+    unit: str = "",
+    since: str = "",
+    lines: int = 100,
+    *,
+    follow: bool = False,
+    json: bool = False,
+) -> None:
+    """Show the journals of hosts as one, in order of time (UTC).
+
+    Exit 0 done, 4 a host did not answer (the others' lines are shown), 5 no such host, role, zone
+    or time.
+    """
+    from flotilla import config, fleet_logs
+
+    settings = attempt(config.load, json=json)
+    if follow and not json:
+        attempt(
+            lambda: fleet_logs.follow(
+                settings,
+                host,
+                unit=unit,
+                lines=lines,
+                line=lambda text: show({}, json=False, text=text),
+                say=said,
+            )
+        )
+        return
+    found, errors = attempt(
+        lambda: fleet_logs.read(settings, host, unit=unit, since=since, lines=lines), json=json
+    )
+    told = {name: error.as_dict() for name, error in errors.items()}
+    text = "\n".join(fleet_logs.merged(found)) or "no entries"
+    show({"hosts": found, "errors": told}, json=json, text=text)
+    if errors:
+        raise Exit("; ".join(error.what for error in errors.values()), code=4)
 
 
 def _by_name(plan: str, settings: Settings, typed: str) -> None:

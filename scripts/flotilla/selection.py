@@ -35,6 +35,18 @@ def hosts(snapshot: Snapshot, wanted: str) -> list[Host]:
     return chosen
 
 
+def one(snapshot: Snapshot, wanted: str) -> Host:
+    """The one running host that ``wanted`` names. Raises what ``hosts`` raises, and BadOption."""
+    found = hosts(snapshot, wanted)
+    if len(found) > 1:
+        raise BadOption(
+            f"{wanted!r} means {len(found)} hosts; choose one: "
+            + _some([host.name for host in found]),
+            untouched="Nothing was changed",
+        )
+    return found[0]
+
+
 def _named(snapshot: Snapshot, word: str) -> list[Host]:
     single = [host for host in snapshot.hosts if word in {host.name, host.instance_id}]
     if single and not single[0].is_active:

@@ -1,0 +1,62 @@
+"""What is wrong with the databases and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flotilla.rules import redis as redis_rules
+from flotilla.rules.status_finding import Finding, Severity, down, risk
+from flotilla.rules.status_world import World
+
+LAG_SECONDS = 10.0
+REDIS_LAG_BYTES = 8 * 1024 * 1024
+
+
+def mysql(world: World) -> Iterator[Finding]:
+    """What the cluster's own rules object to, lag, and writes that nobody acknowledges."""
+    if world.mysql is None:
+        if world.mysql_error and not all(host.silent for host in world.by_role("mysql")):
+            what = f"the MySQL cluster could not be looked at: {world.mysql_error}"
+            yield risk("mysql", what, "fab mysql.status")
+        return
+    silent = {host.name for host in world.hosts if host.silent}
+    severity = Severity.RISK if world.mysql["primary"] else Severity.DOWN
+    for problem in world.mysql["problems"]:
+        if not _about(problem, silent):
+            after = world.mysql["next"] or "fab mysql.status"
+            yield Finding(severity, "mysql", problem, after)
+    for member in world.mysql["members"]:
+        lag = member.get("lag_seconds") or 0
+        if lag >= LAG_SECONDS:
+            what = f"{member['name']} is {lag:.0f} s behind the primary"
+            yield risk(member["name"], what, f"fab fleet.logs {member['name']} --unit mysql")
+        if member["role"] == "primary" and member.get("acknowledging_replicas") == 0:
+            what = f"no replica acknowledges writes, so writes on {member['name']} wait"
+            yield down(member["name"], what, "fab mysql.ensure")
+
+
+def redis(world: World) -> Iterator[Finding]:
+    """What the group's own rules object to, and replicas far behind."""
+    members = world.redis
+    for name, why in world.redis_errors.items():
+        yield risk(name, f"{name}: {why}", f"fab fleet.logs {name} --unit redis-server")
+    if not members:
+        return
+    chosen = redis_rules.primary(members)
+    # Hosts that do not answer at all are told of once, with their hosts.
+    for problem in redis_rules.problems(members, {}):
+        name = problem.partition(":")[0]
+        is_host = any(name == member.name for member in members)
+        severity = Severity.RISK if chosen else Severity.DOWN
+        after = f"fab fleet.logs {name if is_host else 'redis'} --unit redis-sentinel"
+        yield Finding(severity, name if is_host else "redis", problem, after)
+    for member in members:
+        if chosen and member.role == "replica" and member.offset is not None:
+            behind = (chosen.offset or 0) - member.offset
+            if behind > REDIS_LAG_BYTES:
+                what = f"{member.name} is {behind / 1e6:.0f} MB behind {chosen.name}"
+                yield risk(member.name, what, f"fab fleet.logs {member.name} --unit redis-server")
+
+
+def _about(problem: str, names: set[str]) -> bool:
+    return any(problem.startswith((f"{name}:", f"{name} ")) for name in names)

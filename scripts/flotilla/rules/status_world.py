@@ -1,0 +1,148 @@
+"""The words in which a whole fleet is described: one look at it, from every side that answers.
+
+Plain values without behaviour of their own; ``flotilla.rules.status`` says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flotilla.rules import redis
+from flotilla.rules.images import Image
+from flotilla.rules.rotation import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A file system: bytes left for programs, and how much of its space and inodes is used."""
+
+    path: str
+    used_percent: float
+    inodes_percent: float
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a host says of itself.
+
+    ``units`` is systemd's word by unit that its role needs ("active" is well), ``failed_units`` any
+    other unit that failed. ``agent_missing`` is why the CloudWatch agent was left out, None where
+    it was not. ``clock_offset_seconds`` is its clock minus the operator's.
+    """
+
+    units: Mapping[str, str] = field(default_factory=dict)
+    failed_units: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    agent_missing: str | None = None
+    clock_offset_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host, as EC2 and as it says itself; ``silent`` is why it could not be asked.
+
+    ``image`` is None when EC2 no longer has it; ``newer`` is the image that a host launched now
+    would get, where that is another one.
+    """
+
+    name: str
+    instance_id: str
+    role: str
+    zone: str
+    state: str
+    age_seconds: float
+    image_id: str = ""
+    image: Image | None = None
+    newer: Image | None = None
+    report: Report | None = None
+    silent: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it runs or is about to, by EC2's word."""
+        return self.state in {"pending", "running"}
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a load balancer's statistics page counts: of now, and since its process started."""
+
+    requests_per_second: int
+    sessions: int
+    errors: int  # answers 5xx
+    milliseconds: int  # of the last 1,024 answers, on average
+
+
+@dataclass(frozen=True, slots=True)
+class Balancer:
+    """One load balancer: its servers by its runtime socket, its VRRP state by its own word.
+
+    ``servers`` is None, with ``error``, when the socket did not answer; ``traffic`` is None when
+    the statistics page did not. ``vrrp`` is "" when nothing on the host knows.
+    """
+
+    name: str
+    instance_id: str
+    vrrp: str = ""
+    note: str = ""
+    servers: Mapping[str, Server] | None = None
+    traffic: Traffic | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """One application host.
+
+    ``release`` is what ``current`` points to, ``served`` the version it answers with, ``ready`` the
+    status of its readiness page (None: no answer). ``proxies`` is which servers its own HAProxy
+    would connect to, by proxy; None, with ``error``, when that did not answer.
+    """
+
+    name: str
+    release: str | None = None
+    is_active: bool = False
+    is_stale: bool = False
+    served: str | None = None
+    ready: int | None = None
+    proxies: Mapping[str, tuple[str, ...]] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The whole fleet. ``wanted`` is how many hosts fleet.yml wants by role.
+
+    ``mysql`` is what ``flotilla.mysql.status`` gives, None with ``mysql_error`` when it could not
+    be had. ``edge_owner`` is the instance that has the Elastic IP ``edge_address``; both are "" for
+    none, None when EC2 could not be asked. ``api_error`` is why AWS could not be asked, "" if it
+    could. ``lock`` says who is changing the fleet now.
+    """
+
+    fleet: str
+    wanted: Mapping[str, int]
+    hosts: tuple[Host, ...] = ()
+    inventory_age_seconds: float = 0.0
+    inventory_warning: str = ""
+    inventory_problems: tuple[str, ...] = ()
+    edge_address: str | None = ""
+    edge_owner: str | None = ""
+    balancers: tuple[Balancer, ...] = ()
+    apps: tuple[App, ...] = ()
+    mysql: Mapping[str, Any] | None = None
+    mysql_error: str = ""
+    redis: tuple[redis.Member, ...] = ()
+    redis_errors: Mapping[str, str] = field(default_factory=dict)
+    api_error: str = ""
+    lock: str = ""
+
+    def by_role(self, role: str) -> list[Host]:
+        """The active hosts of a role."""
+        return [host for host in self.hosts if host.role == role and host.is_active]
+
+    def named(self, instance_id: str | None) -> str:
+        """A host's name by its instance id; the id itself for a stranger."""
+        return next((h.name for h in self.hosts if h.instance_id == instance_id), instance_id or "")

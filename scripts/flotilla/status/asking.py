@@ -1,0 +1,144 @@
+"""What is asked of one host, and its answer as the rules want it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flotilla.deploy.world import TOOL
+from flotilla.errors import FlotillaError, HostFailed
+from flotilla.hosts import haproxy, redis
+from flotilla.rules.redis import Member
+from flotilla.rules.rotation import Server
+from flotilla.rules.status_world import App, Balancer, Disk, Report, Traffic
+from flotilla.settings import Settings
+from flotilla.snapshot import Host
+
+SOURCE = Path(__file__).with_name("probe.py")
+EDGE_STATE = "/run/flotilla-address/state.json"
+BACKEND = "app"
+_AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
+
+# What has to run on a host of each role; everything else is only told of when it failed.
+UNITS = {
+    "bastion": ("ssh",),
+    "lb": ("ssh", "haproxy", "keepalived", "flotilla-address"),
+    "app": ("ssh", "nginx", "haproxy", "app"),
+    "mysql": ("ssh", "mysql", "flotilla-mysql-agent"),
+    "redis": ("ssh", "redis-server", "redis-sentinel", "redis-health"),
+}
+
+
+def command(settings: Settings, role: str) -> str:
+    """The shell command that runs the probe, which it reads from its input."""
+    wanted: dict[str, Any] = {"units": list(UNITS.get(role, ("ssh",))), "disks": ["/"]}
+    if role == "mysql":
+        wanted["disks"].append("/var/lib/mysql")
+    if role in {"lb", "app"}:
+        wanted["haproxy"] = haproxy.SOCKET
+    if role == "lb":
+        wanted["edge"] = EDGE_STATE
+    if role == "app":
+        site = "http://127.0.0.1"
+        wanted["app"] = {
+            "tool": TOOL,
+            "version_url": site + settings.application.version_path,
+            "ready_url": site + settings.application.ready_path,
+        }
+    if role == "redis":
+        wanted["redis"] = shlex.split(redis.REPORTER)
+    return f"python3 -I - {shlex.quote(json.dumps(wanted))}"
+
+
+def parsed(host: Host, text: str) -> Mapping[str, Any]:
+    """The probe's answer. Raises HostFailed when it is none."""
+    try:
+        answer: Mapping[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise HostFailed(f"{host.name}: its answer cannot be read ({error})") from error
+    return answer
+
+
+def report(answer: Mapping[str, Any], *, now: float) -> Report:
+    """What every host says; ``now`` is the operator's clock in the middle of the asking."""
+    units, failed, agent = (answer[key] for key in ("units", "failed_units", "agent"))
+    disks = {json.dumps({**one, "path": ""}): one for one in reversed(answer["disks"])}
+    left_out = isinstance(agent, Mapping) and not agent.get("installed", True)
+    return Report(
+        units={"systemd": units["error"]} if "error" in units else units,
+        failed_units=tuple(failed) if isinstance(failed, list) else (),
+        disks=tuple(Disk(**one) for one in disks.values() if "error" not in one),
+        agent_missing=str(agent.get("reason", "it says no reason")) if left_out else None,
+        clock_offset_seconds=answer["at"] - now,
+    )
+
+
+def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> Balancer:
+    """A load balancer's own part."""
+    edge = answer["edge"] or {}
+    known = {"vrrp": edge.get("vrrp", ""), "note": edge.get("note", edge.get("error", ""))}
+    try:
+        rows = haproxy.parse_stat(_stat(answer), host.name)
+    except FlotillaError as error:
+        return Balancer(host.name, host.instance_id, **known, error=error.what, traffic=traffic)
+    servers = {
+        row["svname"]: haproxy.as_server(row)
+        for row in rows
+        if row["pxname"] == BACKEND and row["svname"] not in _AGGREGATES
+    }
+    return Balancer(host.name, host.instance_id, **known, servers=servers, traffic=traffic)
+
+
+def application(host: Host, answer: Mapping[str, Any]) -> App:
+    """An application host's own part."""
+    found = answer["app"]
+    error = found.get("error", "")
+    proxies: dict[str, tuple[str, ...]] | None = None
+    try:
+        proxies = _proxies(haproxy.parse_stat(_stat(answer), host.name))
+    except FlotillaError as problem:
+        error = error or problem.what
+    return App(
+        name=host.name,
+        release=found.get("current"),
+        is_active=bool(found.get("active")),
+        is_stale=bool(found.get("stale")),
+        served=found.get("served"),
+        ready=found.get("ready"),
+        proxies=proxies,
+        error=error,
+    )
+
+
+def cache(host: Host, answer: Mapping[str, Any]) -> Member | str:
+    """A Redis host's own part, or why there is none."""
+    found = answer["redis"]
+    try:
+        return redis.member(host, found)
+    except (KeyError, TypeError) as error:
+        return str(found.get("error") or f"its Redis report has no {error}")
+
+
+def _stat(answer: Mapping[str, Any]) -> str:
+    found = answer["haproxy"]
+    if "error" in found:
+        raise HostFailed(f"its runtime socket: {found['error']}")
+    return str(found["stat"])
+
+
+def _proxies(rows: list[dict[str, str]]) -> dict[str, tuple[str, ...]]:
+    """By proxy, the servers it would connect to now; spare ones only where no other is left."""
+    proxies: dict[str, list[tuple[Server, bool]]] = {}
+    for row in rows:
+        servers = proxies.setdefault(row["pxname"], [])
+        if row["svname"] not in _AGGREGATES:
+            servers.append((haproxy.as_server(row), row.get("bck") == "1"))
+    return {proxy: _chosen(servers) for proxy, servers in proxies.items() if servers}
+
+
+def _chosen(servers: list[tuple[Server, bool]]) -> tuple[str, ...]:
+    up = [(server.name, spare) for server, spare in servers if server.is_serving]
+    return tuple(name for name, spare in up if not spare) or tuple(name for name, _ in up[:1])
