@@ -124,7 +124,7 @@ def verdict(told: dict[str, Any]) -> FlotillaError | None:
         reasons = ", ".join(f"{n} x {why}" for why, n in told["requests"]["failures"].items())
         faults.append(f"{told['requests']['failed']} requests failed ({reasons})")
     if told["requests"].get("lost"):
-        faults.append(f"{len(told['requests']['lost'])} acknowledged entries are not there")
+        faults.append(f"{told['requests']['lost']} acknowledged entries are not there")
     if told["deploy"]["failed"]:
         faults.append(f"the load balancers counted {told['deploy']['failed']} failed requests")
     if told["switchover"]["lost"]:

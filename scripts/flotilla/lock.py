@@ -58,16 +58,20 @@ class Lock:
         return self._lease.term if self._lease else 0
 
     def __enter__(self) -> Self:
-        self._lease = lease.acquire(
-            self._settings,
-            self._table,
-            self._name,
-            holder=holder(),
-            reason=self._reason,
-            seconds=LEASE_SECONDS,
-            now=self._clock(),
-            take_over=self._take_over,
-        )
+        try:
+            self._lease = lease.acquire(
+                self._settings,
+                self._table,
+                self._name,
+                holder=holder(),
+                reason=self._reason,
+                seconds=LEASE_SECONDS,
+                now=self._clock(),
+                take_over=self._take_over,
+            )
+        except lease.Held as error:
+            error.next = error.next or "wait for it, or if that run is dead: --take-over"
+            raise
         self._thread.start()
         return self
 

@@ -15,7 +15,7 @@ from flotilla.deploy.journal import Journal
 from flotilla.deploy.roll import Limits, Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import connect, look, prepare
-from flotilla.errors import FlotillaError
+from flotilla.errors import INTERRUPTED, FlotillaError
 from flotilla.lock import Lock, holder
 from flotilla.rules.deploy import Options, Plan
 from flotilla.settings import Settings
@@ -23,9 +23,17 @@ from flotilla.traffic import Background
 
 # One request in 50 ms: an interruption of a second costs the probe 20 requests.
 PROBE_RATE = 20
+INTERRUPTION = "interrupted by the operator"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds one host takes besides its own start: drain, three idle reads, switch, two checks at each
 # load balancer, return. Measured in the lab; requests that last longer add to it.
 HOST_SECONDS = 6.0
+
+
+class Interrupted(FlotillaError):  # noqa: N818  it says what happened, as its siblings do
+    """The operator stopped the deploy, and every host runs what it ran before: exit 99."""
+
+    exit_code = INTERRUPTED
 
 
 def planned(settings: Settings, version: str, options: Options) -> Plan:
@@ -61,7 +69,8 @@ def deploy(
     """Deploy; the outcome says what clients saw, a probe of our own among them.
 
     ``confirmed`` is given the plan and raises to stop. Raises Refused or BadOption with nothing
-    changed, HostFailed when staging or the migration failed; ``raise_failure`` tells the rest.
+    changed, HostFailed when staging or the migration failed, Interrupted when the operator stopped
+    it and all is as before; ``raise_failure`` tells the rest.
     """
     with connect(settings) as (world, zones):
         plan, _ = prepare(settings, look(world, zones), version, options)
@@ -87,7 +96,14 @@ def deploy(
                     said=said,
                     stopping=stopping,
                 )
-    return _recorded(settings, _with_probe(outcome, seen))
+    _recorded(settings, _with_probe(outcome, seen))
+    if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
+        raise Interrupted(
+            f"{INTERRUPTION}; {outcome.line}",
+            untouched="Every host runs again what it ran before",
+            next=f"fab deploy.run --version {version}",
+        )
+    return outcome
 
 
 def limits(settings: Settings) -> Limits:
@@ -102,7 +118,7 @@ def _with_probe(outcome: Outcome, seen: dict[str, Any]) -> Outcome:
     return outcome
 
 
-def _recorded(settings: Settings, outcome: Outcome) -> Outcome:
+def _recorded(settings: Settings, outcome: Outcome) -> None:
     """Keep the audit line; that it could not be kept does not change how the deploy ended."""
     told = {
         name: getattr(outcome, name) for name in ("id", "served", "failed", "seconds", "reason")
@@ -111,7 +127,6 @@ def _recorded(settings: Settings, outcome: Outcome) -> Outcome:
         audit.record(settings, f"deploy.run --version {outcome.version}", outcome.result, **told)
     except FlotillaError as error:
         outcome.notes.append(str(error))
-    return outcome
 
 
 @contextmanager
@@ -132,18 +147,25 @@ def _watched(settings: Settings, *, enabled: bool) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _interruption() -> Iterator[Callable[[], str]]:
-    """Ctrl-C ends the deploy after the batch under way and rolls back; a second one is Ctrl-C."""
+    """Ctrl-C or SIGTERM ends the deploy after the batch under way and rolls back.
+
+    A second one ends the process at once; the hosts of that moment stay as they are.
+    """
     asked = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     if threading.current_thread() is not threading.main_thread():
         yield lambda: ""
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        asked.set()
+        for one in _SIGNALS:
+            signal.signal(one, signal.default_int_handler)
+
+    for number in _SIGNALS:
+        signal.signal(number, note)
     try:
-        yield lambda: "interrupted by the operator" if asked.is_set() else ""
+        yield lambda: INTERRUPTION if asked.is_set() else ""
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
