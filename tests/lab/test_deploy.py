@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -218,6 +219,48 @@ def test_a_load_balancer_that_cannot_be_controlled_stops_the_deploy(
         fab("lab.heal")
     until(lambda: everything_up(settings), 60, "every server is UP again")
     assert served_versions(on_a) == {releases.a}
+
+
+def cut_off(version: str, number: signal.Signals) -> int:
+    """The exit code of a deploy that gets a signal while its canary is being switched."""
+    fab_ = str(Path(sys.executable).with_name("fab"))
+    with subprocess.Popen(
+        [fab_, "deploy.run", "--version", version, "--yes"],
+        cwd=REPO,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert any(" drain ... ok" in line for line in process.stderr)
+        process.send_signal(number)
+        process.communicate(timeout=SECONDS)
+    return process.returncode
+
+
+def test_a_deploy_that_is_interrupted_takes_everything_back(settings, on_a, releases) -> None:
+    with Background("--url", on_a, "--rate", "60") as clients:
+        assert cut_off(releases.b, signal.SIGINT) == 99
+        seen = clients.stop()
+    assert seen["failed"] == 0, seen["failures"]
+    assert served_versions(on_a) == {releases.a}
+    assert everything_up(settings)
+
+
+def test_a_deploy_that_is_killed_harms_no_client_and_the_next_one_mends_it(
+    settings, on_a, releases
+) -> None:
+    with Background("--url", on_a, "--rate", "60") as clients:
+        assert cut_off(releases.b, signal.SIGKILL) == -signal.SIGKILL
+        told = fab("deploy.run", "--version", releases.b, "--adopt", "--yes", code=3)
+        assert "--take-over" in told["error"]["next"]
+        outcome = fab(
+            *("deploy.run", "--version", releases.b, "--adopt", "--take-over", "--yes"),
+        )
+        seen = clients.stop()
+    assert outcome["result"] == "done"
+    assert seen["failed"] == 0, seen["failures"]
+    assert served_versions(on_a) == {releases.b}
+    assert everything_up(settings)
 
 
 def test_history_tells_the_deploys_of_this_fleet(on_a, releases) -> None:
