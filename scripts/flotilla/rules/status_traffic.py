@@ -42,7 +42,7 @@ def _owner(world: World, owner: Host | None) -> Iterator[Finding]:
         who = world.named(world.edge_owner)
         what = f"{world.edge_address} is with {who}, which is no load balancer of this fleet"
         yield down("edge", what, claims)
-    elif owner.silent or not owner.is_active:
+    elif (owner.silent and not world.is_blind) or not owner.is_active:
         what = f"the Elastic IP {world.edge_address} is with {owner.name}, which does not answer"
         yield down("edge", what, claims)
 
@@ -99,10 +99,9 @@ def servers(world: World) -> Iterator[Finding]:
         if bad and not host.silent:
             words = {_status(server) for server in bad.values()}
             what = f"{name} is {listed(sorted(words))} on {listed(sorted(bad))}"
-            if not all(one.is_out for one in bad.values()):
-                yield risk(name, what, f"fab fleet.logs {name}")
-            else:
-                yield _unless_changing(world, risk(name, what, _return(world, name)))
+            is_out = all(one.is_out for one in bad.values())
+            after = _return(world, name) if is_out else f"fab fleet.logs {name}"
+            yield _unless_changing(world, risk(name, what, after))
     for lb, servers in views.items():
         if strangers := sorted(set(servers) - set(apps) - {h.name for h in world.hosts}):
             what = f"{lb} still has {listed(strangers)}, which the fleet no longer has"
@@ -166,7 +165,7 @@ def _proxies(world: World) -> Iterator[Finding]:
         (CACHE, "Redis primary", "redis"),
     ):
         seen = _seen(world, proxy)
-        yield from _none(seen, f"sees a {what}", role)
+        yield from _none(seen, what, role)
         for name, servers in seen.items():
             if len(servers) > 1:
                 claim = f"{name} sees {len(servers)} hosts that say they are {what}"
@@ -177,7 +176,7 @@ def _proxies(world: World) -> Iterator[Finding]:
             names = listed(sorted(chosen))
             sentence = f"application hosts write to different {what} hosts: {names}"
             yield down(role, sentence, f"fab fleet.logs {role}")
-    yield from _none(_seen(world, READERS), "has a MySQL host to read from", "mysql")
+    yield from _none(_seen(world, READERS), "MySQL host to read from", "mysql")
 
 
 def _seen(world: World, proxy: str) -> dict[str, tuple[str, ...]]:
@@ -187,16 +186,11 @@ def _seen(world: World, proxy: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _none(seen: Mapping[str, Sequence[str]], does: str, role: str) -> Iterator[Finding]:
+def _none(seen: Mapping[str, Sequence[str]], what: str, role: str) -> Iterator[Finding]:
     blind = [name for name, servers in seen.items() if not servers]
-    if not blind:
-        return
-    if len(blind) == len(seen):
-        sentence = f"no application host {does}"
-    else:
-        others = len(seen) - len(blind)
-        sentence = f"only {others} of {len(seen)} application hosts {does}, not {listed(blind)}"
-    yield down(role, sentence, f"fab fleet.logs {role}")
+    if blind:
+        sentence = f"{len(blind)} of {len(seen)} application hosts reach no {what}: {listed(blind)}"
+        yield down(role, sentence, f"fab fleet.logs {role}")
 
 
 def releases(world: World) -> Iterator[Finding]:

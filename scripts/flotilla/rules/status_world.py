@@ -139,6 +139,11 @@ class World:
     api_error: str = ""
     lock: str = ""
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether no host was heard at all: then what they would have said is not known."""
+        return not any(host.report for host in self.hosts)
+
     def by_role(self, role: str) -> list[Host]:
         """The active hosts of a role."""
         return [host for host in self.hosts if host.role == role and host.is_active]
