@@ -19,13 +19,16 @@ demo: setup ## From a bare machine to a serving fleet, a rolling deploy and a sw
 	@fab demo.run --yes
 
 test: setup lint ## Lint, unit, template and lab tests
-	@pytest tests/unit tests/templates tests/lab
+	@pytest tests/unit tests/templates
+	@pytest tests/api
+	@pytest tests/lab
 
 lint: setup ## Every linter, each named as it runs
 	@scripts/lint
 
 unit: setup ## Unit and template tests alone (seconds, no hosts)
 	@pytest tests/unit tests/templates
+	@pytest tests/api
 
 lab-tests: setup ## Tests on real hosts alone
 	@pytest tests/lab
