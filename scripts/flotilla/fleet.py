@@ -14,6 +14,7 @@ from flotilla.hosts import access
 from flotilla.hosts.ssh import Result, Results, Runner
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
+from flotilla.status.once import OnceRunner
 
 CONNECT_SECONDS = 5.0
 # Each new host costs a call to EC2 for its console.
@@ -41,7 +42,7 @@ def reached(settings: Settings, on: str) -> Iterator[tuple[Runner, list[Host]]]:
     """The hosts ``on`` means (see ``selection.hosts``), and a way to reach them."""
     snapshot = listed(settings)
     hosts = selection.hosts(snapshot, on)
-    with Runner(settings, snapshot, connect_seconds=CONNECT_SECONDS) as runner:
+    with OnceRunner(settings, snapshot, connect_seconds=CONNECT_SECONDS) as runner:
         yield runner, hosts
 
 

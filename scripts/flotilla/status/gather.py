@@ -15,7 +15,6 @@ from flotilla.aws import lease
 from flotilla.aws.session import client, described
 from flotilla.errors import FlotillaError
 from flotilla.hosts import access
-from flotilla.hosts.ssh import Runner
 from flotilla.mysql import status as mysql_status
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.record import Records
@@ -25,6 +24,7 @@ from flotilla.rules.redis import Member
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 from flotilla.status import asking, page
+from flotilla.status.once import OnceRunner
 
 # A host that is gone costs this much; the rest is asked at the same time.
 CONNECT_SECONDS = 3.0
@@ -41,7 +41,7 @@ class Looking:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._runner: Runner | None = None
+        self._runner: OnceRunner | None = None
         self._hosts: tuple[str, ...] = ()
         self._source = asking.SOURCE.read_text(encoding="utf-8")
 
@@ -73,17 +73,18 @@ class Looking:
         work["lock"] = lambda: lease.read(settings, settings.name_of("locks"), LOCK)
         return _world(settings, snapshot, at_once(work, seconds=DEADLINE_SECONDS))
 
-    def _connected(self, snapshot: Snapshot) -> Runner:
+    def _connected(self, snapshot: Snapshot) -> OnceRunner:
         """The runner for these hosts; a new one when hosts came, went or changed."""
         hosts = tuple(host.instance_id for host in snapshot.hosts if host.is_active)
         if self._runner is None or hosts != self._hosts:
             if self._runner:
                 self._runner.close()
-            self._runner = Runner(self._settings, snapshot, connect_seconds=CONNECT_SECONDS)
+            self._runner = OnceRunner(self._settings, snapshot, connect_seconds=CONNECT_SECONDS)
             self._hosts = hosts
+        self._runner.forget()
         return self._runner
 
-    def _ask(self, runner: Runner, host: Host) -> tuple[Mapping[str, Any], float]:
+    def _ask(self, runner: OnceRunner, host: Host) -> tuple[Mapping[str, Any], float]:
         command = asking.command(self._settings, host.role)
         result = runner.run(host, command, sudo=True, stdin=self._source, seconds=PROBE_SECONDS)
         # The probe takes its time when it starts; by then half of the way is behind it.
@@ -119,12 +120,12 @@ def at_once(
     return {name: done.get(name, late) for name in work}
 
 
-def _mysql(settings: Settings, runner: Runner, snapshot: Snapshot) -> dict[str, Any]:
+def _mysql(settings: Settings, runner: OnceRunner, snapshot: Snapshot) -> dict[str, Any]:
     with Cluster.of(runner, snapshot.by_role("mysql")) as cluster:
         return mysql_status.status(cluster, Records(settings))
 
 
-def _page(runner: Runner, snapshot: Snapshot, host: Host) -> rules.Traffic | None:
+def _page(runner: OnceRunner, snapshot: Snapshot, host: Host) -> rules.Traffic | None:
     bastion = access.gateway(snapshot.hosts)
     if bastion is None or not host.private_ip:
         return None
