@@ -1,1 +1,1 @@
-"""The lab's API in this process. Apart from tests/unit, because here moto is taught what it lacks."""
+"""The lab's API in this process, apart from the unit tests: here moto is taught what it lacks."""
