@@ -1,0 +1,144 @@
+"""Images baked by the real Packer and booted, as a fleet of their own: the standing fleet's images
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from guests import REPO, needs_lab
+
+from flotilla import config, images
+from flotilla.aws import images as edge
+from flotilla.aws import workbench
+from flotilla.errors import HostFailed
+from flotilla.settings import Settings
+
+pytestmark = needs_lab
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A copy of the repository, and a fleet of another name that bakes from it."""
+
+    settings: Settings
+    said: list[str]
+
+    @property
+    def root(self) -> Path:
+        return self.settings.root
+
+    def bake(self) -> list[images.Done]:
+        request = images.plan(self.settings, ["bastion"])
+        return images.bake(self.settings, request, say=self.said.append)
+
+    def broken_by(self, task: str) -> None:
+        """Add a task to what the bastion's image installs."""
+        path = self.root / "roles/bastion/tasks/install.yml"
+        path.write_text(path.read_text() + task)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    root = tmp_path_factory.mktemp("repo")
+    for name in ("roles", "playbooks", "packer"):
+        shutil.copytree(REPO / name, root / name, symlinks=True)
+    shutil.copy(REPO / "ansible.cfg", root)
+    real = config.load("lab")
+    aws = real.aws.model_copy(update={"credentials_file": str(REPO / real.aws.credentials_file)})
+    settings = real.model_copy(update={"name": "bakery", "aws": aws}).placed(root, "")
+    yield Fleet(settings, [])
+    for image in edge.ours(settings):
+        edge.remove(settings, image)
+
+
+@pytest.fixture(scope="module")
+def baked(fleet: Fleet) -> dict[str, images.Done]:
+    return {done.role: done for done in fleet.bake()}
+
+
+def test_an_image_is_tested_encrypted_dated_and_says_where_it_comes_from(fleet, baked):
+    image = images.latest_tested(fleet.settings, "bastion")
+    assert image.image_id == baked["bastion"].image_id
+    found = edge.describe(fleet.settings, image.image_id)
+    assert all(disk["Ebs"]["Encrypted"] for disk in found["BlockDeviceMappings"])
+    assert found["ImdsSupport"] == "v2.0"
+    assert found["DeprecationTime"]
+    assert image.source_image == baked["base"].image_id
+    assert image.build_id
+    assert image.snapshots
+
+
+def test_what_did_not_change_is_not_baked_again(fleet, baked):
+    again = {done.role: done for done in fleet.bake()}
+    assert {done.action for done in again.values()} == {"reuse"}
+    assert again["bastion"].image_id == baked["bastion"].image_id
+
+
+def test_an_image_with_something_in_it_that_must_not_be_is_not_launched(fleet, baked):
+    fleet.broken_by("""
+- name: Install | Make a place for it
+  ansible.builtin.file:
+    path: /root/.aws
+    state: directory
+    mode: "0700"
+
+- name: Install | Forget a credential
+  ansible.builtin.copy:
+    content: secret
+    dest: /root/.aws/credentials
+    mode: "0600"
+""")
+    with pytest.raises(HostFailed, match=r"/root/\.aws/credentials must not be in an image"):
+        fleet.bake()
+    assert images.latest_tested(fleet.settings, "bastion").image_id == baked["bastion"].image_id
+    assert workbench.left_behind(fleet.settings) == set()
+
+
+def test_a_role_that_fails_is_named_and_leaves_the_old_image_and_nothing_else(fleet, baked):
+    before = {image.image_id for image in edge.ours(fleet.settings)}
+    fleet.broken_by("""
+- name: Install | Fail
+  ansible.builtin.fail:
+    msg: no such luck
+""")
+    with pytest.raises(HostFailed, match=r"could not bake bastion.*no such luck"):
+        fleet.bake()
+    assert {image.image_id for image in edge.ours(fleet.settings)} == before
+    assert images.latest_tested(fleet.settings, "bastion").image_id == baked["bastion"].image_id
+    assert workbench.left_behind(fleet.settings) == set()
+
+
+def test_an_interrupted_bake_exits_99_and_leaves_neither_host_nor_image():
+    settings = config.load("lab")
+    before = {image.image_id for image in edge.ours(settings)}
+    with subprocess.Popen(
+        [
+            Path(sys.executable).with_name("fab"),
+            "images.bake",
+            "--only",
+            "base",
+            "--force",
+            "--yes",
+        ],
+        cwd=REPO,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run that was itself put in the background ignores interrupts, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as process:
+        for line in process.stderr or ():
+            if "Provisioning with Ansible" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 99
+    assert {image.image_id for image in edge.ours(settings)} == before
+    assert workbench.left_behind(settings) == set()
