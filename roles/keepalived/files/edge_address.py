@@ -30,6 +30,8 @@ KEEPALIVED_STATE = RUN / "keepalived.json"
 OUR_STATE = RUN / "state.json"
 KEEPALIVED_PID = Path("/run/keepalived.pid")
 METADATA = "169.254.169.254"
+# HAProxy's statistics, which load balancers may ask each other for.
+PEER_PORT = 8404
 
 INSTANCE = "edge"
 STATES = {0: "INIT", 1: "BACKUP", 2: "MASTER", 3: "FAULT"}
@@ -41,11 +43,14 @@ CONFIRMATIONS = 2
 
 @dataclass(frozen=True)
 class Address:
-    """An Elastic IP as EC2 describes it; ``owner`` is an instance id or empty."""
+    """An Elastic IP as EC2 describes it; ``owner`` is an instance id, ``leads_to`` its private
+    address; both are empty while nobody has it.
+    """
 
     allocation_id: str
     public_ip: str
     owner: str
+    leads_to: str = ""
 
 
 class Addresses(Protocol):
@@ -97,11 +102,19 @@ def parse_state(text: str) -> str:
     return "UNKNOWN"
 
 
-def verdict(vrrp: str, owner: str, me: str) -> tuple[bool, str]:
-    """Whether to claim, and the sentence that says why or why not."""
+def verdict(vrrp: str, owner: str, me: str, *, was_mine: bool, cut_off: bool) -> tuple[bool, str]:
+    """Whether to claim, and the sentence that says why or why not.
+
+    ``was_mine`` says that EC2 confirmed the address as ours since we became the master; ``cut_off``
+    that its owner is another load balancer which this host cannot reach. Both together are a split:
+    the other one is the master there and serves. Taking the address back would only have it taken
+    away again, and every move cuts all connections.
+    """
     if vrrp == "MASTER":
         if owner == me:
             return False, "master, and the address is here"
+        if was_mine and cut_off:
+            return False, f"master, cut off from {owner}, which took the address and serves"
         return True, f"master, but the address is with {owner or 'nobody'}"
     if owner == me:
         # Nobody serves better by our letting go: the new master takes it from us.
@@ -176,7 +189,10 @@ class Ec2Addresses:
             raise LookupError(f"{len(found)} Elastic IPs have the tag Name={self._name}, not one")
         self._chosen = found[0]["AllocationId"]
         return Address(
-            found[0]["AllocationId"], found[0]["PublicIp"], found[0].get("InstanceId", "")
+            found[0]["AllocationId"],
+            found[0]["PublicIp"],
+            found[0].get("InstanceId", ""),
+            found[0].get("PrivateIpAddress", ""),
         )
 
     def associate(self, allocation_id: str) -> None:
@@ -223,11 +239,15 @@ class Keepalived:
 class Keeper:
     """The loop: an event or the passing of time, a verdict, perhaps a claim, a note of it."""
 
-    def __init__(self, addresses: Addresses, keepalived: Keepalived, me: str) -> None:
+    def __init__(
+        self, addresses: Addresses, keepalived: Keepalived, me: str, peers: frozenset[str]
+    ) -> None:
         self._addresses = addresses
         self._keepalived = keepalived
         self._me = me
+        self._peers = peers
         self._vrrp = "UNKNOWN"
+        self._was_mine = False
         self._note = ""
         self._address = addresses.read()
 
@@ -240,7 +260,13 @@ class Keeper:
             return
         self._vrrp = state_after(events, "") or self._keepalived.state()
         self._address = self._addresses.read()
-        must_claim, note = verdict(self._vrrp, self._address.owner, self._me)
+        if self._vrrp != "MASTER":
+            self._was_mine = False
+        leads_to = self._address.leads_to
+        cut_off = leads_to in self._peers and not is_reachable(leads_to)
+        must_claim, note = verdict(
+            self._vrrp, self._address.owner, self._me, was_mine=self._was_mine, cut_off=cut_off
+        )
         self._tell(note)
         if must_claim:
             self._claim()
@@ -265,6 +291,7 @@ class Keeper:
         return self._vrrp == "MASTER"
 
     def _tell(self, note: str) -> None:
+        self._was_mine |= self._vrrp == "MASTER" and self._address.owner == self._me
         if note != self._note:
             sys.stderr.write(f"{note}\n")
         self._note = note
@@ -301,6 +328,15 @@ def metadata(method: str, path: str, headers: dict[str, str]) -> str:
     return text
 
 
+def is_reachable(address: str) -> bool:
+    """Does HAProxy on that load balancer answer us?"""
+    try:
+        with socket.create_connection((address, PEER_PORT), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
 def open_events() -> int:
     """The pipe, made if it is not there. Opened for both ends, so that it never reports an end."""
     if not EVENTS.exists():
@@ -320,11 +356,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--name", required=True, help="tag Name of the Elastic IP")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--peers", default="", help="the other load balancers, comma between")
     arguments = parser.parse_args()
     keepalived = Keepalived(open_events())
     tell_systemd("READY=1")
     me = instance_id()
-    keeper = Keeper(Ec2Addresses(arguments.name, me), keepalived, me)
+    peers = frozenset(filter(None, arguments.peers.split(",")))
+    keeper = Keeper(Ec2Addresses(arguments.name, me), keepalived, me, peers)
     while True:
         try:
             keeper.turn(arguments.every)
