@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.rules import rotation
-from flotilla.rules.deploy import Host, Options, Plan, faults, floor, plan, spread, undo
+from flotilla.rules.deploy import (
+    Host,
+    Options,
+    Plan,
+    faults,
+    floor,
+    plan,
+    spread,
+    undo,
+    why_too_few,
+)
 from flotilla.rules.rotation import Counters, Server
 
 LBS = ("lb-1", "lb-2")
@@ -149,7 +159,28 @@ def test_a_server_drained_on_one_load_balancer_only_is_noticed() -> None:
     odd = replace(host(2), views={"lb-1": server("app-2"), "lb-2": server("app-2", "DRAIN")})
     hosts = [host(1), odd, host(3)]
     assert "DRAIN on lb-2" in faults(hosts, seen_by(hosts), Options())[0]
-    assert not odd.is_serving
+    assert odd.is_serving, "lb-1 still gives it requests"
+
+
+def test_load_balancers_that_disagree_stop_the_deploy_whatever_is_adopted() -> None:
+    """Seen in the lab: one that had been frozen held every host for down, and all went at once."""
+    hosts = [
+        replace(h, views={"lb-1": server(h.name, "DOWN 1/2"), "lb-2": server(h.name)})
+        for h in (host(1), host(2), host(3))
+    ]
+    for options in (Options(), Options(adopt=True)):
+        said = faults(hosts, seen_by(hosts), options)
+        assert said[0] == "app-1 is DOWN 1/2 on lb-1, UP on lb-2: the load balancers disagree"
+    assert [len(batch) for batch in planned(hosts).batches] == [1, 1, 1]
+
+
+def test_a_batch_waits_for_enough_others_that_every_load_balancer_has_up() -> None:
+    hosts = [host(1), host(2), host(3)]
+    assert why_too_few(seen_by(hosts), ["app-1"], 2) is None
+    hosts[1] = replace(hosts[1], views={"lb-1": server("app-2"), "lb-2": server("app-2", "DOWN")})
+    said = why_too_few(seen_by(hosts), ["app-1"], 2)
+    assert said == "besides app-1 only app-3 would serve, and 2 must"
+    assert why_too_few({}, ["app-1"], 0) is None
 
 
 def test_load_balancers_that_know_other_hosts_stop_the_deploy() -> None:

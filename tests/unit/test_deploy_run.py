@@ -385,6 +385,16 @@ def test_a_host_that_cannot_be_emptied_goes_back_into_rotation(fleet: Fleet) -> 
     assert fleet.everything_up()
 
 
+def test_a_host_lost_in_mid_deploy_stops_it_before_too_few_serve(fleet: Fleet) -> None:
+    lost = fleet.machines["app-3"]
+    roll = Roll(fleet.world, LIMITS, said=lambda _: None)
+    lost.stop()
+    until(lambda: not fleet.hosts()[2].is_serving)
+    assert roll.why_too_few(["app-1"], 2) == "besides app-1 only app-2 would serve, and 2 must"
+    threading.Thread(target=lost.start).start()
+    assert roll.why_too_few(["app-1"], 2) is None, "a host that comes back is waited for"
+
+
 def test_an_interruption_between_batches_takes_everything_back(fleet: Fleet) -> None:
     asked = iter(["", "interrupted by the operator"])
     outcome = fleet.deploy("2", stopping=lambda: next(asked))

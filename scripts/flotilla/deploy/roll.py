@@ -13,12 +13,13 @@ The order is what keeps requests from failing, each step read back before the ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flotilla.deploy.world import World
 from flotilla.errors import FlotillaError, HostFailed
+from flotilla.rules import deploy as rules
 from flotilla.rules import rotation
 from flotilla.wait import DeadlineError, until
 
@@ -64,6 +65,27 @@ class Roll:
         self._guard = guard
         self._clock = clock
         self._sleep = sleep
+
+    def why_too_few(self, batch: Collection[str], least: int) -> str | None:
+        """Why ``batch`` cannot be taken out; a host that is just coming back is waited for."""
+        why: str | None = None
+
+        def enough() -> bool:
+            nonlocal why
+            why = rules.why_too_few(self._world.balancers.servers(), batch, least)
+            return why is None
+
+        try:
+            until(
+                enough,
+                seconds=self._limits.gate,
+                every=self._limits.poll,
+                clock=self._clock,
+                sleep=self._sleep,
+            )
+        except DeadlineError:
+            return why
+        return None
 
     def host(self, name: str, version: str | None) -> None:
         """Bring one host to ``version``; None takes the application away. Raises FlotillaError."""

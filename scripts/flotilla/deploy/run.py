@@ -132,7 +132,7 @@ class Deploy:
     def batches(self) -> tuple[Result, str, dict[str, str]]:
         """Roll every batch: the result, the reason when it is not "done", hosts left behind."""
         for number, batch in enumerate(self._plan.batches, 1):
-            if why := self._stopping():
+            if why := self._stopping() or self._roll.why_too_few(batch, self._plan.floor):
                 return self._back((), why)
             self._journal.write("batch", number=number, hosts=list(batch))
             errors = self._each(batch, lambda host: self._roll.host(host, self._plan.version))

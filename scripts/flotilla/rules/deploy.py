@@ -2,7 +2,8 @@
 
 Invariants of a plan: every host is in exactly one batch or skipped with a reason; the first batch
 is one host; whatever a batch takes out, as many serving hosts as the floor asks for stay in
-rotation, so the last healthy zone never leaves at once.
+rotation, so the last healthy zone never leaves at once. A host counts as serving when one load
+balancer gives it requests, and as there for others when every one does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
@@ -36,8 +37,13 @@ class Host:
 
     @property
     def is_serving(self) -> bool:
-        """Whether every load balancer gives it requests."""
-        return bool(self.views) and all(view.is_serving for view in self.views.values())
+        """Whether any load balancer gives it requests: then it is missed when it is taken out."""
+        return any(view.is_serving for view in self.views.values())
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether one load balancer gives it requests and another one does not."""
+        return len({view.is_serving for view in self.views.values()}) > 1
 
     @property
     def is_out(self) -> bool:
@@ -61,11 +67,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done. ``previous`` is what each host runs now; None: nothing yet."""
+    """What will be done. ``previous`` is what each host runs now; None: nothing yet.
+
+    ``floor`` hosts must be in rotation, besides those of a batch, before that batch is begun.
+    """
 
     version: str
     batches: tuple[tuple[str, ...], ...]
     previous: Mapping[str, str | None]
+    floor: int = 0
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -79,6 +89,7 @@ class Plan:
             "version": self.version,
             "batches": [list(batch) for batch in self.batches],
             "previous": dict(self.previous),
+            "floor": self.floor,
             "skipped": dict(self.skipped),
         }
 
@@ -109,21 +120,35 @@ def plan(hosts: Sequence[Host], version: str, options: Options) -> Plan | str:
     skipped = {h.name: why for h in hosts if (why := why_unneeded(h, version))}
     todo = [host for host in hosts if host.name not in skipped]
     serving = sum(host.is_serving for host in hosts)
-    spare = serving if options.outage else serving - floor(serving, options.floor_percent)
+    least = 0 if options.outage else floor(serving, options.floor_percent)
+    spare = serving - least
     in_rotation = [host.name for host in spread(host for host in todo if host.is_serving)]
     elsewhere = [host.name for host in spread(host for host in todo if not host.is_serving)]
     if in_rotation and spare < 1:
         return (
-            f"{serving} host(s) serve and {floor(serving, options.floor_percent)} must stay in "
-            f"rotation, so {in_rotation[0]} cannot be taken out"
+            f"{serving} host(s) serve and {least} must stay in rotation, "
+            f"so {in_rotation[0]} cannot be taken out"
         )
     sizes = batch_sizes(options.batches, len(hosts))
     return Plan(
         version=version,
         batches=tuple(_batches(in_rotation, elsewhere, sizes, spare)),
         previous={host.name: host.version for host in todo},
+        floor=least,
         skipped=skipped,
     )
+
+
+def why_too_few(
+    seen: Mapping[str, Mapping[str, Server]], batch: Collection[str], least: int
+) -> str | None:
+    """Why ``batch`` cannot be taken out now; None when enough others are UP everywhere."""
+    up = [{s.name for s in servers.values() if s.is_serving} for servers in seen.values()]
+    others = (set.intersection(*up) if up else set()) - set(batch)
+    if len(others) >= least:
+        return None
+    names = ", ".join(sorted(others)) or "no host"
+    return f"besides {', '.join(batch)} only {names} would serve, and {least} must"
 
 
 def floor(serving: int, percent: int) -> int:
@@ -202,10 +227,11 @@ def _set_faults(
 
 def _rotation_faults(hosts: Sequence[Host], options: Options) -> Iterator[str]:
     for host in hosts:
-        if not host.is_out or options.adopt:
-            continue
         seen = ", ".join(f"{view.status} on {lb}" for lb, view in sorted(host.views.items()))
-        yield f"{host.name} was taken out of rotation ({seen}) and nobody brought it back"
+        if host.is_out and not options.adopt:
+            yield f"{host.name} was taken out of rotation ({seen}) and nobody brought it back"
+        elif host.is_disputed and not host.is_out:
+            yield f"{host.name} is {seen}: the load balancers disagree"
 
 
 def _natural(name: str) -> tuple[object, ...]:
