@@ -95,6 +95,17 @@ def test_a_certificate_opens_443_and_redirects_80(render: Render) -> None:
     assert "http-request redirect scheme https code 308 unless { ssl_fc }" in lines
 
 
+def test_a_certificate_given_as_text_has_a_place(render: Render) -> None:
+    pem = "-----BEGIN CERTIFICATE-----"
+    text = render("haproxy", "haproxy.cfg.j2", host="lb-1", haproxy_edge_certificate_pem=pem)
+    assert "bind :443 ssl crt /etc/haproxy/edge.pem alpn h2,http/1.1" in text
+    assert pem not in text
+
+
+def test_without_a_certificate_nothing_listens_on_443(edge: str) -> None:
+    assert ":443" not in edge
+
+
 def test_an_app_host_serves_no_clients_and_a_load_balancer_no_databases(
     edge: str, local: str
 ) -> None:
