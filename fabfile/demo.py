@@ -25,7 +25,7 @@ def run(_: Context, yes: bool = False, json: bool = False) -> None:
     takes the lab down. Exit 0 no request failed and no write was lost, 1 or 2 something did,
     99 interrupted.
     """
-    from flotilla import config, demo
+    from flotilla import config, demo, status
     from flotilla.errors import INTERRUPTED
 
     attempt(lambda: confirm(_PLAN, yes=yes, again="fab demo.run"), json=json)
@@ -37,7 +37,9 @@ def run(_: Context, yes: bool = False, json: bool = False) -> None:
             _take_down()
         raise
     demo.record(settings.root / "var" / "demo.json", told)
-    show(told, json=json, text=_board(settings, told))
+    if not json:
+        status.show(status.status(settings))
+    show(told, json=json, text=_figures(told))
     fault = demo.verdict(told)
     if fault:
         raise Exit(str(fault), code=fault.exit_code)
@@ -88,9 +90,7 @@ def _take_down() -> None:
     _lab(lambda: control.down(layout()))
 
 
-def _board(settings: Any, told: dict[str, Any]) -> str:
-    from flotilla import status
-
+def _figures(told: dict[str, Any]) -> str:
     requests, rolled, moved = told["requests"], told["deploy"], told["switchover"]
     lines = (
         ("deploy", "served {served}, failed {failed}, {seconds:.0f} s", rolled),
@@ -104,7 +104,6 @@ def _board(settings: Any, told: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            status.text(settings),
             "",
             *(f"{name:11} {words.format(**figures)}" for name, words, figures in lines),
             "",
