@@ -22,10 +22,12 @@ from worlds import (
     world,
 )
 
+from flotilla import environment
 from flotilla.rules.status import findings, is_well
 from flotilla.rules.status_finding import Severity
 from flotilla.rules.status_world import Disk, World
 
+PAGES = {page.stem for page in (environment.root() / "docs" / "runbooks").glob("*.md")}
 UNREADY = "RISK the application on app-2 cannot serve: its readiness page"
 
 
@@ -79,8 +81,15 @@ def test_a_silent_host_is_not_well():
     assert not is_well(findings(silenced("redis-3")))
 
 
-def test_a_bastion_that_lets_nobody_through_is_the_one_cause():
-    line = only(replace(silenced(*names()), mysql=None, mysql_error="no answer"))
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {"mysql": None, "mysql_error": "no answer"},
+        {"mysql": mysql(primary=None, members=[], problems=["no member answers"])},
+    ],
+)
+def test_a_bastion_that_lets_nobody_through_is_the_one_cause(seen):
+    line = only(replace(silenced(*names()), **seen))
     assert line.startswith(
         "RISK bastion-1 does not let us through (no answer), so none of 12 hosts"
     )
@@ -378,3 +387,4 @@ def test_every_finding_has_a_sentence_and_a_command_and_the_worst_is_first(
     assert [one.severity for one in found] == sorted(one.severity for one in found)
     assert all(one.what and one.next and one.subject for one in found)
     assert len({one.what for one in found}) == len(found), "one cause, one sentence"
+    assert {one.page for one in found} <= {"", *PAGES}, "a page that there is"

@@ -18,6 +18,9 @@ DISK_FULL_PERCENT = 98.0
 # Leases allow for clocks that differ by 5 s; half of it is the time to act.
 CLOCK_SECONDS = 2.5
 
+SILENT, NO_SSH, DISK = "host-does-not-answer", "ssh-does-not-connect", "disk-is-full"
+API, LOCKED = "aws-api-does-not-answer", "lock-is-held"
+
 
 def findings(world: World) -> list[Finding]:
     """Everything that is wrong, worst first; within a severity in the order a request travels."""
@@ -46,13 +49,13 @@ def is_well(found: Sequence[Finding]) -> bool:
 
 def _inventory(world: World) -> Iterator[Finding]:
     if world.api_error:
-        yield risk("aws", f"AWS could not be asked: {world.api_error}", STATUS)
+        yield risk("aws", f"AWS could not be asked: {world.api_error}", STATUS, API)
     if world.inventory_warning:
-        yield risk("inventory", world.inventory_warning, STATUS)
+        yield risk("inventory", world.inventory_warning, STATUS, API)
     for problem in world.inventory_problems:
         yield risk("inventory", problem, "correct the tags Name and Role of the instances")
     if world.lock:
-        yield note("lock", f"somebody is changing the fleet: {world.lock}", STATUS)
+        yield note("lock", f"somebody is changing the fleet: {world.lock}", STATUS, LOCKED)
 
 
 def _hosts(world: World) -> Iterator[Finding]:
@@ -68,7 +71,7 @@ def _hosts(world: World) -> Iterator[Finding]:
     for host in world.hosts:
         if not host.is_active:
             start = f"aws ec2 start-instances --instance-ids {host.instance_id}"
-            yield risk(host.name, f"{host.name} is {host.state}", start)
+            yield risk(host.name, f"{host.name} is {host.state}", start, SILENT)
     yield from _silent(world)
 
 
@@ -80,11 +83,12 @@ def _silent(world: World) -> Iterator[Finding]:
         who = gateways[0].name if gateways else "the bastion"
         why = gateways[0].silent if gateways else "there is none"
         what = f"{who} does not let us through ({why}), so none of {len(active)} hosts was asked"
-        yield risk(who, what, _console(gateways[0]) if gateways else "fab fleet.provision")
+        after = _console(gateways[0]) if gateways else "fab fleet.provision"
+        yield risk(who, what, after, NO_SSH)
         return
     for host in quiet:
         what = f"{host.name} does not answer: {host.silent}"
-        yield risk(host.name, what, _console(host))
+        yield risk(host.name, what, _console(host), SILENT)
 
 
 def _console(host: Host) -> str:
@@ -121,7 +125,7 @@ def _disks(host: Host) -> Iterator[Finding]:
         what = f"{used:.0f} % of the {of} of {disk.path} on {host.name} is used"
         severity = Severity.DOWN if used >= DISK_FULL_PERCENT else Severity.RISK
         after = f"fab fleet.run --on {host.name} --sudo 'du -xh -d 3 {disk.path} | sort -h | tail'"
-        yield Finding(severity, host.name, what, after)
+        yield Finding(severity, host.name, what, after, DISK)
 
 
 def _images(world: World) -> Iterator[Finding]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flotilla.rules import redis as redis_rules
 from flotilla.rules.status_finding import Finding, Severity, down, risk
@@ -11,28 +12,42 @@ from flotilla.rules.status_world import World
 LAG_SECONDS = 10.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
+NO_WRITES, REPLICA, REDIS = "mysql-takes-no-writes", "mysql-replica-stopped", "redis-failed-over"
+
 
 def mysql(world: World) -> Iterator[Finding]:
     """What the cluster's own rules object to, lag, and writes that nobody acknowledges."""
+    if world.is_blind:
+        return
     if world.mysql is None:
         if world.mysql_error and not all(host.silent for host in world.by_role("mysql")):
             what = f"the MySQL cluster could not be looked at: {world.mysql_error}"
             yield risk("mysql", what, "fab mysql.status")
         return
+    yield from _problems(world, world.mysql)
+    yield from _members(world.mysql)
+
+
+def _problems(world: World, cluster: Mapping[str, Any]) -> Iterator[Finding]:
     silent = {host.name for host in world.hosts if host.silent}
-    severity = Severity.RISK if world.mysql["primary"] else Severity.DOWN
-    for problem in world.mysql["problems"]:
+    severity = Severity.RISK if cluster["primary"] else Severity.DOWN
+    for problem in cluster["problems"]:
         if not _about(problem, silent):
-            after = world.mysql["next"] or "fab mysql.status"
-            yield Finding(severity, "mysql", problem, after)
-    for member in world.mysql["members"]:
+            after = cluster["next"] or "fab mysql.status"
+            page = REPLICA if cluster["primary"] else NO_WRITES
+            yield Finding(severity, "mysql", problem, after, page)
+
+
+def _members(cluster: Mapping[str, Any]) -> Iterator[Finding]:
+    for member in cluster["members"]:
         lag = member.get("lag_seconds") or 0
         if lag >= LAG_SECONDS:
             what = f"{member['name']} is {lag:.0f} s behind the primary"
-            yield risk(member["name"], what, f"fab fleet.logs {member['name']} --unit mysql")
+            after = f"fab fleet.logs {member['name']} --unit mysql"
+            yield risk(member["name"], what, after, REPLICA)
         if member["role"] == "primary" and member.get("acknowledging_replicas") == 0:
             what = f"no replica acknowledges writes, so writes on {member['name']} wait"
-            yield down(member["name"], what, "fab mysql.ensure")
+            yield down(member["name"], what, "fab mysql.ensure", NO_WRITES)
 
 
 def redis(world: World) -> Iterator[Finding]:
@@ -49,7 +64,7 @@ def redis(world: World) -> Iterator[Finding]:
         is_host = any(name == member.name for member in members)
         severity = Severity.RISK if chosen else Severity.DOWN
         after = f"fab fleet.logs {name if is_host else 'redis'} --unit redis-sentinel"
-        yield Finding(severity, name if is_host else "redis", problem, after)
+        yield Finding(severity, name if is_host else "redis", problem, after, REDIS)
     for member in members:
         if chosen and member.role == "replica" and member.offset is not None:
             behind = (chosen.offset or 0) - member.offset

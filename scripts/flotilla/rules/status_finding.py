@@ -19,12 +19,16 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: with what, in a sentence, and what to type next."""
+    """One thing that is wrong: with what, in a sentence, and what to type next.
+
+    ``page`` is the run-book for it, the name of a file in docs/runbooks/ without ``.md``, or "".
+    """
 
     severity: Severity
     subject: str
     what: str
     next: str
+    page: str = ""
 
     def as_dict(self) -> dict[str, str]:
         """For ``--json``."""
@@ -33,22 +37,23 @@ class Finding:
             "subject": self.subject,
             "what": self.what,
             "next": self.next,
+            "page": self.page,
         }
 
 
-def down(subject: str, what: str, after: str) -> Finding:
+def down(subject: str, what: str, after: str, page: str = "") -> Finding:
     """Something clients notice; ``after`` is the command to type next."""
-    return Finding(Severity.DOWN, subject, what, after)
+    return Finding(Severity.DOWN, subject, what, after, page)
 
 
-def risk(subject: str, what: str, after: str) -> Finding:
+def risk(subject: str, what: str, after: str, page: str = "") -> Finding:
     """Something that leaves less between clients and a fault."""
-    return Finding(Severity.RISK, subject, what, after)
+    return Finding(Severity.RISK, subject, what, after, page)
 
 
-def note(subject: str, what: str, after: str) -> Finding:
+def note(subject: str, what: str, after: str, page: str = "") -> Finding:
     """Something to know."""
-    return Finding(Severity.NOTE, subject, what, after)
+    return Finding(Severity.NOTE, subject, what, after, page)
 
 
 def listed(names: Sequence[str]) -> str:

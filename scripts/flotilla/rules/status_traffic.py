@@ -20,6 +20,9 @@ from flotilla.rules.status_world import App, Host, World
 # Proxies of the HAProxy on an application host.
 WRITER, READERS, CACHE = "mysql_writer", "mysql_readers", "redis_primary"
 
+LOST, SLOW, LOCKED = "load-balancer-is-lost", "site-is-slow-or-down", "lock-is-held"
+FAILED_DEPLOY = "deploy-failed"
+
 
 def edge(world: World) -> Iterator[Finding]:
     """Who has the Elastic IP, and whether VRRP agrees."""
@@ -37,14 +40,14 @@ def edge(world: World) -> Iterator[Finding]:
 def _owner(world: World, owner: Host | None) -> Iterator[Finding]:
     claims = f"fab fleet.logs {_first(world)} --unit flotilla-address"
     if not world.edge_owner:
-        yield down("edge", f"nobody has the Elastic IP {world.edge_address}", claims)
+        yield down("edge", f"nobody has the Elastic IP {world.edge_address}", claims, LOST)
     elif owner is None:
         who = world.named(world.edge_owner)
         what = f"{world.edge_address} is with {who}, which is no load balancer of this fleet"
-        yield down("edge", what, claims)
+        yield down("edge", what, claims, LOST)
     elif (owner.silent and not world.is_blind) or not owner.is_active:
         what = f"the Elastic IP {world.edge_address} is with {owner.name}, which does not answer"
-        yield down("edge", what, claims)
+        yield down("edge", what, claims, LOST)
 
 
 def _masters(world: World, owner: Host | None) -> Iterator[Finding]:
@@ -52,14 +55,14 @@ def _masters(world: World, owner: Host | None) -> Iterator[Finding]:
     asked = [one for one in world.balancers if one.vrrp]
     masters = [one for one in asked if one.vrrp == "MASTER"]
     if asked and not masters and (owner is None or not owner.silent):
-        yield down("edge", "no load balancer is VRRP master", keepalived)
+        yield down("edge", "no load balancer is VRRP master", keepalived, LOST)
     if len(masters) > 1:
         names = " and ".join(one.name for one in masters)
-        yield risk("edge", f"{names} both say they are VRRP master", keepalived)
+        yield risk("edge", f"{names} both say they are VRRP master", keepalived, LOST)
     if len(masters) == 1 and owner and masters[0].instance_id != world.edge_owner:
         what = f"{masters[0].name} is VRRP master, but {owner.name} has {world.edge_address}"
         logs = f"fab fleet.logs {masters[0].name} --unit flotilla-address"
-        yield down("edge", what, logs)
+        yield down("edge", what, logs, LOST)
 
 
 def _first(world: World) -> str:
@@ -74,7 +77,9 @@ def balancers(world: World) -> Iterator[Finding]:
         if balancer.servers is None:
             has_it = balancer.instance_id == world.edge_owner
             what = f"HAProxy on {balancer.name} does not answer: {balancer.error}"
-            yield Finding(Severity.DOWN if has_it else Severity.RISK, balancer.name, what, logs)
+            yield Finding(
+                Severity.DOWN if has_it else Severity.RISK, balancer.name, what, logs, LOST
+            )
         elif not any(server.is_serving for server in balancer.servers.values()):
             has_it = balancer.instance_id == world.edge_owner
             what = f"{balancer.name} has no server to give requests to"
@@ -101,7 +106,7 @@ def servers(world: World) -> Iterator[Finding]:
             what = f"{name} is {listed(sorted(words))} on {listed(sorted(bad))}"
             is_out = all(one.is_out for one in bad.values())
             after = _return(world, name) if is_out else f"fab fleet.logs {name}"
-            yield _unless_changing(world, risk(name, what, after))
+            yield _unless_changing(world, risk(name, what, after, SLOW))
     for lb, servers in views.items():
         if strangers := sorted(set(servers) - set(apps) - {h.name for h in world.hosts}):
             what = f"{lb} still has {listed(strangers)}, which the fleet no longer has"
@@ -116,7 +121,7 @@ def _unless_changing(world: World, finding: Finding) -> Finding:
     """A deploy under way has a host out of rotation, or two releases: that is how it works."""
     if not world.lock:
         return finding
-    return note(finding.subject, f"{finding.what} (a change is under way)", STATUS)
+    return note(finding.subject, f"{finding.what} (a change is under way)", STATUS, LOCKED)
 
 
 def _is_out(world: World, name: str) -> bool:
@@ -146,7 +151,7 @@ def _app(app: App) -> Iterator[Finding]:
     elif not app.release:
         yield risk(app.name, f"{app.name} has no release", "fab deploy.run --version <version>")
     elif not app.is_active:
-        yield risk(app.name, f"the application does not run on {app.name}", logs)
+        yield risk(app.name, f"the application does not run on {app.name}", logs, SLOW)
     elif app.is_stale:
         what = f"{app.name} runs another release than {app.release}, which it should run"
         yield risk(app.name, what, f"fab deploy.run --version {app.release}")
@@ -156,7 +161,7 @@ def _app(app: App) -> Iterator[Finding]:
     if app.release and app.is_active and app.ready != 200:
         answer = f"answers {app.ready}" if app.ready else "does not answer"
         what = f"the application on {app.name} cannot serve: its readiness page {answer}"
-        yield risk(app.name, what, logs)
+        yield risk(app.name, what, logs, SLOW)
 
 
 def _proxies(world: World) -> Iterator[Finding]:
@@ -203,5 +208,6 @@ def releases(world: World) -> Iterator[Finding]:
         ranked = sorted(runs.items(), key=lambda item: (-len(item[1]), item[0]))
         what = "; ".join(f"{release} on {listed(names)}" for release, names in ranked)
         after = f"fab deploy.run --version {ranked[0][0]}"
-        found = risk("app", f"application hosts run different releases: {what}", after)
+        sentence = f"application hosts run different releases: {what}"
+        found = risk("app", sentence, after, FAILED_DEPLOY)
         yield _unless_changing(world, found)

@@ -248,7 +248,10 @@ def _findings(found: Iterable[Mapping[str, str]], *, ok: bool) -> Iterator[Text]
     yield Text("all is well" if ok else "what is wrong", style="bold green" if ok else "bold")
     for one in found:
         line = Text(f"{one['severity']:5} ", style=_STYLES[one["severity"]])
-        yield line.append(one["what"], style="").append(f"\n      {one['next']}", style="dim")
+        after = f"\n      {one['next']}"
+        if one["page"]:
+            after += f"    # docs/runbooks/{one['page']}.md"
+        yield line.append(one["what"], style="").append(after, style="dim")
 
 
 def _cell(value: object) -> str:
