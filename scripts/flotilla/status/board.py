@@ -19,8 +19,8 @@ from flotilla.rules.status_world import App, Balancer, Host, World
 
 Document = dict[str, Any]
 
-# Nothing of ours is wider, so what is piped is never cut; a terminal wraps.
-PIPE_COLUMNS = 200
+# Nothing of ours is wider, so a line that is piped stays one line; a terminal wraps.
+PIPE_COLUMNS = 1000
 _BAD = "bold red"
 _STYLES = {"down": _BAD, "risk": "yellow", "note": "dim"}
 _DAY = 86400

@@ -1,0 +1,254 @@
+"""From what hosts answer to what an operator reads."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import app, silenced, with_host, world
+
+from flotilla import config
+from flotilla.errors import BadOption, FlotillaError, HostFailed, Unreachable
+from flotilla.rules.redis import Member
+from flotilla.rules.status import findings
+from flotilla.rules.status_world import World
+from flotilla.snapshot import Host
+from flotilla.status import asking, board, page
+from flotilla.status.gather import at_once
+from flotilla.status.operate import watch
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HOST = Host(
+    "lb-1", "i-1", "lb", 1, "eu-central-1a", "running", "10.0.0.4", None, "ami-1", "t3.small",
+    NOW, {}, None,
+)  # fmt: skip
+COLUMNS = (
+    "pxname,svname,qcur,scur,status,weight,bck,check_status,last_chk,req_rate,hrsp_5xx,ttime,iid"
+)
+
+
+def stat(*rows: str) -> str:
+    return "# " + "\n".join([COLUMNS, *rows]) + "\n"
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    """What the probe says on a healthy host."""
+    disk = {"path": "/", "used_percent": 30.0, "inodes_percent": 1.0, "free_bytes": 10}
+    said = {"at": 1000.0, "units": {"ssh": "active"}, "failed_units": [], "disks": [disk]}
+    return said | {"agent": {"installed": True}} | changes
+
+
+# --- one host ------------------------------------------------------------------------------------
+
+
+def test_the_same_disk_under_two_paths_is_told_once():
+    disk = answer()["disks"][0]
+    found = asking.report(answer(disks=[disk, {**disk, "path": "/var/lib/mysql"}]), now=1000.0)
+    assert [one.path for one in found.disks] == ["/"]
+
+
+def test_parts_that_could_not_be_had_leave_the_others():
+    found = asking.report(
+        answer(units={"error": "no bus"}, disks=[{"error": "gone"}], failed_units={"error": "x"}),
+        now=998.0,
+    )
+    assert found.units == {"systemd": "no bus"}
+    assert found.disks == ()
+    assert found.clock_offset_seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("agent", "missing"),
+    [
+        ({"installed": True}, None),
+        ({"installed": False, "reason": "no route"}, "no route"),
+        (None, None),
+    ],
+)
+def test_an_agent_that_was_left_out_says_why(agent, missing):
+    assert asking.report(answer(agent=agent), now=1000.0).agent_missing == missing
+
+
+def test_a_balancer_is_read_from_its_socket_and_its_own_state():
+    text = stat("edge,FRONTEND,,3,OPEN,,,,,7,,,2", "app,app-1,0,2,UP,1,0,L7OK,,,,,3")
+    edge = {"vrrp": "MASTER", "note": "master, and the address is here"}
+    found = asking.balancer(HOST, answer(haproxy={"stat": text}, edge=edge), None)
+    assert found.vrrp == "MASTER"
+    assert {name: one.status for name, one in (found.servers or {}).items()} == {"app-1": "UP"}
+
+
+def test_a_balancer_whose_socket_is_gone_says_so_and_keeps_its_vrrp_state():
+    said = answer(haproxy={"error": "FileNotFoundError: no socket"}, edge={"vrrp": "FAULT"})
+    found = asking.balancer(HOST, said, None)
+    assert (found.servers, found.vrrp) == (None, "FAULT")
+    assert "no socket" in found.error
+
+
+@pytest.mark.parametrize(
+    ("rows", "readers"),
+    [
+        (["mysql-2,0,0,UP,1,0", "mysql-1-primary,0,0,UP,1,1"], ("mysql-2",)),
+        (["mysql-2,0,0,DOWN,1,0", "mysql-1-primary,0,0,UP,1,1"], ("mysql-1-primary",)),
+        (["mysql-2,0,0,DOWN,1,0", "mysql-1-primary,0,0,DOWN,1,1"], ()),
+    ],
+)
+def test_a_spare_server_counts_only_when_no_other_is_left(rows, readers):
+    text = stat(*(f"mysql_readers,{row},,,,,,3" for row in rows))
+    said = answer(haproxy={"stat": text}, app={"current": "v1", "active": True, "ready": 200})
+    assert asking.application(HOST, said).proxies == {"mysql_readers": readers}
+
+
+def test_an_application_host_without_its_tool_says_so():
+    said = answer(haproxy={"stat": stat()}, app={"error": "no tool"})
+    assert asking.application(HOST, said).error == "no tool"
+
+
+def test_a_redis_report_of_no_use_is_a_reason_and_no_member():
+    assert asking.cache(HOST, answer(redis={"error": "timed out"})) == "timed out"
+    assert "has no" in str(asking.cache(HOST, answer(redis={})))
+    assert not isinstance(asking.cache(HOST, answer(redis={})), Member)
+
+
+def test_an_answer_that_is_no_json_is_the_hosts_failure():
+    with pytest.raises(HostFailed, match="lb-1"):
+        asking.parsed(HOST, "Segmentation fault")
+
+
+@pytest.mark.parametrize("role", asking.UNITS)
+def test_the_probe_runs_where_nothing_of_ours_is_and_says_what_it_could_not_have(role):
+    """On this machine, as on a host that was never configured."""
+    settings = config.load("lab")
+    _, _, _, wanted = asking.command(settings, role).split(" ", 3)
+    done = subprocess.run(
+        [sys.executable, "-I", "-", wanted.strip("'")],
+        input=asking.SOURCE.read_text(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    said = asking.parsed(HOST, done.stdout)
+    assert asking.report(said, now=time.time()).disks
+    if role == "app":
+        assert asking.application(HOST, said).error
+    if role == "lb":
+        assert asking.balancer(HOST, said, None).servers is None
+
+
+def test_the_probe_asks_haproxys_socket_and_an_application(tmp_path: Path):
+    text = stat("app,app-1,0,2,UP,1,0,L7OK,,,,,3")
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as client:
+                client.recv(100)
+                client.sendall(text.encode())
+
+        threading.Thread(target=serve, daemon=True).start()
+        wanted = json.dumps({"units": [], "disks": [], "haproxy": str(path)})
+        done = subprocess.run(
+            [sys.executable, str(asking.SOURCE), wanted],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    assert json.loads(done.stdout)["haproxy"] == {"stat": text}
+
+
+# --- the statistics page -------------------------------------------------------------------------
+
+
+def test_rates_are_read_from_the_page():
+    text = stat("edge,FRONTEND,,3,OPEN,,,,,7,,,2", "app,BACKEND,0,3,UP,1,,,,,5,42,3")
+    found = page.traffic("lb-1", text)
+    assert found is not None
+    assert (found.requests_per_second, found.sessions, found.errors) == (7, 3, 5)
+
+
+@pytest.mark.parametrize("text", ["", "<html>", stat(), "# pxname\nedge\n"])
+def test_a_page_without_figures_gives_none(text):
+    assert page.traffic("lb-1", text) is None
+
+
+# --- all at once ---------------------------------------------------------------------------------
+
+
+def test_one_that_hangs_costs_no_more_than_the_deadline_and_the_others_answer():
+    hang = threading.Event()
+    begun = time.monotonic()
+    found = at_once({"slow": hang.wait, "quick": lambda: 1, "bad": _fail}, seconds=0.3)
+    assert time.monotonic() - begun < 2
+    hang.set()
+    assert found["quick"] == 1
+    assert isinstance(found["bad"], Unreachable)
+    assert isinstance(found["slow"], FlotillaError)
+    assert "no answer within 0.3 s" in str(found["slow"])
+
+
+def _fail() -> None:
+    raise Unreachable("it is away")
+
+
+# --- the board -----------------------------------------------------------------------------------
+
+
+def seen(fleet: World) -> dict[str, Any]:
+    return board.document(fleet, findings(fleet), at=NOW, seconds=1.234)
+
+
+def test_the_object_is_json_and_says_whether_somebody_has_to_act():
+    well = json.loads(json.dumps(seen(world())))
+    assert (well["ok"], well["findings"]) == (True, [])
+    assert well["edge"] == {
+        "address": "203.0.113.1",
+        "owner": "lb-1",
+        "vrrp": {"lb-1": "MASTER", "lb-2": "BACKUP"},
+    }
+    assert seen(silenced("app-1"))["ok"] is False
+
+
+def test_the_board_shows_every_host_and_every_finding_with_its_command():
+    fleet = silenced("app-1", "mysql-3")
+    text = board.text(seen(fleet))
+    for name in (host.name for host in fleet.hosts):
+        assert name in text
+    for finding in findings(fleet):
+        assert finding.what in text
+        assert finding.next in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= board.PIPE_COLUMNS
+
+
+@pytest.mark.parametrize(
+    "fleet",
+    [
+        World("empty", {"app": 3}),
+        world(mysql=None, mysql_error="the record is gone"),
+        world(edge_owner=None, edge_address=None),
+        world(redis=()),
+        with_host("app-1", image=None),
+        replace(world(), apps=(app("app-1", proxies=None, ready=None, release=None),)),
+        silenced(*(host.name for host in world().hosts)),
+    ],
+)
+def test_the_board_can_show_any_fleet(fleet):
+    text = board.text(seen(fleet))
+    assert fleet.fleet in text
+
+
+def test_watching_needs_a_terminal():
+    with pytest.raises(BadOption, match="--watch"):
+        watch(config.load("lab"))
