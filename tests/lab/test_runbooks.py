@@ -44,8 +44,9 @@ class Rehearsal:
     """One fleet, and what the pages' variables stand for on it."""
 
     settings: Settings
-    variables: dict[str, str]
-    ids: dict[str, str]
+    variables: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    board: dict[str, Any] = field(default_factory=dict)
     struck: set[str] = field(default_factory=set)
 
     def run(self, command: Command) -> subprocess.CompletedProcess[str]:
@@ -112,15 +113,23 @@ def until(condition: Callable[[], bool], *, seconds: float, what: Callable[[], o
         time.sleep(0.3)
 
 
+@pytest.fixture(scope="module")
+def fleet(standing_fleet: Settings) -> Rehearsal:
+    """The fleet, whole."""
+    made = Rehearsal(standing_fleet)
+    made.board = await_whole(made)
+    return made
+
+
 @pytest.fixture
-def rehearsal(standing_fleet: Settings) -> Iterator[Rehearsal]:
-    snapshot = inventory.load(standing_fleet, refresh=True)
-    made = Rehearsal(standing_fleet, {}, {host.name: host.instance_id for host in snapshot.hosts})
-    made.variables = variables(made, await_whole(made))
-    yield made
-    made.heal()
-    await_whole(made)
-    await_served(standing_fleet)
+def rehearsal(fleet: Rehearsal) -> Iterator[Rehearsal]:
+    """The fleet, whole before and after a page."""
+    fleet.variables = variables(fleet, fleet.board)
+    fleet.ids = {host["name"]: host["instance_id"] for host in fleet.board["hosts"]}
+    yield fleet
+    fleet.heal()
+    fleet.board = await_whole(fleet)
+    await_served(fleet.settings)
 
 
 def variables(made: Rehearsal, board: dict[str, Any]) -> dict[str, str]:
