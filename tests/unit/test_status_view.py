@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +19,13 @@ from worlds import app, silenced, with_host, world
 
 from flotilla import config
 from flotilla.errors import BadOption, FlotillaError, HostFailed, Unreachable
+from flotilla.inventory import store
 from flotilla.rules.redis import Member
 from flotilla.rules.status import findings
 from flotilla.rules.status_world import World
-from flotilla.snapshot import Host
-from flotilla.status import asking, board, page
+from flotilla.settings import Settings
+from flotilla.snapshot import Host, Snapshot
+from flotilla.status import asking, board, gather, page
 from flotilla.status.gather import at_once
 from flotilla.status.operate import watch
 
@@ -200,6 +203,35 @@ def test_one_that_hangs_costs_no_more_than_the_deadline_and_the_others_answer():
 
 def _fail() -> None:
     raise Unreachable("it is away")
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """A fleet whose AWS API takes calls and never answers."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setattr(gather, "LIST_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        base = config.load("lab")
+        where = {"profile": None, "credentials_file": None, "endpoint_url": url}
+        aws = base.aws.model_copy(update=where)
+        yield base.model_copy(update={"aws": aws}).placed(tmp_path, "digest")
+
+
+def test_an_api_that_never_answers_costs_seconds_and_the_last_list_is_shown(hanging):
+    hanging.scratch.mkdir(parents=True)
+    store.save(hanging, Snapshot(time.time() - 90, (HOST,)))
+    begun = time.monotonic()
+    snapshot = gather._listed(hanging)
+    assert time.monotonic() - begun < 3
+    assert snapshot.hosts == (HOST,)
+    assert "90 s old" in str(snapshot.warning)
+
+
+def test_without_a_list_an_api_that_never_answers_is_an_error(hanging):
+    with pytest.raises(Unreachable, match="no answer within"):
+        gather._listed(hanging)
 
 
 # --- the board -----------------------------------------------------------------------------------

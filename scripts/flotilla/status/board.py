@@ -119,24 +119,27 @@ def text(seen: Document) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def tables(seen: Document) -> RenderableType:
-    """The board, for a rich console."""
+def tables(seen: Document, *, worst_first: bool = False) -> RenderableType:
+    """The board, for a rich console; ``worst_first`` where the end may be cut off."""
     head = f"{seen['fleet']}  {seen['at']}  looked for {seen['seconds']:.1f} s"
-    parts: list[RenderableType] = [Text(head, style="bold"), _hosts(seen), _edge(seen)]
+    parts: list[RenderableType] = [_hosts(seen), Text(), _edge(seen)]
     for table in (_lb(seen), _apps(seen), _mysql(seen), _redis(seen)):
         parts += [table, Text()] if table else []
-    return Group(*parts, *_findings(seen["findings"], ok=seen["ok"]))
+    found = list(_findings(seen["findings"], ok=seen["ok"]))
+    parts = [*found, Text(), *parts] if worst_first else [*parts, *found]
+    return Group(Text(head, style="bold"), *parts)
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold cyan", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=column != "servers")
+        # What is one word stays one; sentences and lists wrap.
+        table.add_column(column, no_wrap=column not in {"servers", "units", ""})
     return table
 
 
 def _hosts(seen: Document) -> Table:
-    table = _table("host", "zone", "state", "image", "tested", "newer", "age", "disk", "units")
+    table = _table("host", "zone", "state", "image", "is", "age", "disk", "units")
     for host in seen["hosts"]:
         image, report = host["image"], host["report"]
         style = "" if report else _BAD
@@ -144,9 +147,9 @@ def _hosts(seen: Document) -> Table:
             host["name"],
             host["zone"],
             host["state"] if report or host["state"] != "running" else "silent",
-            image["name"] or image["id"],
-            _yes(image["tested"]),
-            "yes" if image["newer"] else "-",
+            # The names of a role's images differ in their time only.
+            (image["name"] or image["id"]).rpartition(f"-{host['role']}-")[2],
+            _image_is(image),
             _age(host["age_seconds"]),
             f"{max(d['used_percent'] for d in report['disks']):.0f} %"
             if report and report["disks"]
@@ -155,6 +158,14 @@ def _hosts(seen: Document) -> Table:
             style=style,
         )
     return table
+
+
+def _image_is(image: Mapping[str, Any]) -> str:
+    if image["name"] is None:
+        return "gone"
+    if not image["tested"]:
+        return "untested"
+    return "old" if image["newer"] else "newest"
 
 
 def _units(report: Mapping[str, Any] | None) -> str:
@@ -168,9 +179,9 @@ def _units(report: Mapping[str, Any] | None) -> str:
 def _edge(seen: Document) -> Text:
     edge = seen["edge"]
     if edge["address"] is None:
-        return Text("\nclients: EC2 does not say who has the address", style=_BAD)
+        return Text("clients: EC2 does not say who has the address", style=_BAD)
     what = f"{edge['address'] or 'no address'} with {edge['owner'] or 'nobody'}"
-    return Text(f"\nclients: {what}", style="" if edge["owner"] else _BAD)
+    return Text(f"clients: {what}", style="" if edge["owner"] else _BAD)
 
 
 def _lb(seen: Document) -> Table | None:
@@ -196,18 +207,22 @@ def _servers(servers: Iterable[Mapping[str, Any]]) -> Text:
 
 
 def _apps(seen: Document) -> Table | None:
-    table = _table("app", "release", "answers", "ready", "writes to", "reads from", "sessions")
+    table = _table("app", "release", "ready", "writes to", "reads from", "sessions")
     for one in seen["app"]:
         proxies = one["proxies"] or {}
         table.add_row(
             one["name"],
-            one["release"] or "-",
-            one["served"] or "-",
+            _release(one),
             str(one["ready"] or "-"),
             *(", ".join(proxies.get(proxy, ())) or "-" for proxy in (WRITER, READERS, CACHE)),
             style="" if one["ready"] == 200 else _BAD,
         )
     return table if seen["app"] else None
+
+
+def _release(one: Mapping[str, Any]) -> str:
+    release, served = one["release"] or "-", one["served"]
+    return f"{release} (answers {served})" if served and served != release else release
 
 
 def _mysql(seen: Document) -> Table | Text:
@@ -216,7 +231,7 @@ def _mysql(seen: Document) -> Table | Text:
         return Text(f"mysql: {found['error']}", style=_BAD)
     columns = ("role", "writable", "term", "lag_seconds", "semi_sync", "acknowledging_replicas")
     table = _table("mysql", "role", "writable", "term", "lag s", "semi-sync", "acknowledging", "")
-    for one in found["members"]:
+    for one in sorted(found["members"], key=lambda member: str(member["name"])):
         cells = (_cell(one.get(column)) for column in columns)
         style = _BAD if one.get("why") else ""
         table.add_row(one["name"], *cells, one.get("why") or "", style=style)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
@@ -13,8 +14,9 @@ from flotilla import inventory
 from flotilla.aws import images as image_edge
 from flotilla.aws import lease
 from flotilla.aws.session import client, described
-from flotilla.errors import FlotillaError
+from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts import access
+from flotilla.inventory import store
 from flotilla.mysql import status as mysql_status
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.record import Records
@@ -31,9 +33,15 @@ CONNECT_SECONDS = 3.0
 PROBE_SECONDS = 5.0
 # After this, what has not answered is named and left behind.
 DEADLINE_SECONDS = 8.0
+# A healthy EC2 lists a thousand hosts in less.
+LIST_SECONDS = 4.0
 # Each new host costs a call to EC2 for its console.
 NEW_HOSTS = 16
 LOCK = "deploy"
+
+
+class Late(Unreachable):
+    """There was no answer when the time was over."""
 
 
 class Looking:
@@ -52,10 +60,10 @@ class Looking:
         if self._runner:
             self._runner.close()
 
-    def look(self, *, refresh: bool = False) -> rules.World:
+    def look(self) -> rules.World:
         """The fleet now. Raises Unreachable when its hosts cannot be listed at all."""
         settings = self._settings
-        snapshot = inventory.load(settings, refresh=refresh)
+        snapshot = _listed(settings)
         access.prepare(settings, snapshot, seconds=0, most=NEW_HOSTS)
         runner = self._connected(snapshot)
         hosts = [host for host in snapshot.hosts if host.is_active]
@@ -71,7 +79,8 @@ class Looking:
         work["images"] = lambda: image_edge.ours(settings)
         work["edge"] = lambda: _edge(settings)
         work["lock"] = lambda: lease.read(settings, settings.name_of("locks"), LOCK)
-        return _world(settings, snapshot, at_once(work, seconds=DEADLINE_SECONDS))
+        seconds = PROBE_SECONDS if snapshot.warning else DEADLINE_SECONDS
+        return _world(settings, snapshot, at_once(work, seconds=seconds))
 
     def _connected(self, snapshot: Snapshot) -> OnceRunner:
         """The runner for these hosts; a new one when hosts came, went or changed."""
@@ -115,9 +124,28 @@ def at_once(
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    late = FlotillaError(f"no answer within {seconds:g} s")
+    late = Late(f"no answer within {seconds:g} s")
     done = dict(answers)
     return {name: done.get(name, late) for name in work}
+
+
+def _listed(settings: Settings) -> Snapshot:
+    """The hosts as EC2 has them now, or the last list with a warning when EC2 does not answer.
+
+    An API that accepts calls and never answers is waited for a minute by boto3; not here.
+    """
+    work = {"list": lambda: inventory.load(settings, refresh=True)}
+    found = at_once(work, seconds=LIST_SECONDS)["list"]
+    if isinstance(found, Snapshot):
+        return found
+    stored = store.read(settings)
+    if stored is None or not isinstance(found, Late):
+        found.what = f"the fleet's hosts could not be listed: {found.what}"
+        found.next = found.next or settings.aws.hint
+        raise found
+    age = stored.snapshot.age_seconds(time.time())
+    warning = f"the list of hosts is {age:.0f} s old: EC2 gave {found.what}. {settings.aws.hint}"
+    return replace(stored.snapshot, warning=warning)
 
 
 def _mysql(settings: Settings, runner: OnceRunner, snapshot: Snapshot) -> dict[str, Any]:

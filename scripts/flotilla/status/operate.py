@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -37,7 +38,10 @@ def show(seen: board.Document) -> None:
 
 
 def watch(settings: Settings, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """The board, live until Ctrl-C. Raises BadOption where there is no terminal to show it on."""
+    """The board, live until Ctrl-C, which leaves the last one on the screen.
+
+    Raises BadOption where there is no terminal to show it on.
+    """
     console = Console()
     if not console.is_terminal:
         raise BadOption(
@@ -45,13 +49,15 @@ def watch(settings: Settings, *, sleep: Callable[[float], None] = time.sleep) ->
             untouched="Nothing was changed",
             next="fab fleet.status --json, as often as needed",
         )
-    with Looking(settings) as looking, Live(console=console, auto_refresh=False) as live:
-        try:
-            while True:
-                live.update(board.tables(_look(looking)), refresh=True)
-                sleep(WATCH_SECONDS)
-        except KeyboardInterrupt:
-            return
+    seen: board.Document = {}
+    live = Live(console=console, screen=True, auto_refresh=False)
+    with Looking(settings) as looking, suppress(KeyboardInterrupt), live:
+        while True:
+            seen = _look(looking)
+            live.update(board.tables(seen, worst_first=True), refresh=True)
+            sleep(WATCH_SECONDS)
+    if seen:
+        console.print(board.tables(seen))
 
 
 def _look(looking: Looking) -> board.Document:
