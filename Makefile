@@ -37,7 +37,7 @@ molecule: setup ## Role scenarios on instances launched through the EC2 API
 	@pytest tests/molecule
 
 clean: ## Take the lab down and remove everything it made; images stay cached
-	@if [ -x $(BIN)/fab ]; then fab lab.down --yes; fi
+	@if [ -x $(BIN)/fab ]; then fab lab.down; fi
 	@rm -rf var/lab
 
 requirements: setup ## Pin the dependencies again, with hashes and without index addresses
