@@ -11,6 +11,7 @@ No role is ever written into a file that Ansible owns: who is primary is a fact 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -254,6 +255,11 @@ def handler(verdict: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandle
 
     class Health(BaseHTTPRequestHandler):
         timeout = 5
+
+        def handle(self) -> None:
+            # HAProxy hangs up as soon as it knows enough: its right, and no error of ours.
+            with contextlib.suppress(ConnectionError):
+                super().handle()
 
         def do_GET(self) -> None:
             found = verdict() if self.path == "/primary" else {"reason": "ask for /primary"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from botocore.exceptions import ClientError
@@ -184,4 +185,5 @@ def _who(lease: Lease | None) -> str:
         return "nobody ever held it"
     if not lease.holder:
         return f"it is free since term {lease.term}"
-    return f"held by {lease.holder} in term {lease.term} until {lease.expires_at:.0f}"
+    until = datetime.fromtimestamp(lease.expires_at, UTC)
+    return f"held by {lease.holder} in term {lease.term} until {until:%Y-%m-%d %H:%M:%S} UTC"
