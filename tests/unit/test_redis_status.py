@@ -151,6 +151,12 @@ def test_a_host_whose_redis_is_down_is_told_from_one_that_cannot_be_reached() ->
     ]
 
 
+def test_of_hosts_that_cannot_be_asked_nothing_is_claimed() -> None:
+    assert problems([], dict.fromkeys(ADDRESSES, "no answer")) == [
+        f"{name}: no answer" for name in ADDRESSES
+    ]
+
+
 def test_a_report_without_its_fields_is_not_taken_for_a_host() -> None:
     with pytest.raises(KeyError):
         member(host("redis-1"), {"role": "master"})

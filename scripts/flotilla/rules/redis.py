@@ -52,7 +52,7 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     """Sentences, worst first; ``silent`` is why a host could not be asked, by name."""
     chosen = primary(members)
     found = []
-    if chosen is None:
+    if chosen is None and members:
         claims = [member.name for member in members if member.role == "primary"]
         found.append(
             "no host is the primary: "
