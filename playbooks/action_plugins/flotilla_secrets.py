@@ -20,7 +20,7 @@ from flotilla.errors import FlotillaError
 
 
 class ActionModule(ActionBase):
-    """The action ``flotilla_secrets``: the secrets of ``roles`` in the fleet of ``fleet.env``."""
+    """The action ``flotilla_secrets``: secrets of ``roles``, and ``parameters`` by name."""
 
     _supports_check_mode = True
     _requires_connection = False
@@ -28,14 +28,18 @@ class ActionModule(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """``values``: "<role>/<name>" to the secret. Never shown: the task needs ``no_log``."""
+        """``values``: "<role>/<name>", or the parameter's name, to the secret; needs ``no_log``."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
-            argument_spec={"roles": {"type": "list", "elements": "str", "required": True}}
+            argument_spec={
+                "roles": {"type": "list", "elements": "str", "required": True},
+                "parameters": {"type": "list", "elements": "str", "default": []},
+            }
         )
         try:
             settings = config.load((task_vars or {})["fleet"]["env"])
             values = secrets.of_roles(settings, arguments["roles"])
+            values |= secrets.named(settings, arguments["parameters"])
         except FlotillaError as error:
             return result | {"failed": True, "msg": str(error), "error": error.as_dict()}
         return result | {"changed": False, "values": values}

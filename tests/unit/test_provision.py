@@ -69,8 +69,8 @@ def test_security_groups_have_exactly_the_rules_of_the_table_and_the_default_non
     assert counted == {
         ("bastion", "in"): 1,
         ("bastion", "out"): 7,
-        ("lb", "in"): 5,
-        ("lb", "out"): 4,
+        ("lb", "in"): 6,
+        ("lb", "out"): 5,
         ("app", "in"): 2,
         ("app", "out"): 6,
         ("mysql", "in"): 5,

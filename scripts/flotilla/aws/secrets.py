@@ -33,3 +33,20 @@ def of_roles(settings: Settings, roles: Iterable[str]) -> dict[str, str]:
             )
         found |= mine
     return found
+
+
+def named(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """Secrets by their full parameter names. Raises Refused naming those that do not exist."""
+    wanted = sorted(set(names))
+    if not wanted:
+        return {}
+    with described(settings, f"read {', '.join(wanted)}"):
+        answer = client(settings, "ssm").get_parameters(Names=wanted, WithDecryption=True)
+    if answer["InvalidParameters"]:
+        raise Refused(
+            f"SSM has no parameter {', '.join(answer['InvalidParameters'])}",
+            f"fleet.yml of environment {settings.env!r} names it",
+            "Nothing was changed",
+            "aws ssm put-parameter --type SecureString --name NAME --value file://FILE",
+        )
+    return {parameter["Name"]: parameter["Value"] for parameter in answer["Parameters"]}
