@@ -58,7 +58,7 @@ class Rehearsal:
             line = f"{line} --yes"
         done = self.shell(line)
         allowed = command.exits if command.kind != "plans" else {0, 3}
-        # bash becomes its last command: a signal's death has to be put as a shell at a prompt says it.
+        # bash becomes its last command: a death by signal is put as a shell at a prompt says it.
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode
         assert code in allowed, (
             f"{line}: exit {code}, the page says {sorted(allowed)}\n{done.stdout}\n{done.stderr}"
