@@ -23,11 +23,10 @@ from typing import Any
 import pytest
 from guests import REPO, needs_lab, until
 
-from flotilla import config, inventory
+from flotilla import inventory
 from flotilla.aws import edge
 from flotilla.aws.session import client
 from flotilla.deploy import World, connect
-from flotilla.errors import FlotillaError
 from flotilla.lock import Lock
 from flotilla.settings import Settings
 from flotilla.traffic import Background
@@ -38,16 +37,8 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
-    """The fleet of inventory/lab, if it is there and configured."""
-    found = config.load("lab")
-    try:
-        snapshot = inventory.load(found, refresh=True)
-    except FlotillaError as error:
-        pytest.skip(f"the fleet cannot be listed: {error}")
-    if len(snapshot.by_role("lb")) < 2 or len(snapshot.by_role("app")) < 3:
-        pytest.skip("the standing fleet is not up on this lab (make demo)")
-    return found
+def settings(standing_fleet: Settings) -> Settings:
+    return standing_fleet
 
 
 def fab(*arguments: str, code: int = 0) -> Any:
