@@ -75,6 +75,14 @@ def test_every_task_and_flag_in_a_document_exists(path: Path) -> None:
             parse(argv)
 
 
+def test_every_command_that_a_message_names_exists() -> None:
+    known = {word for context in tasks().to_contexts() for word in (context.name, *context.aliases)}
+    for folder in ("scripts", "fabfile", "lab", "roles", "playbooks"):
+        for path in (p for p in (REPO / folder).rglob("*") if p.suffix in {".py", ".yml", ".j2"}):
+            for task in re.findall(r"\bfab ([a-z]+\.[a-z_]+)", path.read_text()):
+                assert task in known, f"{name(path)} names fab {task}"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_every_link_leads_to_a_file(path: Path) -> None:
     for target in _LINK.findall(_FENCE.sub("", path.read_text())):

@@ -239,7 +239,7 @@ def _doubtful(topology: Topology, record: Record | None) -> Refusal | None:
             f"the primary of term {record.term}, {record.instance_id}, does not answer"
             f" ({_absent(topology)})",
             "whether it still takes writes is not known, so nobody else may",
-            "start that host, or fab mysql.failover",
+            "start that host, then fab mysql.ensure",
         )
     contradictions = [
         *(

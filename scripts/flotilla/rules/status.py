@@ -137,7 +137,7 @@ def _images(world: World) -> Iterator[Finding]:
             yield note(host.name, what, "fab images.list")
         elif image is not None and not image.is_tested:
             what = f"{host.name} runs {image.name}, which never passed its test"
-            yield risk(host.name, what, f"fab images.retest {image.image_id}")
+            yield risk(host.name, what, f"fab images.test --image {image.image_id}")
         if image is not None and host.newer is not None:
             old[host.role, image.name, host.newer.name].append(host.name)
     for (role, name, newer), hosts in old.items():
