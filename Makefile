@@ -7,7 +7,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export FLOTILLA_STARTED ?= $(shell date +%s.%N)
 
-.PHONY: help setup demo test lint unit lab-tests molecule clean requirements
+.PHONY: help setup demo test lint unit lab-tests drills molecule clean requirements
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ demo: setup ## From a bare machine to a serving fleet, a rolling deploy and a sw
 test: setup lint ## Lint, unit, template and lab tests
 	@pytest tests/unit tests/templates
 	@pytest tests/api
-	@pytest tests/lab
+	@pytest tests/lab -m "not drill"
 
 lint: setup ## Every linter, each named as it runs
 	@scripts/lint
@@ -32,6 +32,9 @@ unit: setup ## Unit and template tests alone (seconds, no hosts)
 
 lab-tests: setup ## Tests on real hosts alone
 	@pytest tests/lab
+
+drills: setup ## Every run-book, every bake that must fail, every fault of a deploy: rehearsed on real hosts
+	@pytest tests/lab -m drill
 
 molecule: setup ## Role scenarios on instances launched through the EC2 API
 	@pytest tests/molecule
