@@ -207,7 +207,7 @@ def await_symptom(made: Rehearsal) -> None:
 
     def seen() -> bool:
         board = made.json("fleet.status")
-        return "error" in board or not board["ok"]
+        return "error" in board or not board["ok"] or bool(board["lock"])
 
     # What a killed run left is a note, not a fault, until its lock has freed itself.
     until(seen, seconds=15 + LOCK_SECONDS, what=lambda: "fab fleet.status finds nothing wrong")
