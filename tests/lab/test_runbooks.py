@@ -164,7 +164,8 @@ def await_whole(made: Rehearsal) -> dict[str, Any]:
 
     def whole() -> bool:
         found.update(made.json("fleet.status"))
-        return bool(found.get("ok"))
+        # Under a lock, a drained host is a change under way: of no use to whoever waits for an end.
+        return bool(found.get("ok")) and not found["lock"]
 
     until(whole, seconds=WHOLE_SECONDS, what=lambda: found.get("findings", found))
     return found
