@@ -66,9 +66,12 @@ def serve(settings: Settings, phases: Phases, *, bake: bool = True) -> list[str]
         hosts = [host.name for host in provision.await_hosts(settings, said=say).hosts]
     with phases("configure"):
         configure.configure(settings, say=say)
-    if not _serving(settings):
+    serving = _serving(settings)
+    if not all(serving):
+        # A run that was killed may have left a host out of rotation: it is taken along.
+        options = Options(adopt=True, outage=not any(serving))
         with phases("first release"):
-            _deploy(settings, _release(settings), say, outage=True).raise_failure()
+            _deploy(settings, _release(settings), say, options).raise_failure()
     return hosts
 
 
@@ -87,7 +90,7 @@ def perform(
         sleep(CALM_SECONDS)
         with phases("deploy"):
             traffic.mark("deploy")
-            rolled = _deploy(settings, version, phases.say)
+            rolled = _deploy(settings, version, phases.say, Options())
         with phases("switchover"):
             traffic.mark("switchover")
             moved = mysql.switchover(
@@ -141,17 +144,17 @@ def _bake(settings: Settings, say: Say) -> None:
         audit.record(settings, "fab images.bake", "done", images=fresh)
 
 
-def _serving(settings: Settings) -> bool:
-    """Whether every application host runs a release."""
+def _serving(settings: Settings) -> list[bool]:
+    """Of every application host, whether it runs a release and clients are sent to it."""
     with deploy.connect(settings) as (world, zones):
-        return all(host.version and host.is_serving for host in look(world, zones).hosts)
+        return [bool(host.version) and host.is_serving for host in look(world, zones).hosts]
 
 
 def _release(settings: Settings) -> str:
     return release.publish(settings, default_version(datetime.now(UTC))).release.version
 
 
-def _deploy(settings: Settings, version: str, say: Say, *, outage: bool = False) -> Outcome:
+def _deploy(settings: Settings, version: str, say: Say, options: Options) -> Outcome:
     def told(step: Step) -> None:
         end = f"FAILED: {step.error}" if step.error else "ok"
         say(f"{step.host} {step.name} ... {end} {step.seconds:.1f} s")
@@ -160,7 +163,7 @@ def _deploy(settings: Settings, version: str, say: Say, *, outage: bool = False)
     return deploy.deploy(
         settings,
         version,
-        Options(outage=outage),
+        options,
         confirmed=lambda plan: say(deploy.described(plan, boot)),
         said=told,
     )
