@@ -87,6 +87,7 @@ class Recipe:
 
 
 # Host keys, machine id and logs belong to a host, not to an image.
+# `disable` may fail: not every suite has all of those units, and an absent one is as good as off.
 _SETUP = f"""set -eu
 cp -r --no-preserve=ownership,mode {{guest}}/. "$1"/
 printf '%s' '{{apt_conf}}' > "$1"/etc/apt/apt.conf.d/80image

@@ -33,6 +33,7 @@ rmdir "$aside"
 df --output=avail -B1 "$path" | tail -1
 """
 
+# `reset-failed` may fail: it does for a unit that is not loaded, and then nothing is to be reset.
 _EMPTY = """
 set -eu
 path=$1 aside=$2; shift 2
