@@ -133,8 +133,6 @@ def test_an_interrupted_bake_exits_99_and_leaves_neither_host_nor_image():
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run that was itself put in the background ignores interrupts, and hands that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as process:
         for line in process.stderr or ():
             if "Provisioning with Ansible" in line:

@@ -83,7 +83,10 @@ class Packer(PackerExecutable):  # type: ignore[misc]  # packer-py has no types
 
         Returns exit code, all output, and nothing for stderr, which is part of the output.
         """
-        argv = [self.configuration[self.PATH], packer_cmd, *arguments(kwargs)]
+        # A job of a shell in the background has SIGINT ignored, and so would Packer: it could not
+        # be asked to stop, and what it made at EC2 would stay.
+        argv = ["env", "--default-signal=INT", self.configuration[self.PATH]]
+        argv += [packer_cmd, *arguments(kwargs)]
         argv += [template] if template else []
         process = subprocess.Popen(
             argv,
