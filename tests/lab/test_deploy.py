@@ -136,7 +136,8 @@ def test_a_deploy_under_mixed_traffic_fails_no_request_and_loses_no_row(
         seen = clients.stop()
     assert outcome["result"] == "done"
     assert (outcome["failed"], seen["failed"]) == (0, 0), seen["failures"]
-    assert outcome["served"] >= seen["served"] * 0.8
+    # Clients are served before and after the deploy too; while it ran, every one was counted.
+    assert outcome["served"] >= 60 * outcome["seconds"] * 0.8
     assert seen["acked"] > 0
     assert seen["lost"] == 0
     assert served_versions(on_a) == {releases.b}
