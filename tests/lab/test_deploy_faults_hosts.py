@@ -1,0 +1,90 @@
+"""Hosts and the API that go away under a deploy, and hosts that somebody else changes."""
+
+from __future__ import annotations
+
+import pytest
+from guests import needs_lab, until
+from rolling import Rolling, on_host, strike, struck
+from typed import fab
+
+pytestmark = [needs_lab, pytest.mark.drill]
+
+
+def test_a_deploy_that_has_begun_needs_no_aws_api(fleet: Rolling) -> None:
+    with (
+        fleet.clients() as clients,
+        fleet.deploying(r"before order \S+ state drain", strike("api", "api-outage")) as run,
+    ):
+        outcome = run.exits(0)
+        fab("lab.heal", "api")
+        clients.saw_nothing()
+    assert (outcome["result"], outcome["failed"]) == ("done", 0)
+    until(lambda: not fleet.is_locked(), 80, "the lock that could not be given back is over")
+    fleet.is_whole(fleet.other)
+
+
+def test_without_the_aws_api_no_deploy_begins(fleet: Rolling) -> None:
+    with fleet.clients() as clients:
+        with struck("api", "api-outage"):
+            told = fleet.deploy(code=4)
+        clients.saw_nothing()
+    assert told["error"]["next"]
+    fleet.is_whole(fleet.version)
+
+
+def test_a_slow_aws_api_makes_a_deploy_slower_and_no_less_safe(fleet: Rolling) -> None:
+    with fleet.clients() as clients, struck("api", "slow-api", seconds="1"):
+        outcome = fleet.deploy()
+        clients.saw_nothing()
+    assert (outcome["result"], outcome["failed"]) == ("done", 0)
+    fleet.is_whole(fleet.other)
+
+
+def test_a_host_that_is_lost_in_maintenance_stays_out_and_the_others_serve(fleet: Rolling) -> None:
+    bastion = fleet.hosts("bastion")[0]
+    canary = fleet.canary()
+    with fleet.clients() as clients:
+        with fleet.deploying(
+            r"after order \S+ state maint",
+            strike(canary.instance_id, "cut", **{"from": bastion.instance_id}),
+        ) as run:
+            outcome = run.exits(2)
+        assert outcome["result"] == "stopped"
+        assert list(outcome["left"]) == [canary.name]
+        views = fleet.views(canary.name)
+        assert {server.status for server in views.values()} == {"MAINT"}
+        told = fleet.deploy(code=4)
+        assert canary.name in told["error"]["what"]
+        fab("lab.heal")
+        until(fleet.can_be_seen, 60, "the host answers again")
+        fleet.deploy(fleet.version, "--adopt")
+        clients.saw_nothing()
+    fleet.is_whole(fleet.version)
+
+
+def test_a_host_that_somebody_took_out_stops_the_deploy_until_it_is_adopted(
+    fleet: Rolling,
+) -> None:
+    with fleet.clients() as clients:
+        fleet.order("app-2", "state maint")
+        told = fleet.deploy(code=3)
+        assert "app-2 was taken out of rotation" in told["error"]["what"]
+        outcome = fleet.deploy(fleet.other, "--adopt")
+        clients.saw_nothing()
+    assert outcome["result"] == "done"
+    fleet.is_whole(fleet.other)
+
+
+def test_a_host_taken_out_in_the_middle_is_not_counted_on(fleet: Rolling) -> None:
+    """A floor of 50% of three is two: with the canary back and another one gone, none may go."""
+    order = "echo 'set server app/app-3 state maint' | socat - /run/haproxy/admin.sock"
+    with fleet.clients() as clients:
+        with fleet.deploying(
+            r"after order \S+ state ready", on_host(order, "lb"), fleet.other, "--floor", "50"
+        ) as run:
+            outcome = run.exits(2)
+        assert outcome["result"] == "rolled back"
+        assert "would serve" in outcome["reason"]
+        fleet.deploy(fleet.version, "--adopt")
+        clients.saw_nothing()
+    fleet.is_whole(fleet.version)
