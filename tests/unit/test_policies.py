@@ -27,6 +27,8 @@ DATABASE = {
     "aws:ResourceTag/Role": "mysql",
 }
 BALANCER = DATABASE | {"aws:ResourceTag/Role": "lb"}
+SERVER = DATABASE | {"aws:ResourceTag/Role": "app"}
+NAMING = {"aws:TagKeys": "Name", "aws:RequestTag/Name": "app-4"}
 TABLE = ARN.format(service="dynamodb", rest="table/shop-blue-clusters")
 RECORD = {"dynamodb:LeadingKeys": "mysql"}
 LOGS = ARN.format(service="logs", rest="log-group:/shop/blue/lb")
@@ -67,6 +69,12 @@ MAY = [
     ("mysql", "ec2:DescribeInstances", "*", {}),
     ("mysql", "s3:PutObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
     ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
+    ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/join/app/bundle.json", {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/mysql/app_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/app/secret_key"), {}),
+    ("app", "ec2:DescribeInstances", "*", {}),
+    ("app", "ec2:CreateTags", INSTANCE, SERVER | NAMING),
     ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
@@ -91,6 +99,11 @@ MAY_NOT = [
     ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
     ("app", "s3:PutObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
     ("app", "ssm:GetParameter", parameter("/shop/blue/mysql/root_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/mysql/root_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/redis/sentinel_password"), {}),
+    ("app", "ec2:CreateTags", INSTANCE, DATABASE | NAMING),
+    ("app", "ec2:CreateTags", INSTANCE, SERVER | NAMING | {"aws:RequestTag/Name": "mysql-1"}),
+    ("app", "ec2:CreateTags", INSTANCE, SERVER | {"aws:TagKeys": "Role"}),
     ("app", "ssm:GetParameter", parameter("/shop/green/app/secret_key"), {}),
     ("app", "ssm:GetParametersByPath", parameter("/shop/blue"), {}),
     ("app", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),
