@@ -148,6 +148,35 @@ def configure(
     show(configuring.as_dict(run, check=check), json=json, text=text)
 
 
+@task(
+    positional=["role", "count"],
+    help={
+        "role": "the tier; only app can be scaled",
+        "count": "how many hosts",
+        **YES,
+        **JSON,
+    },
+)
+def scale(_: Context, role: str, count: str, *, yes: bool = False, json: bool = False) -> None:
+    """Have more or fewer application hosts; no client notices. For example: fab fleet.scale app 6.
+
+    New hosts get the release that the others run; hosts that go are drained first. fleet.yml is not
+    written: put the number there too, or the next fleet.provision goes back to it. Exit 0 done or
+    nothing to do, 2 a host failed, 3 refused and nothing changed, 4 unreachable, 5 no such role.
+    """
+    from flotilla import config
+    from flotilla import scale as capability
+
+    settings = attempt(config.load, json=json)
+    plan = attempt(lambda: capability.plan(settings, role, capability.number(count)), json=json)
+    text = capability.told(plan)
+    if plan.add or plan.remove:
+        again = f"fab fleet.scale {role} {count}"
+        attempt(lambda: confirm(text, yes=yes, again=again), json=json)
+        attempt(lambda: capability.to(settings, plan, said=said), json=json)
+    show(plan.as_dict(), json=json, text=text)
+
+
 @task(help={"watch": "look again every two seconds, until Ctrl-C", **JSON})
 def status(_: Context, *, watch: bool = False, json: bool = False) -> None:
     """Show every host, load balancer, database and cache, and what is wrong. Changes nothing.
