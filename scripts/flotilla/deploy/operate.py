@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any
 
 from flotilla import audit
-from flotilla.aws import edge
+from flotilla.aws import edge, joining
+from flotilla.aws.artifacts import Release
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.roll import Limits, Roll, Step
 from flotilla.deploy.run import Outcome, run
@@ -96,6 +97,7 @@ def deploy(
                     said=said,
                     stopping=stopping,
                 )
+            _made_current(settings, outcome, release)
     _recorded(settings, _with_probe(outcome, seen))
     if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
         raise Interrupted(
@@ -109,6 +111,16 @@ def deploy(
 def limits(settings: Settings) -> Limits:
     """Time limits, with the application's own."""
     return Limits(boot=float(settings.application.boot_seconds))
+
+
+def _made_current(settings: Settings, outcome: Outcome, release: Release) -> None:
+    """Let hosts that start by themselves run what every host runs now."""
+    if outcome.result not in {"done", "nothing to do"}:
+        return
+    try:
+        joining.point(settings, "app", release.version, release.sha256)
+    except FlotillaError as error:
+        outcome.notes.append(f"new hosts will start the release of before: {error}")
 
 
 def _with_probe(outcome: Outcome, seen: dict[str, Any]) -> Outcome:
