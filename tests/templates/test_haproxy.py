@@ -37,8 +37,13 @@ def test_every_app_host_is_a_server_by_name_and_private_address(edge: str) -> No
 
 def test_a_request_that_changes_something_is_never_replayed(edge: str) -> None:
     app = section(edge, "backend app")
-    assert "retry-on conn-failure empty-response" in app
+    assert "retry-on conn-failure empty-response 502" in app
     assert "http-request disable-l7-retry unless { method GET HEAD OPTIONS }" in app
+
+
+def test_a_client_is_told_later_and_not_broken(edge: str) -> None:
+    said = 'http-response set-status 503 reason "Service Unavailable" if { status 502 }'
+    assert said in section(edge, "backend app")
 
 
 def test_marking_an_app_server_down_cuts_no_request_in_flight(edge: str) -> None:
