@@ -51,7 +51,8 @@ def publish(settings: Settings, kind: str, good: Path, version: str) -> str:
     Raises Refused when the artifact is no guestbook.
     """
     target = good.with_name(f"{settings.application.name}-{version}.spoilt.tar.gz")
-    changed_copy(good, target, CHANGED[kind])
+    # Under its own name first: a host refuses a release that names another version.
+    changed_copy(good, target, {"VERSION": f"{version}\n", **CHANGED[kind]})
     return release.publish(settings, version, artifact=str(target)).release.version
 
 
