@@ -26,12 +26,12 @@ def test_a_deploy_under_mixed_traffic_fails_no_request_and_loses_no_row(fleet) -
 
 def test_a_release_that_names_another_version_is_seen_by_the_canary_alone(fleet) -> None:
     with fleet.clients() as clients:
-        outcome = fab("deploy.run", "--version", fleet.releases["lies"], "--yes", code=2)
+        outcome = fab("deploy.run", "--version", fleet.releases["wrong-version"], "--yes", code=2)
         clients.saw_nothing()
     assert outcome["result"] == "rolled back"
     assert outcome["seconds"] <= 30
     assert len(outcome["steps"]) == 1, "only the canary may have been touched"
-    assert "something else" in outcome["reason"]
+    assert "something-else" in outcome["reason"]
     fleet.is_whole(fleet.version)
 
 

@@ -14,16 +14,20 @@ def test_an_application_that_is_slow_to_start_gets_no_request_before_it_is_ready
 ) -> None:
     """Silent for 1.5 s, then wrong answers for 1.5 s: every request that came too soon fails."""
     with fleet.clients() as clients:
-        outcome = fleet.deploy(fleet.releases["slow"])
+        outcome = fleet.deploy(fleet.releases["slow-boot"])
         clients.saw_nothing()
     assert (outcome["result"], outcome["failed"]) == ("done", 0)
     assert all(steps["ready on the host"] >= 2.5 for steps in outcome["steps"].values())
-    fleet.is_whole(fleet.releases["slow"])
+    fleet.is_whole(fleet.releases["slow-boot"])
 
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("ends", "ended on purpose"), ("lies", "something else"), ("never", "spoilt on purpose")],
+    [
+        ("ends", "ended on purpose"),
+        ("wrong-version", "something-else"),
+        ("never-healthy", "spoilt on purpose"),
+    ],
 )
 def test_a_release_that_is_never_fit_is_taken_back_and_the_reason_is_told(
     fleet: Rolling, kind: str, said: str
@@ -37,7 +41,7 @@ def test_a_release_that_is_never_fit_is_taken_back_and_the_reason_is_told(
     assert len(outcome["steps"]) == 1, "only the canary may have been touched"
     # The application may take `boot_seconds` to start; whoever says earlier that it is bad is
     # believed.
-    assert outcome["seconds"] <= 30 + (boot if kind == "never" else 0)
+    assert outcome["seconds"] <= 30 + (boot if kind == "never-healthy" else 0)
     fleet.is_whole(fleet.version)
 
 

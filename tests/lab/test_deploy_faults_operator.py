@@ -36,7 +36,7 @@ CUTS = [
     Cut("switching", r"before call \S+ switch .*", "resume", delay=0.15),
     Cut("switched", r"after call \S+ switch .*", "abort"),
     Cut("ready-on-the-host", r"after call \S+ wait .*", "resume"),
-    Cut("being-checked", r"after order \S+ state drain health down", "abort"),
+    Cut("being-checked", r"after order \S+ .*health down", "abort"),
     Cut("checked", r"before order \S+ state ready", "resume"),
     Cut("returned", r"after order \S+ state ready", "abort"),
     Cut("canary-done", r"before write batch", "resume"),

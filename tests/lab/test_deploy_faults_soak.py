@@ -13,7 +13,7 @@ pytestmark = [needs_lab, pytest.mark.drill]
 def test_a_release_that_fails_its_clients_is_taken_back_by_the_canary(fleet: Rolling) -> None:
     """Its health checks are green: only the answers tell."""
     with fleet.clients() as clients:
-        outcome = fleet.deploy(fleet.releases["errors"], code=2)
+        outcome = fleet.deploy(fleet.releases["errors-after-soak"], code=2)
         clients.mark("taken back")
         fleet.is_whole(fleet.version)
         seen = clients.stop()
