@@ -156,6 +156,21 @@ def floor(serving: int, percent: int) -> int:
     return max(1, math.ceil(serving * percent / 100)) if serving else 0
 
 
+def lowered_floor(
+    least: int, seen: Mapping[str, Mapping[str, Server]], lost: Collection[str]
+) -> int:
+    """The floor for going back after hosts were lost.
+
+    They cannot come back now, so where the floor no longer leaves room for a single host, one may
+    still go: staying on two versions is worse than serving with one host less for a while.
+    """
+    if not lost or not least:
+        return least
+    up = [{s.name for s in servers.values() if s.is_serving} for servers in seen.values()]
+    serving = len(set.intersection(*up)) if up else 0
+    return min(least, max(1, serving - 1))
+
+
 def batch_sizes(batches: Sequence[str], hosts: int) -> Iterator[int]:
     """Sizes for one batch after another; the last one repeats for ever. Shares are rounded down."""
     for text in chain(batches, iter(lambda: batches[-1], None)):
