@@ -86,6 +86,23 @@ class Rolling:
         with self.world() as made:
             return made.balancers.views(server)
 
+    def up(self) -> set[str]:
+        """The hosts that every load balancer gives requests."""
+        with self.world() as made:
+            seen = made.balancers.servers().values()
+        return set.intersection(*({n for n, s in lb.items() if s.status == "UP"} for lb in seen))
+
+    def desire(self, hosts: int) -> None:
+        """Have Auto Scaling bring the number of application hosts to this."""
+        client(self.settings, "autoscaling").set_desired_capacity(
+            AutoScalingGroupName=self.settings.name_of("app"), DesiredCapacity=hosts
+        )
+
+    def is_replaced(self, lost: Host) -> bool:
+        """Whether as many hosts as there should be serve, without that one."""
+        hosts = [host.instance_id for host in self.hosts("app") if host.is_active]
+        return lost.instance_id not in hosts and len(self.up()) == self.settings.tiers.app.count
+
     def is_locked(self) -> bool:
         """Whether somebody holds the deploy lock, or has not been dead for long enough."""
         held = lease.read(self.settings, self.settings.name_of("locks"), "deploy")
@@ -172,8 +189,8 @@ class Rolling:
     def make_whole(self) -> None:
         """Whatever a test left: every fault healed, every host on a good release."""
         fab("lab.heal")
-        for version in (self.version or self.releases.a, self.releases.a):
-            if not self.why_not_whole(version):
+        for version in dict.fromkeys([self.version, self.releases.a, self.releases.b]):
+            if version and not self.why_not_whole(version):
                 self.version = version
                 return
         until(self.can_be_seen, WHOLE_SECONDS, "every host answers again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from guests import needs_lab, until
 from rolling import Rolling, on_host, strike, struck
-from typed import fab
+from typed import STOP, fab
 
 pytestmark = [needs_lab, pytest.mark.drill]
 
@@ -88,3 +88,41 @@ def test_a_host_taken_out_in_the_middle_is_not_counted_on(fleet: Rolling) -> Non
         fleet.deploy(fleet.version, "--adopt")
         clients.saw_nothing()
     fleet.is_whole(fleet.version)
+
+
+def test_a_host_that_is_lost_in_the_middle_is_named_and_its_successor_gets_the_release(
+    fleet: Rolling,
+) -> None:
+    """Auto Scaling replaces it; it comes with the release of before and is brought along."""
+    wanted, canary = fleet.other, fleet.canary()
+    lost = next(host for host in fleet.hosts("app") if host.name != canary.name)
+    with fleet.clients() as clients:
+        with fleet.deploying(
+            r"after order \S+ state ready", strike(lost.instance_id, "kill")
+        ) as run:
+            outcome = run.exits(2)
+        assert lost.name in outcome["reason"]
+        until(lambda: fleet.is_replaced(lost), 120, "another host has taken its place")
+        fleet.deploy(wanted, "--adopt")
+        seen = clients.stop()
+    # What was in flight on a host that loses its power may be lost with it; nothing else is.
+    assert seen["failed"] <= 3, seen["failures"]
+    fleet.is_whole(wanted)
+
+
+def test_a_host_that_joins_in_the_middle_ends_on_the_same_release(fleet: Rolling) -> None:
+    wanted = fleet.other
+    try:
+        with fleet.clients() as clients:
+            with fleet.deploying(r"after order \S+ state maint", STOP) as run:
+                with run.paused():
+                    fleet.desire(4)
+                    until(lambda: len(fleet.hosts("app")) == 4, 30, "another host is launched")
+                outcome = run.exits(0)
+            until(lambda: len(fleet.up()) == 4, 120, "the new host serves")
+            clients.saw_nothing()
+        assert (outcome["result"], outcome["failed"]) == ("done", 0)
+        assert fleet.running() == {wanted}
+    finally:
+        fab("fleet.scale", "app", "3", "--yes")
+    fleet.is_whole(wanted)

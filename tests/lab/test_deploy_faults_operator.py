@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from guests import needs_lab, until
 from rolling import Rolling
-from typed import KILL, fab
+from typed import KILL, STOP, fab
 
 pytestmark = [needs_lab, pytest.mark.drill]
 
@@ -72,11 +70,10 @@ def test_a_second_operator_is_refused_and_told_who_is_at_work(fleet: Rolling) ->
     """Both are real; the first one goes on as if nobody had come."""
     with (
         fleet.clients() as clients,
-        fleet.deploying(r"after order \S+ state maint", "kill -STOP $PPID") as first,
+        fleet.deploying(r"after order \S+ state maint", STOP) as first,
     ):
-        until(lambda: is_stopped(first.process.pid), 60, "the first operator stands still")
-        told = fleet.deploy(code=3)
-        first.process.send_signal(signal.SIGCONT)
+        with first.paused():
+            told = fleet.deploy(code=3)
         outcome = first.exits(0)
         clients.saw_nothing()
     assert f":{first.process.pid}" in told["error"]["what"]
@@ -89,11 +86,10 @@ def test_an_operator_who_comes_back_after_a_take_over_changes_nothing_any_more(
 ) -> None:
     with (
         fleet.clients() as clients,
-        fleet.deploying(r"after order \S+ state maint", "kill -STOP $PPID") as first,
+        fleet.deploying(r"after order \S+ state maint", STOP) as first,
     ):
-        until(lambda: is_stopped(first.process.pid), 60, "the first operator stands still")
-        outcome = fab("deploy.abort", "--take-over", "--yes")
-        first.process.send_signal(signal.SIGCONT)
+        with first.paused():
+            outcome = fab("deploy.abort", "--take-over", "--yes")
         code, _, said = first.ends()
         clients.saw_nothing()
     assert outcome["failed"] == 0
@@ -112,9 +108,3 @@ def test_a_lock_whose_holder_died_is_free_again_by_itself(fleet: Rolling) -> Non
         fab("deploy.resume", "--yes")
         clients.saw_nothing()
     fleet.is_whole(fleet.other)
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process stands still (SIGSTOP), and with it every one of its threads."""
-    os.kill(pid, 0)
-    return "(stopped)" in Path(f"/proc/{pid}/status").read_text()

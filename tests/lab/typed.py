@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[2]
+from guests import REPO, until
+
 FAB = Path(sys.executable).with_name("fab")
 SECONDS = 280
 _INTERFERE = Path(__file__).with_name("interfere.py")
@@ -51,6 +52,17 @@ class Run:
         output, said = self.process.communicate(timeout=SECONDS)
         return self.process.returncode, json.loads(output) if output.strip() else None, said
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time in which a task that stops itself (STOP) stands still; afterwards it goes on."""
+        until(self._stands_still, SECONDS, "the task stands still")
+        yield
+        self.process.send_signal(signal.SIGCONT)
+
+    def _stands_still(self) -> bool:
+        assert self.process.poll() is None, f"it ended before its moment: {self.ends()}"
+        return "(stopped)" in Path(f"/proc/{self.process.pid}/status").read_text()
+
     def exits(self, code: int) -> Any:
         """The JSON it printed; fails unless it exits with ``code`` and the moment came."""
         returned, told, said = self.ends()
@@ -60,6 +72,7 @@ class Run:
 
 
 KILL = "kill -KILL $PPID"
+STOP = "kill -STOP $PPID"
 
 
 @contextmanager
@@ -87,10 +100,3 @@ def interfered(
             os.kill(process.pid, signal.SIGKILL)
             os.kill(process.pid, signal.SIGCONT)
         process.communicate()
-
-
-def cut_off(moment: str, *arguments: str, delay: float | None = None) -> None:
-    """Run a task that is killed (SIGKILL) at ``moment``."""
-    with interfered(moment, KILL, *arguments, delay=delay) as run:
-        code, told, said = run.ends()
-    assert code == -signal.SIGKILL, f"exit {code}: the moment {moment!r} never came\n{told}\n{said}"
