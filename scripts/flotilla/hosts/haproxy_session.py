@@ -64,9 +64,17 @@ class Streams(Protocol):
 class Session:
     """The sockets of one host. Safe for threads; the SSH session is opened when it is needed."""
 
-    def __init__(self, runner: Streams, host: str, *, seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        runner: Streams,
+        host: str,
+        *,
+        path: str = SOCKET,
+        seconds: float = ANSWER_SECONDS,
+    ) -> None:
         self._runner = runner
         self._host = host
+        self._path = path
         self._seconds = seconds
         self._lock = threading.Lock()
         self._channel: Channel | None = None
@@ -74,7 +82,7 @@ class Session:
 
     def ask(self, text: str) -> str:
         """Ask the current worker. Raises OSError when HAProxy does not answer, Unreachable."""
-        return self._question(SOCKET, text)
+        return self._question(self._path, text)
 
     def master(self, text: str) -> str:
         """Ask the master process. Raises as ``ask``."""
