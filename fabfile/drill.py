@@ -68,7 +68,8 @@ def deploy(
         calm_seconds=float(calm),
     )
     attempt(options.demand, json=json)
-    attempt(lambda: _meant(settings, drill.described(settings, options), env_confirmed, yes=yes))
+    plan = drill.described(settings, options)
+    attempt(lambda: _meant(settings, plan, env_confirmed, yes=yes), json=json)
     told = attempt(
         lambda: drill.deploys(settings, options, said=said, outside=_outside(settings)), json=json
     )

@@ -20,12 +20,13 @@ from typing import Any
 
 from flotilla import ansible, deploy, environment, release, scale
 from flotilla.aws import edge
+from flotilla.aws.artifacts import Artifacts
 from flotilla.deploy.survey import look
 from flotilla.drill import faults, spoilt
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.rules import drill as rules
 from flotilla.rules.deploy import Options as Roll
-from flotilla.rules.release import default_version
+from flotilla.rules.release import default_version, key
 from flotilla.settings import Settings
 from flotilla.traffic import MIX, Background
 from flotilla.wait import DeadlineError, until
@@ -237,8 +238,11 @@ class _Drill:
             return None
         if self._options.bad:
             return self._options.bad
-        good = f"{self._settings.application.name}-{self._versions[-1]}.tar.gz"
-        path = self._settings.scratch / "artifacts" / good
+        good = self._versions[-1]
+        path = self._settings.scratch / "artifacts" / f"drill-{good}.tar.gz"
+        store = Artifacts(self._settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.fetch(f"s3://{store.bucket}/{key(good)}", path)
         return spoilt.publish(self._settings, kind, path, f"drill-{kind}-{self._stamp}")
 
 
