@@ -7,14 +7,16 @@ done. The decisions are in ``flotilla.rules.deploy`` and ``flotilla.rules.rotati
 from __future__ import annotations
 
 from flotilla.deploy.journal import Journal, history
-from flotilla.deploy.operate import deploy, described, limits, planned
-from flotilla.deploy.roll import Limits, Roll, Step
+from flotilla.deploy.limits import Conduct, Limits, conduct, limits
+from flotilla.deploy.operate import deploy, described, planned
+from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import Survey, connect, prepare
 from flotilla.deploy.world import Balancers, World
 
 __all__ = [
     "Balancers",
+    "Conduct",
     "Journal",
     "Limits",
     "Outcome",
@@ -22,6 +24,7 @@ __all__ = [
     "Step",
     "Survey",
     "World",
+    "conduct",
     "connect",
     "deploy",
     "described",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flotilla.rules.rotation import FULL
+from flotilla.settings import Settings
 
 Overrun = Literal["wait", "cut", "abort"]
 OnFailure = Literal["rollback", "stop"]
@@ -51,3 +52,25 @@ class Conduct:
     budget: float = math.inf
     progress: float = math.inf
     on_failure: OnFailure = "rollback"
+
+
+def limits(settings: Settings) -> Limits:
+    """Limits of this fleet: its deploy section, and the application's own start."""
+    deploy = settings.deploy
+    return Limits(
+        drain=float(deploy.drain_seconds),
+        boot=float(settings.application.boot_seconds),
+        soak=float(deploy.soak_seconds),
+        shares=tuple(deploy.canary_weight_percent),
+        drain_overrun=deploy.drain_overrun,
+    )
+
+
+def conduct(settings: Settings) -> Conduct:
+    """When a deploy of this fleet gives up, and what then."""
+    deploy = settings.deploy
+    return Conduct(
+        budget=float(deploy.budget_seconds),
+        progress=float(deploy.progress_seconds),
+        on_failure=deploy.on_failure,
+    )

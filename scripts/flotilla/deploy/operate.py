@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from flotilla import audit
-from flotilla.aws import edge, joining
+from flotilla.aws import joining
 from flotilla.aws.artifacts import Release
+from flotilla.deploy.attend import INTERRUPTION, interruption, watched
 from flotilla.deploy.journal import Journal
-from flotilla.deploy.roll import Limits, Roll, Step
+from flotilla.deploy.limits import conduct, limits
+from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import connect, look, prepare
 from flotilla.errors import INTERRUPTED, FlotillaError
 from flotilla.lock import Lock, holder
 from flotilla.rules.deploy import Options, Plan
 from flotilla.settings import Settings
-from flotilla.traffic import Background
 
-# One request in 50 ms: an interruption of a second costs the probe 20 requests.
-PROBE_RATE = 20
-INTERRUPTION = "interrupted by the operator"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds one host takes besides its own start: drain, three idle reads, switch, two checks at each
 # load balancer, return. Measured in the lab; requests that last longer add to it.
 HOST_SECONDS = 6.0
@@ -78,7 +71,7 @@ def deploy(
         confirmed(plan)
         with (
             Lock(settings, "deploy", reason=f"deploy {version}", take_over=take_over) as lock,
-            _interruption() as stopping,
+            interruption() as stopping,
         ):
             # Somebody may have deployed while the operator was reading the plan.
             survey = look(world, zones)
@@ -87,7 +80,7 @@ def deploy(
                 confirmed(again)
             journal = Journal.begin(settings, version)
             journal.write("begin", version=version, by=holder(), plan=again.as_dict())
-            with _watched(settings, enabled=bool(again.hosts) and survey.is_serving) as seen:
+            with watched(settings, enabled=bool(again.hosts) and survey.is_serving) as seen:
                 outcome = run(
                     world,
                     again,
@@ -96,6 +89,7 @@ def deploy(
                     roll=lambda note: Roll(world, limits(settings), said=note, guard=lock.check),
                     said=said,
                     stopping=stopping,
+                    conduct=conduct(settings),
                 )
             _made_current(settings, outcome, release)
     _recorded(settings, _with_probe(outcome, seen))
@@ -106,11 +100,6 @@ def deploy(
             next=f"fab deploy.run --version {version}",
         )
     return outcome
-
-
-def limits(settings: Settings) -> Limits:
-    """Time limits, with the application's own."""
-    return Limits(boot=float(settings.application.boot_seconds))
 
 
 def _made_current(settings: Settings, outcome: Outcome, release: Release) -> None:
@@ -139,45 +128,3 @@ def _recorded(settings: Settings, outcome: Outcome) -> None:
         audit.record(settings, f"deploy.run --version {outcome.version}", outcome.result, **told)
     except FlotillaError as error:
         outcome.notes.append(str(error))
-
-
-@contextmanager
-def _watched(settings: Settings, *, enabled: bool) -> Iterator[dict[str, Any]]:
-    """A client of the edge address for as long as the block runs; its report is filled in after."""
-    seen: dict[str, Any] = {}
-    if not enabled:
-        yield seen
-        return
-    page = settings.application.health_path
-    arguments = ("--url", edge.url(settings), "--rate", str(PROBE_RATE), "--page", page)
-    with Background(*arguments, "--mix", "keep-alive=1,close=1") as traffic:
-        yield seen
-        report = traffic.stop()
-        seen |= {key: report[key] for key in ("served", "failed", "retried", "p50_ms", "p99_ms")}
-        seen |= {"failures": report["failures"], "gap_seconds": report["gap_seconds"]}
-
-
-@contextmanager
-def _interruption() -> Iterator[Callable[[], str]]:
-    """Ctrl-C or SIGTERM ends the deploy after the batch under way and rolls back.
-
-    A second one ends the process at once; the hosts of that moment stay as they are.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: ""
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        asked.set()
-        for one in _SIGNALS:
-            signal.signal(one, signal.default_int_handler)
-
-    for number in _SIGNALS:
-        signal.signal(number, note)
-    try:
-        yield lambda: INTERRUPTION if asked.is_set() else ""
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,7 +11,8 @@ from flotilla import inventory
 from flotilla.aws.artifacts import Artifacts, Release
 from flotilla.deploy.world import Balancers, OverSsh, World
 from flotilla.errors import BadOption, Refused
-from flotilla.hosts.haproxy import Runtime, over_ssh
+from flotilla.hosts.haproxy import Runtime
+from flotilla.hosts.haproxy_session import Session
 from flotilla.hosts.ssh import Runner
 from flotilla.hosts.ssh import prepare as prepare_ssh
 from flotilla.rules import deploy as rules
@@ -42,10 +43,8 @@ def connect(settings: Settings) -> Iterator[tuple[World, Mapping[str, str]]]:
     snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
     prepare_ssh(settings, snapshot)
     with Runner(settings, snapshot) as runner:
-        runtimes = {
-            host.name: Runtime(host.name, over_ssh(runner, host.name))
-            for host in snapshot.by_role("lb")
-        }
+        sessions = {host.name: Session(runner, host.name) for host in snapshot.by_role("lb")}
+        runtimes = {name: Runtime(name, one.ask, one.master) for name, one in sessions.items()}
         zones = {host.name: host.zone for host in snapshot.by_role("app")}
         yield World(Balancers(runtimes), OverSsh(runner)), zones
 
