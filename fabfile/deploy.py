@@ -94,6 +94,74 @@ def run(
     attempt(outcome.raise_failure)
 
 
+_CUT_OFF = {
+    "id": "the deploy, as fab deploy.history --json names it (default: the newest)",
+    "take-over": "take the lock from the run that was killed, without waiting for it to expire",
+}
+
+
+@task(help={**_CUT_OFF, **YES, **JSON})
+def resume(
+    _: Context,
+    *,
+    id: str = "",
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Finish a deploy that was cut off, from its journal and from what hosts are like now.
+
+    One that was going back already goes on going back. Exit 0 every host runs the release, 2 a
+    host failed and all were brought back (or are named), 3 nothing was cut off or the lock is
+    held, 4 a host does not answer.
+    """
+    _recover(back=False, id=id, take_over=take_over, yes=yes, json=json)
+
+
+@task(help={**_CUT_OFF, **YES, **JSON})
+def abort(
+    _: Context,
+    *,
+    id: str = "",
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Bring every host back to what it ran before a deploy that was cut off or stopped.
+
+    Exit 0 every host runs again what it ran, 2 hosts are left and named, 3 nothing was cut off or
+    the lock is held.
+    """
+    _recover(back=True, id=id, take_over=take_over, yes=yes, json=json)
+
+
+@task(
+    help={
+        "version": "the release to go back to (default: the one that hosts had before)",
+        "take-over": "take the lock from a run that is known to be dead",
+        **YES,
+        **JSON,
+    }
+)
+def rollback(
+    context: Context,
+    *,
+    version: str = "",
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Deploy the release again that the hosts ran before this one, by the same careful steps.
+
+    Exit as deploy.run; 3 also when the release before is not known.
+    """
+    from flotilla import config
+    from flotilla import deploy as capability
+
+    found = version or attempt(lambda: capability.previous(config.load()), json=json)
+    run(context, found, take_over=take_over, yes=yes, json=json)
+
+
 @task(help=JSON)
 def history(_: Context, json: bool = False) -> None:
     """List the deploys run from this machine, newest first. "cut off" ones never ended."""
@@ -116,6 +184,28 @@ def _options(batches: str, floor: int, *, adopt: bool, outage: bool) -> Options:
 
     sizes = tuple(part.strip() for part in batches.split(",") if part.strip())
     return Options(batches=sizes, floor_percent=floor, adopt=adopt, outage=outage)
+
+
+def _recover(*, back: bool, id: str, take_over: bool, yes: bool, json: bool) -> None:
+    from flotilla import config
+    from flotilla import deploy as capability
+
+    settings = attempt(config.load, json=json)
+    again = f"fab deploy.{'abort' if back else 'resume'}{f' --id {id}' if id else ''}"
+    outcome = attempt(
+        lambda: capability.resume(
+            settings,
+            id,
+            back=back,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=_told,
+            take_over=take_over,
+        ),
+        json=json,
+    )
+    show(outcome.as_dict(), json=json, text="\n".join([outcome.line, *outcome.notes]))
+    if not (back and outcome.result == "rolled back"):
+        attempt(outcome.raise_failure)
 
 
 def _told(step: Step) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from flotilla.deploy.journal import Journal, history
 from flotilla.deploy.limits import Conduct, Limits, conduct, limits
 from flotilla.deploy.operate import deploy, described, planned
+from flotilla.deploy.resume import previous, resume
 from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import Survey, connect, prepare
@@ -32,5 +33,7 @@ __all__ = [
     "limits",
     "planned",
     "prepare",
+    "previous",
+    "resume",
     "run",
 ]

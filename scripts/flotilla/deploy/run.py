@@ -116,9 +116,9 @@ class Deploy:
         failure stops.
         """
         names = list(failed)
-        self._journal.write("going back", why=why, failed=names, done=list(self._done))
         if self._conduct.on_failure == "stop" and not self._stopping():
             return self._stopped(why, failed)
+        self._journal.write("going back", why=why, failed=names, done=list(self._done))
         self._roll.shift.overdue = lambda: ""
         lost: dict[str, str] = {}
         errors = self._each(names, self._restore, unreachable=lost)
@@ -132,7 +132,12 @@ class Deploy:
         started, plan, shift = self._clock(), self._plan, self._roll.shift
         steps.noted = self.noted
         before = self._world.balancers.counters()
-        result, reason, left = act(self)
+        try:
+            result, reason, left = act(self)
+        except FlotillaError as error:
+            # Only staging ends like this: no host left rotation, so nothing is left to be resumed.
+            self._journal.write("end", result="not begun", reason=error.what)
+            raise
         counted = _increase(before, _counted(self._world))
         cut = sum(shift.cut.values())
         outcome = Outcome(
