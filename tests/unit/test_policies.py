@@ -47,6 +47,12 @@ def parameter(path: str) -> str:
     return ARN.format(service="ssm", rest=f"parameter{path}")
 
 
+def group(name: str) -> str:
+    return ARN.format(
+        service="autoscaling", rest=f"autoScalingGroup:a1:autoScalingGroupName/{name}"
+    )
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_is_granted_more_than_it_names(role):
     assert problems(document(role)) == []
@@ -62,6 +68,9 @@ MAY = [
     ("lb", "ec2:AssociateAddress", ADDRESS, EDGE),
     ("lb", "ec2:AssociateAddress", INSTANCE, BALANCER),
     ("lb", "ec2:DescribeAddresses", "*", {}),
+    ("lb", "ec2:DescribeInstances", "*", {}),
+    ("lb", "autoscaling:DescribeAutoScalingGroups", "*", {}),
+    ("lb", "autoscaling:CompleteLifecycleAction", group("shop-blue-app"), {}),
     ("mysql", "dynamodb:GetItem", TABLE, RECORD),
     ("mysql", "dynamodb:PutItem", TABLE, RECORD),
     ("mysql", "dynamodb:UpdateItem", TABLE, RECORD),
@@ -89,6 +98,7 @@ MAY_NOT = [
     ("lb", "ec2:AssociateAddress", ADDRESS, {"aws:ResourceTag/Name": "shop-green-edge"}),
     ("lb", "ec2:AssociateAddress", INSTANCE, DATABASE),
     ("lb", "ec2:StopInstances", INSTANCE, DATABASE),
+    ("lb", "autoscaling:CompleteLifecycleAction", group("shop-green-app"), {}),
     ("mysql", "ec2:StopInstances", INSTANCE, BALANCER),
     ("mysql", "ec2:StopInstances", INSTANCE, DATABASE | {"aws:ResourceTag/Env": "green"}),
     ("mysql", "ec2:TerminateInstances", INSTANCE, DATABASE),

@@ -20,8 +20,8 @@ from flotilla.rules.soak import Sample
 SOCKET = "/run/haproxy/admin.sock"
 # A line on the socket is at most one buffer (16 kB); 100 `set server` commands take some 5 kB.
 BATCH = 100
-# An `add server` with its options takes some 160 bytes.
-ADD_BATCH = 80
+# Five commands add a server; with its options they take some 340 bytes.
+ADD_BATCH = 5 * 40
 REGISTERED, DELETED = "New server registered.", "Server deleted."
 ANSWER_SECONDS = 5.0
 _AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
@@ -108,36 +108,27 @@ class Runtime:
         self.command(f"shutdown sessions server {backend}/{server}")
 
     def add(self, servers: Mapping[str, str], options: str, *, backend: str = "app") -> str:
-        """Add servers (name to ``address:port``), in maintenance; what HAProxy said against it.
+        """Add servers (name to ``address:port``) and admit them; what HAProxy said against it.
 
         They inherit nothing from a ``default-server``: ``options`` must say it all. An answer other
-        than "" means that some were refused: read back which.
+        than "" means that some were refused: read back which. A server is added and admitted by one
+        line, so that whoever is killed here leaves none behind in maintenance.
         """
-        wanted = (
-            f"add server {backend}/{name} {address} {options}" for name, address in servers.items()
-        )
+        wanted = [
+            command
+            for name, address in servers.items()
+            for command in (
+                f"add server {backend}/{name} {address} {options}",
+                *_admission(name, backend),
+            )
+        ]
         said = "".join(self._send("; ".join(batch)) for batch in _batches(wanted, ADD_BATCH))
         lines = (line.strip() for line in said.splitlines())
         return "; ".join(sorted({line for line in lines if line and line != REGISTERED}))
 
     def admit(self, *servers: str, backend: str = "app") -> None:
-        """Let servers come up by their own fresh checks, from whatever state they are in.
-
-        Leaving maintenance makes a server UP at once, leaving drain does not; so through drain,
-        where `health down` throws the old result away, and on: DOWN and enabled until `rise` checks
-        have passed. Sent in one line, nobody sees what is between.
-        """
-        steps = ("state drain", "health down", "state ready")
-        self.command(
-            *(
-                command
-                for server in servers
-                for command in (
-                    f"enable health {backend}/{server}",
-                    *(f"set server {backend}/{server} {step}" for step in steps),
-                )
-            )
-        )
+        """Let servers come up by their own fresh checks, from whatever state they are in."""
+        self.command(*(command for one in servers for command in _admission(one, backend)))
 
     def delete(self, server: str, *, backend: str = "app") -> str:
         """Put a server into maintenance and delete it; why HAProxy would not yet, or "".
@@ -313,6 +304,17 @@ def parse_old_workers(text: str, name: str = "HAProxy") -> int:
 
 def _is_data(row: Row) -> bool:
     return row.get("be_id", "").isdigit() and "srv_admin_state" in row
+
+
+def _admission(server: str, backend: str) -> list[str]:
+    """Leaving maintenance makes a server UP at once, leaving drain does not: so through drain,
+    where `health down` throws the old result away. DOWN and enabled, it waits for `rise` passes.
+    """
+    steps = ("state drain", "health down", "state ready")
+    return [
+        f"enable health {backend}/{server}",
+        *(f"set server {backend}/{server} {step}" for step in steps),
+    ]
 
 
 def _number(row: Row, key: str) -> int:

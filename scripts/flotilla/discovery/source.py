@@ -1,0 +1,80 @@
+"""What EC2 and Auto Scaling say about the application hosts: all of it, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flotilla.rules.discovery import COMING, GONE, Host
+from flotilla.rules.hostnames import Tagged, named
+
+# The most DescribeInstances gives in one answer.
+PAGE = 1000
+ROLE = "app"
+GROUP_TAG = "aws:autoscaling:groupName"
+STOPPED = frozenset({"stopping", "stopped"})
+
+
+class Ec2:
+    """Reads the hosts of one fleet. boto3 takes region, endpoint and credentials from its own
+    places: environment variables, then the instance's role.
+    """
+
+    def __init__(self, fleet: str, env: str, group: str) -> None:
+        import boto3  # noqa: PLC0415  half a second that tests of the rest need not pay
+        from botocore.config import Config  # noqa: PLC0415
+
+        # One attempt: the next look is seconds away, and must not wait for this one's repeats.
+        config = Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
+        self._ec2: Any = boto3.client("ec2", config=config)
+        self._scaling: Any = boto3.client("autoscaling", config=config)
+        self._tags = {"Fleet": fleet, "Env": env, "ManagedBy": "flotilla", "Role": ROLE}
+        self._group = group
+
+    def hosts(self) -> list[Host]:
+        """Every application host, also those on their way out. Whatever fails is raised: half an
+        answer would read as hosts that are gone.
+        """
+        filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in self._tags.items()]
+        filters.append(
+            {"Name": "instance-state-name", "Values": sorted(COMING | STOPPED | GONE)},
+        )
+        pages: Iterable[Any] = self._ec2.get_paginator("describe_instances").paginate(
+            Filters=filters, PaginationConfig={"PageSize": PAGE}
+        )
+        instances = [i for page in pages for r in page["Reservations"] for i in r["Instances"]]
+        groups = self._scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[self._group])
+        members = [m for group in groups["AutoScalingGroups"] for m in group["Instances"]]
+        return as_hosts(instances, {m["InstanceId"]: m["LifecycleState"] for m in members})
+
+
+def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, str]) -> list[Host]:
+    """Hosts with the names that the fleet's inventory gives them.
+
+    ``instances`` as DescribeInstances has them, ``lifecycles`` by instance id. A host that is gone
+    keeps its name until another one has it.
+    """
+    alive = [one for one in instances if one["State"]["Name"] not in GONE]
+    gone = [one for one in instances if one["State"]["Name"] in GONE]
+    names = {**_names(gone), **_names(alive)}
+    taken = {names[one["InstanceId"]] for one in alive}
+    kept = [one for one in gone if names[one["InstanceId"]] not in taken]
+    hosts = {
+        names[one["InstanceId"]]: Host(
+            name=names[one["InstanceId"]],
+            address=one.get("PrivateIpAddress") or "",
+            state=one["State"]["Name"],
+            lifecycle=lifecycles.get(one["InstanceId"], ""),
+        )
+        for one in [*kept, *alive]
+    }
+    return [hosts[name] for name in sorted(hosts)]
+
+
+def _names(instances: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    tagged = []
+    for one in instances:
+        tags = {tag["Key"]: tag["Value"] for tag in one.get("Tags", ())}
+        name, scaled = tags.get("Name", ""), GROUP_TAG in tags
+        tagged.append(Tagged(one["InstanceId"], tags.get("Role", ""), name, scaled))
+    return {instance: host.name for instance, host in named(tagged, (ROLE,))[0].items()}
