@@ -12,7 +12,6 @@ from typing import Self
 import pytest
 from guests import needs_lab, until
 from rolling import Rolling, on_host
-from typed import fab
 
 from flotilla.traffic import Background
 
@@ -64,15 +63,6 @@ def test_long_requests_are_waited_for(fleet: Rolling) -> None:
     fleet.is_whole(fleet.other)
 
 
-def test_clients_kept_on_a_server_by_a_cookie_are_moved_and_not_waited_for(fleet: Rolling) -> None:
-    with sticky(fleet), fleet.clients() as clients:
-        outcome = fleet.deploy()
-        clients.saw_nothing()
-    assert (outcome["result"], outcome["failed"]) == ("done", 0)
-    assert all(steps["drain"] < 10 for steps in outcome["steps"].values())
-    fleet.is_whole(fleet.other)
-
-
 @contextmanager
 def long_requests(fleet: Rolling) -> Iterator[Background]:
     """Clients of requests that take LONG_SECONDS, three a second."""
@@ -81,29 +71,6 @@ def long_requests(fleet: Rolling) -> Iterator[Background]:
         *("--url", fleet.url, "--rate", "3", "--page", page, "--mix", "keep-alive=1,close=1")
     ) as long:
         yield long
-
-
-COOKIE = r"""
-sed -i.before -E '
-  s/^(backend app)$/\1\n    cookie FLOTILLA insert indirect nocache httponly/
-  /^backend app/,/^backend lb_peers/ s/^( +server (app-[0-9]+) .*)$/\1 cookie \2/
-' /etc/haproxy/haproxy.cfg && systemctl reload haproxy
-"""
-NO_COOKIE = (
-    "mv /etc/haproxy/haproxy.cfg.before /etc/haproxy/haproxy.cfg && systemctl reload haproxy"
-)
-
-
-@contextmanager
-def sticky(fleet: Rolling) -> Iterator[None]:
-    """Load balancers that keep a client on its server: haproxy_edge_sticky_enabled."""
-    fab("fleet.run", "--on", "lb", "--sudo", COOKIE)
-    try:
-        with fleet.world() as world:
-            assert world.balancers.is_sticky()
-        yield
-    finally:
-        fab("fleet.run", "--on", "lb", "--sudo", NO_COOKIE)
 
 
 class Listener:

@@ -37,7 +37,9 @@ CUTS = [
     Cut("being-checked", r"after order \S+ .*health down", "abort"),
     Cut("checked", r"before order \S+ state ready", "resume"),
     Cut("returned", r"after order \S+ state ready", "abort"),
-    Cut("canary-done", r"before write batch", "resume"),
+    Cut("weighed", r"after order \S+ weight 100%", "resume"),
+    Cut("soaking", r"after write intent \S+ soak.*", "abort"),
+    Cut("canary-done", r"after write proved \S+", "resume"),
     Cut("pruning", r"before call \S+ prune", "abort"),
     Cut("before-the-end", r"before write end", "resume"),
 ]
