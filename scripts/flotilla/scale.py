@@ -125,7 +125,9 @@ def _grow(settings: Settings, scale: Scale, said: Say) -> None:
     version = _running(settings, scale.present)
     if version is None:
         return
-    options = rules.Options(adopt=True)
+    options = rules.Options(
+        tuple(settings.deploy.batches), settings.deploy.floor_percent, adopt=True
+    )
     deploy.deploy(
         settings,
         version,

@@ -185,7 +185,7 @@ class _Drill:
             deploy.deploy(
                 self._settings,
                 good,
-                Roll(adopt=True),
+                _usual(self._settings, adopt=True),
                 confirmed=lambda _: None,
                 said=lambda _: None,
                 take_over=True,
@@ -246,6 +246,12 @@ class _Drill:
         return spoilt.publish(self._settings, kind, path, f"drill-{kind}-{self._stamp}")
 
 
+def _usual(settings: Settings, *, adopt: bool = False) -> Roll:
+    """As fleet.yml says."""
+    chosen = settings.deploy
+    return Roll(tuple(chosen.batches), chosen.floor_percent, adopt=adopt)
+
+
 def _deploy(settings: Settings, version: str, said: Say) -> dict[str, Any]:
     """The outcome, or how it was refused, in the same shape."""
     begun = time.monotonic()
@@ -253,7 +259,7 @@ def _deploy(settings: Settings, version: str, said: Say) -> dict[str, Any]:
         return deploy.deploy(
             settings,
             version,
-            Roll(),
+            _usual(settings),
             confirmed=lambda _: None,
             said=lambda step: said(
                 f"  {step.host} {step.name} ... {step.error or 'ok'} {step.seconds:.1f} s"
@@ -276,8 +282,7 @@ def _killed_and_resumed(settings: Settings, version: str, site: faults.Site) -> 
     with _typed(settings, "deploy.run", "--version", version, "--yes", "--json") as process:
         site.pid = process.pid
         process.communicate()
-    again = ("deploy.run", "--version", version, "--adopt", "--take-over", "--yes", "--json")
-    with _typed(settings, *again) as process:
+    with _typed(settings, "deploy.resume", "--take-over", "--yes", "--json") as process:
         output, _ = process.communicate()
     try:
         told: dict[str, Any] = json.loads(output)
