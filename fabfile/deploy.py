@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 from invoke.tasks import task
 
+from fabfile import _replace
 from fabfile._operator import JSON, YES, attempt, confirm, said, show
 
 if TYPE_CHECKING:
@@ -160,6 +161,31 @@ def rollback(
 
     found = version or attempt(lambda: capability.previous(config.load()), json=json)
     run(context, found, take_over=take_over, yes=yes, json=json)
+
+
+@task(help={**_replace.HELP, **YES, **JSON})
+def image(
+    _: Context,
+    role: str = "app",
+    image: str = "",
+    come_seconds: int = 0,
+    *,
+    back: bool = False,
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Replace hosts by new ones of a tested image: one at first, and never fewer than now serve.
+
+    A failure brings the image of before back. A run that was killed is gone on with by the same
+    command. Exit 0 every host is of the image and no request failed, 1 requests failed, 2 hosts
+    failed and those of before serve (or what is left is named), 3 refused and nothing changed, 4
+    unreachable, 5 no such image or role, 99 interrupted.
+    """
+    from flotilla.replace import Options
+
+    options = Options(image or None, back, float(come_seconds) or None, take_over)
+    _replace.exchange(role, options, yes=yes, json=json)
 
 
 @task(help=JSON)

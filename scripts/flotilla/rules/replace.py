@@ -228,6 +228,7 @@ class Past:
     going_back: str = ""
     by: str = ""
     began: str = ""
+    resting: frozenset[str] = frozenset()
 
 
 def past(journal_id: str, lines: Sequence[Mapping[str, Any]]) -> Past | None:
@@ -248,4 +249,5 @@ def past(journal_id: str, lines: Sequence[Mapping[str, Any]]) -> Past | None:
         going_back=back,
         by=str(begin["by"]),
         began=str(begin["at"]),
+        resting=frozenset(begin.get("resting", ())),
     )
