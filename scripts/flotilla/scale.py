@@ -20,7 +20,7 @@ from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.lock import Lock
 from flotilla.provision import operate as provision
 from flotilla.rules import deploy as rules
-from flotilla.rules.placement import SCALED, difference
+from flotilla.rules import placement
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
 
@@ -59,9 +59,9 @@ def number(text: str) -> int:
 
 def plan(settings: Settings, role: str, count: int) -> Scale:
     """Compare with the hosts there are. Raises BadOption for a role that cannot be scaled."""
-    if role not in SCALED:
+    if role not in placement.SCALED:
         raise BadOption(
-            f"{role!r} cannot be scaled; choose from: {', '.join(sorted(SCALED))}",
+            f"{role!r} cannot be scaled; choose from: {', '.join(sorted(placement.SCALED))}",
             why="hosts of the other tiers hold data or addresses",
             untouched="Nothing was changed",
             next="fleet.yml, then: fab fleet.provision",
@@ -71,11 +71,15 @@ def plan(settings: Settings, role: str, count: int) -> Scale:
             f"{count} is no number of hosts; 1 to 1000", untouched="Nothing was changed"
         )
     snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
-    present = tuple(host.name for host in snapshot.by_role(role) if host.is_active)
-    # Names may have gaps: hosts that go are those with the highest numbers, whatever these are.
-    surplus = difference(role, 0, settings.zones, present).surplus
-    remove = surplus[: max(len(present) - count, 0)]
-    return Scale(count, present, max(count - len(present), 0), tuple(remove))
+    return difference([host.name for host in snapshot.by_role(role) if host.is_active], count)
+
+
+def difference(present: Sequence[str], count: int) -> Scale:
+    """How to get from the hosts ``present`` to ``count``: those with the highest numbers go."""
+    # Names may have gaps, so the size of the tier says nothing of which names are surplus.
+    highest_first = placement.difference(ROLE, 0, [], present).surplus
+    too_many = max(len(present) - count, 0)
+    return Scale(count, tuple(present), max(count - len(present), 0), highest_first[:too_many])
 
 
 def told(scale: Scale) -> str:
