@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flotilla import audit, configure, deploy, inventory
-from flotilla.aws.session import client, described
+from flotilla.aws import scaling
 from flotilla.deploy.survey import look
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.lock import Lock
@@ -27,7 +27,8 @@ from flotilla.wait import DeadlineError, until
 Say = Callable[[str], None]
 ROLE = "app"
 MOST = 1000
-GONE_SECONDS = 120.0
+# Auto Scaling waits for the load balancers before it ends a host, at most twice a drain.
+GONE_SECONDS = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +182,11 @@ def _shrink(settings: Settings, scale: Scale, said: Say) -> None:
 
 def _terminate(settings: Settings, ids: dict[str, str]) -> None:
     """Through the group, which would launch others in their place otherwise."""
-    group = client(settings, "autoscaling")
-    with described(settings, f"terminate {', '.join(ids)}"):
-        for instance in ids.values():
-            group.terminate_instance_in_auto_scaling_group(
-                InstanceId=instance, ShouldDecrementDesiredCapacity=True
-            )
+    for instance in ids.values():
+        scaling.end(settings, ROLE, instance)
 
     def gone() -> bool:
-        snapshot = inventory.load(settings, refresh=True)
-        left = {host.instance_id for host in snapshot.hosts if host.is_active}
-        return not left & set(ids.values())
+        return set(scaling.states(settings, list(ids.values())).values()) <= {"terminated"}
 
     try:
         until(gone, seconds=GONE_SECONDS, every=1.0)
