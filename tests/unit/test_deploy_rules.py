@@ -227,6 +227,19 @@ def test_undo_takes_every_finished_host_once_the_last_one_first(
     assert all(len(batch) <= max(1, largest) for batch in batches)
 
 
+def test_the_load_keeps_more_hosts_in_rotation_than_the_floor_asks_for() -> None:
+    hosts = [host(n) for n in range(1, 7)]
+    made = plan(hosts, "2", Options(), needed=5)
+    assert isinstance(made, Plan)
+    assert (made.floor, [len(batch) for batch in made.batches]) == (5, [1] * 6)
+    assert plan(hosts, "2", Options(), needed=6) == (
+        "6 host(s) serve and 6 must stay in rotation, so app-3 cannot be taken out"
+    )
+    accepted = plan(hosts, "2", Options(outage=True), needed=6)
+    assert isinstance(accepted, Plan)
+    assert accepted.floor == 0
+
+
 def test_zones_are_taken_in_turn_and_names_in_the_order_of_their_numbers() -> None:
     hosts = [host(n, zone) for n, zone in [(10, "a"), (9, "a"), (1, "b"), (2, "a")]]
     assert [h.name for h in spread(hosts)] == ["app-2", "app-1", "app-9", "app-10"]

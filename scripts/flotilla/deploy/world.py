@@ -11,10 +11,13 @@ from typing import Any, Protocol, TypeVar
 
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts.haproxy import Output, Runtime
+from flotilla.rules.capacity import Load
 from flotilla.rules.rotation import Counters, Server, Views
 from flotilla.rules.soak import Sample
 
 TOOL = "/usr/local/sbin/app-release"
+# Verbs that change nothing.
+_LOOKS = frozenset({"status", "wait"})
 _GRACE_SECONDS = 10
 # Done while the host serves: clients come first, and unpacking a release takes a core for a second.
 _BEHIND = {"stage": "nice -n 19 ", "prune": "nice -n 19 "}
@@ -60,6 +63,15 @@ class Balancers:
             if server not in servers:
                 raise HostFailed(f"{balancer} no longer has the server {server}")
         return {balancer: servers[server] for balancer, servers in found.items()}
+
+    def loads(self) -> dict[str, Load]:
+        """By load balancer: what its backend carries and could carry."""
+        return self._each(lambda lb: lb.load(self._backend))
+
+    def guarded(self, check: Callable[[], None]) -> Balancers:
+        """The same ones; ``check`` is called before every change and may raise to forbid it."""
+        runtimes = {name: lb.guarded(check) for name, lb in self._runtimes.items()}
+        return Balancers(runtimes, self._backend)
 
     def samples(self) -> dict[str, dict[str, Sample]]:
         """By load balancer: what each of its servers has counted."""
@@ -176,3 +188,21 @@ class World:
 
     balancers: Balancers
     releases: Releases
+
+    def guarded(self, check: Callable[[], None]) -> World:
+        """The same world; ``check`` is called before every change and may raise to forbid it."""
+        return World(self.balancers.guarded(check), _Guarded(self.releases, check))
+
+
+class _Guarded:
+    """A release tool that changes nothing without leave."""
+
+    def __init__(self, releases: Releases, check: Callable[[], None]) -> None:
+        self._releases = releases
+        self._check = check
+
+    def call(self, host: str, *words: str, seconds: float) -> dict[str, Any]:
+        """As ``Releases.call``, and what ``check`` raises."""
+        if words[0] not in _LOOKS:
+            self._check()
+        return self._releases.call(host, *words, seconds=seconds)

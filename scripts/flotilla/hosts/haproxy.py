@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flotilla.errors import HostFailed, Refused, Unreachable
+from flotilla.rules.capacity import Load
 from flotilla.rules.rotation import Counters, Server
 from flotilla.rules.soak import Sample
 
@@ -74,10 +75,21 @@ class Runtime:
     ``master`` asks the process that starts workers; without one no reload can be seen.
     """
 
-    def __init__(self, name: str, ask: Ask, master: Ask | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        ask: Ask,
+        master: Ask | None = None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self._ask = ask
         self._master = master
+        self._guard = guard
+
+    def guarded(self, check: Callable[[], None]) -> Runtime:
+        """The same process; ``check`` is called before every change and may raise to forbid it."""
+        return Runtime(self.name, self._ask, self._master, check)
 
     def command(self, *commands: str) -> None:
         """Give commands that change something, in order.
@@ -87,6 +99,7 @@ class Runtime:
         """
         for batch in _batches(commands):
             line = "; ".join(batch)
+            self._guard()
             if said := self._send(line).strip():
                 raise HostFailed(
                     f"{self.name}: HAProxy answered {said.splitlines()[0]!r} to {line!r}",
@@ -122,6 +135,7 @@ class Runtime:
                 *_admission(name, backend),
             )
         ]
+        self._guard()
         said = "".join(self._send("; ".join(batch)) for batch in _batches(wanted, ADD_BATCH))
         lines = (line.strip() for line in said.splitlines())
         return "; ".join(sorted({line for line in lines if line and line != REGISTERED}))
@@ -167,6 +181,19 @@ class Runtime:
             aborted=_number(row, "srv_abrt"),
             retried=_number(row, "wretr"),
             redispatched=_number(row, "wredis"),
+        )
+
+    def load(self, backend: str = "app") -> Load:
+        """What it carries, the most it ever carried, and what each server takes at once."""
+        rows = {row["svname"]: row for row in self.stat(backend)}
+        whole = rows.get("BACKEND", {})
+        return Load(
+            sessions=_number(whole, "scur"),
+            most_sessions=_number(whole, "smax"),
+            rate=_number(whole, "rate"),
+            most_rate=_number(whole, "rate_max"),
+            uptime_seconds=int(self.info().get("Uptime_sec", 0)),
+            limits={n: _number(row, "slim") for n, row in rows.items() if n not in _AGGREGATES},
         )
 
     def samples(self, backend: str = "app") -> dict[str, Sample]:

@@ -112,15 +112,15 @@ def why_unneeded(host: Host, version: str) -> str | None:
     return None if host.stale else f"runs {version} already"
 
 
-def plan(hosts: Sequence[Host], version: str, options: Options) -> Plan | str:
+def plan(hosts: Sequence[Host], version: str, options: Options, needed: int = 0) -> Plan | str:
     """The batches for ``version``, or the reason why the floor cannot be kept.
 
-    ``faults`` must have found nothing.
+    ``faults`` must have found nothing. ``needed`` hosts must serve for the load's sake.
     """
     skipped = {h.name: why for h in hosts if (why := why_unneeded(h, version))}
     todo = [host for host in hosts if host.name not in skipped]
     serving = sum(host.is_serving for host in hosts)
-    least = 0 if options.outage else floor(serving, options.floor_percent)
+    least = 0 if options.outage else max(needed, floor(serving, options.floor_percent))
     spare = serving - least
     in_rotation = [host.name for host in spread(host for host in todo if host.is_serving)]
     elsewhere = [host.name for host in spread(host for host in todo if not host.is_serving)]
