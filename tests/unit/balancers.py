@@ -51,7 +51,7 @@ backend app
 {more}    default-server {options}
 {begin}
 {end}
-"""
+{rest}"""
 
 
 def until(what: Callable[[], Any], seconds: float = 5.0) -> Any:
@@ -99,7 +99,7 @@ class Web:
 class Edge:
     """A running HAProxy: ``runtime`` to ask it, ``places`` of its files."""
 
-    def __init__(self, folder: Path, *, listen: int, more: str = "") -> None:
+    def __init__(self, folder: Path, *, listen: int, more: str = "", end: str = "") -> None:
         self.folder, self.url = folder, f"http://127.0.0.1:{listen}/"
         self.places = Places(
             config=folder / "haproxy.cfg",
@@ -115,6 +115,7 @@ class Edge:
                 options=OPTIONS,
                 begin=haproxy_file.BEGIN,
                 end=haproxy_file.END,
+                rest=end,
             )
         )
         self.runtime = Runtime("haproxy", local(folder / "admin.sock"))
@@ -184,10 +185,10 @@ class Edge:
 
 
 @contextmanager
-def edge(folder: Path, *, listen: int, more: str = "") -> Iterator[Edge]:
+def edge(folder: Path, *, listen: int, more: str = "", end: str = "") -> Iterator[Edge]:
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed here")
-    made = Edge(folder, listen=listen, more=more)
+    made = Edge(folder, listen=listen, more=more, end=end)
     made.start()
     try:
         yield made

@@ -29,12 +29,17 @@ class Answers:
         self.now: list[Host] = []
         self.error: Exception | None = None
         self.asked = 0
+        self.ended: list[str] = []
 
     def hosts(self) -> list[Host]:
         self.asked += 1
         if self.error:
             raise self.error
         return list(self.now)
+
+    def let_go(self, host: Host) -> bool:
+        self.ended.append(host.name)
+        return True
 
 
 class Follower:
@@ -271,6 +276,30 @@ def test_a_configuration_that_haproxy_would_refuse_is_not_installed(follower, we
     assert config.read_text() == broken
     assert "haproxy exited 1" in (follower.edge.folder / "report.json").read_text()
     until(lambda: follower.edge.statuses() == {"app-1": "UP"})
+
+
+def test_a_host_is_let_go_when_it_is_drained_on_every_load_balancer(tmp_path, webs) -> None:
+    """The other one is asked on its statistics page, and may have requests for it longer."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    port, page = next(PORTS), next(PORTS)
+    statistics = f"\nfrontend stats\n    bind 127.0.0.1:{page}\n    stats enable\n    stats uri /\n"
+    peer = f"\nbackend lb_peers\n    server lb-2 127.0.0.1:{page}\n"
+    with (
+        edge(tmp_path / "a", listen=port, end=peer) as one,
+        edge(tmp_path / "b", listen=next(PORTS), end=statistics) as other,
+    ):
+        first, second = Follower(one, Answers()), Follower(other, Answers())
+        for follower in (first, second):
+            follower.answers.now = hosts(1, 2)
+            follower.until_up("app-1", "app-2")
+            follower.answers.now = [*hosts(1), *hosts(2, lifecycle="Terminating:Wait")]
+        first.rounds(4)
+        assert one.statuses()["app-2"] == "DRAIN"
+        assert first.answers.ended == []
+        second.rounds(2)
+        first.rounds(1)
+        assert first.answers.ended[0] == "app-2"
 
 
 def test_sticky_servers_come_by_a_reload_and_wait_for_their_checks_too(tmp_path, webs) -> None:

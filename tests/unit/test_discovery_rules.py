@@ -19,6 +19,7 @@ from flotilla.rules.discovery import (
     Seen,
     after_no_answer,
     decide,
+    released,
 )
 from flotilla.rules.rotation import Server
 
@@ -199,6 +200,31 @@ def test_with_sticky_clients_a_server_in_maintenance_is_known_as_ours() -> None:
     memory = Memory(drained={"app-3": address(3)})
     servers = named(up(1), up(3, admin=MAINTENANCE_BIT))
     assert orders(decide([host(1), host(3)], servers, memory, limits)) == [("return", "app-3")]
+
+
+IDLE = {"app-3": up(3, admin=DRAIN_BIT).server}
+
+
+@pytest.mark.parametrize(
+    ("balancers", "gone"),
+    [
+        ([IDLE, IDLE], ["app-3"]),
+        ([IDLE, {}], ["app-3"]),
+        ([IDLE, {"app-3": down(3).server}], ["app-3"]),
+        ([IDLE, {"app-3": up(3).server}], []),
+        ([IDLE, {"app-3": up(3, admin=DRAIN_BIT, sessions=1).server}], []),
+        ([IDLE, None], []),
+    ],
+)
+def test_a_host_is_let_go_when_no_load_balancer_needs_it(
+    balancers: list[dict[str, Server] | None], gone: list[str]
+) -> None:
+    hosts = [host(1), host(3, lifecycle="Terminating:Wait")]
+    assert [one.name for one in released(hosts, balancers)] == gone
+
+
+def test_a_host_that_nobody_holds_back_is_not_let_go() -> None:
+    assert released([host(3), host(4, lifecycle="Terminating")], [IDLE]) == []
 
 
 NUMBERS = st.integers(min_value=1, max_value=9)

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import os
 import subprocess
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flotilla import files
 from flotilla.errors import FlotillaError, HostFailed
-from flotilla.hosts.haproxy import Runtime
+from flotilla.hosts.haproxy import Runtime, as_server, parse_stat
 from flotilla.rules import haproxy_file
 from flotilla.rules.discovery import DRAIN_BIT, MAINTENANCE_BIT, Kind, Order, Seen
+from flotilla.rules.rotation import Server
 
 BACKEND = "app"
 CHECK_SECONDS = 20
 RELOAD_SECONDS = 60
 # A reload for servers that cannot be added by command; each one leaves an old process behind.
 RELOAD_EVERY_SECONDS = 30.0
+PEER_SECONDS = 1.0
 # The age of the saved states says when HAProxy was last seen with them.
 TOUCH_SECONDS = 5.0
 
@@ -58,6 +61,11 @@ class Balancer:
         admin = self._runtime.states(BACKEND)
         servers = self._runtime.servers(BACKEND)
         return {name: Seen(one, admin[name]) for name, one in servers.items() if name in admin}
+
+    def everywhere(self) -> list[Mapping[str, Server] | None]:
+        """The servers of every load balancer, this one first; None for one that does not answer."""
+        here = {name: seen.server for name, seen in self.servers().items()}
+        return [here, *(_statistics(peer) for peer in haproxy_file.peers(self._text()))]
 
     def out_bit(self) -> int:
         """How a server is taken out: a cookie leads clients back to one that is only drained."""
@@ -167,6 +175,16 @@ class Balancer:
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise FlotillaError(f"{command[0]} exited {done.returncode}: {said[-1]}")
+
+
+def _statistics(peer: str) -> dict[str, Server] | None:
+    """What another load balancer says of its servers; None when it does not."""
+    try:
+        with urllib.request.urlopen(f"http://{peer}/;csv", timeout=PEER_SECONDS) as page:  # noqa: S310  http by us
+            rows = parse_stat(page.read().decode(errors="replace"), peer)
+    except (OSError, FlotillaError):
+        return None
+    return {row["svname"]: as_server(row) for row in rows if row["pxname"] == BACKEND}
 
 
 def _without_times(dump: str) -> str:

@@ -22,7 +22,16 @@ from flotilla.discovery.balancer import Balancer, Places
 from flotilla.discovery.source import Ec2
 from flotilla.errors import FlotillaError
 from flotilla.hosts import haproxy
-from flotilla.rules.discovery import Host, Limits, Memory, Order, after_no_answer, decide
+from flotilla.rules.discovery import (
+    HELD_LIFECYCLE,
+    Host,
+    Limits,
+    Memory,
+    Order,
+    after_no_answer,
+    decide,
+    released,
+)
 
 # Between two looks at HAProxy, each of which saves the servers' states.
 TURN_SECONDS = 0.5
@@ -41,6 +50,9 @@ class Source(Protocol):
 
     def hosts(self) -> list[Host]:
         """All of them; raises anything rather than leave one out."""
+
+    def let_go(self, host: Host) -> bool:
+        """Let Auto Scaling end a host that it holds back; whether it had been waiting."""
 
 
 @dataclass(slots=True)
@@ -133,7 +145,19 @@ class Service:
         if self._balancer.write_servers():
             log.info("wrote the servers that HAProxy has into its configuration")
         self._report.servers = len(self._balancer.servers())
+        self._let_go(hosts)
         return [*decision.notes, *refused]
+
+    def _let_go(self, hosts: Sequence[Host]) -> None:
+        """Hosts that are drained everywhere need not wait for the end of the hook's time."""
+        if not any(host.lifecycle == HELD_LIFECYCLE for host in hosts):
+            return
+        for host in released(hosts, self._balancer.everywhere()):
+            try:
+                if self._source.let_go(host):
+                    log.info("let go %s: no load balancer has a request there", host.name)
+            except Exception as error:  # the hook's time ends it as well
+                log.warning("%s could not be let go: %s", host.name, error)
 
     def _note(self, orders: Sequence[Order]) -> None:
         # Newest first, so the last one of a server wins.

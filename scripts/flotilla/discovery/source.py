@@ -11,6 +11,8 @@ from flotilla.rules.hostnames import Tagged, named
 # The most DescribeInstances gives in one answer.
 PAGE = 1000
 ROLE = "app"
+# Which `fab fleet.provision` gives the group.
+HOOK = "drain"
 GROUP_TAG = "aws:autoscaling:groupName"
 STOPPED = frozenset({"stopping", "stopped"})
 
@@ -47,6 +49,25 @@ class Ec2:
         members = [m for group in groups["AutoScalingGroups"] for m in group["Instances"]]
         return as_hosts(instances, {m["InstanceId"]: m["LifecycleState"] for m in members})
 
+    def let_go(self, host: Host) -> bool:
+        """Tell Auto Scaling that it need not wait with the end of this host; False when it does not
+        wait, for instance because another load balancer was first.
+        """
+        from botocore.exceptions import ClientError  # noqa: PLC0415  as above
+
+        try:
+            self._scaling.complete_lifecycle_action(
+                AutoScalingGroupName=self._group,
+                LifecycleHookName=HOOK,
+                InstanceId=host.instance_id,
+                LifecycleActionResult="CONTINUE",
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ValidationError":
+                return False
+            raise
+        return True
+
 
 def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, str]) -> list[Host]:
     """Hosts with the names that the fleet's inventory gives them.
@@ -65,6 +86,7 @@ def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, st
             address=one.get("PrivateIpAddress") or "",
             state=one["State"]["Name"],
             lifecycle=lifecycles.get(one["InstanceId"], ""),
+            instance_id=one["InstanceId"],
         )
         for one in [*kept, *alive]
     }

@@ -1,4 +1,4 @@
-"""Auto Scaling waits with the end of an application host until the load balancers have drained it."""
+"""Auto Scaling waits with the end of a host until the load balancers have drained it."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ COMING = frozenset({"pending", "running"})
 GONE = frozenset({"shutting-down", "terminated"})
 # Auto Scaling's words for members that Elastic Load Balancing would deregister.
 LEAVING_LIFECYCLES = ("Terminating", "EnteringStandby", "Standby")
+# Auto Scaling holds the instance until it is told that it may go, or the hook's time is over.
+HELD_LIFECYCLE = "Terminating:Wait"
 
 
 class Kind(StrEnum):
@@ -54,6 +56,7 @@ class Host:
     address: str
     state: str = "running"
     lifecycle: str = ""
+    instance_id: str = ""
 
     @property
     def why_leaving(self) -> str:
@@ -189,6 +192,27 @@ def decide(
     ]
     orders = (*adds, *back, *drains, *deletes)
     return Decision(orders, Memory(absences, drained), (*doubts, *kept))
+
+
+def released(hosts: Sequence[Host], balancers: Sequence[Mapping[str, Server] | None]) -> list[Host]:
+    """The hosts that Auto Scaling holds back and that no load balancer needs any more.
+
+    ``balancers``: the servers of each, None of one that does not answer: it may have requests there
+    for all we know, so nobody is let go.
+    """
+    if any(servers is None for servers in balancers):
+        return []
+    held = (host for host in hosts if host.lifecycle == HELD_LIFECYCLE)
+    return [
+        host
+        for host in held
+        if not any(_is_used(host.name, servers) for servers in balancers if servers is not None)
+    ]
+
+
+def _is_used(name: str, servers: Mapping[str, Server]) -> bool:
+    server = servers.get(name)
+    return server is not None and bool(server.is_serving or server.sessions or server.queued)
 
 
 def after_no_answer(memory: Memory) -> Memory:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 BEGIN = "    # Servers: written by flotilla-discovery"
 END = "    # End of the servers"
+PEERS = "lb_peers"
 
 _LINE = re.compile(r"^\s+server (?P<name>\S+) (?P<address>[\d.]+):(?P<port>\d+)(?P<rest>.*)$")
 
@@ -40,6 +41,14 @@ def options(text: str) -> str:
     if not found:
         raise ValueError("the backend has no default-server line")
     return str(found[-1]).strip()
+
+
+def peers(text: str) -> list[str]:
+    """Where the statistics of the other load balancers are, ``address:port`` each."""
+    sections = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
+    mine = next((one for one in sections if one.startswith(f"backend {PEERS}\n")), "")
+    found = (_LINE.match(line) for line in mine.splitlines())
+    return [f"{match['address']}:{match['port']}" for match in found if match]
 
 
 def _is_sticky(before: str) -> bool:
