@@ -140,7 +140,9 @@ def resume(
             taken = before.holder if before and take_over else ""
             journal.write("resumed", verb=verb, by=holder(), term=lock.term, taken_from=taken)
 
-            def roll(note: Callable[[Step], None]) -> Roll:
+            world = world.guarded(lock.check)
+
+            def roll(note: Callable[[Step], None], world: World = world) -> Roll:
                 return Roll(world, limit, said=note, guard=lock.check)
 
             settle(world, roll(said))

@@ -20,8 +20,10 @@ LEAST_REQUESTS = 5
 CHANCE = 1e-4
 # A difference that is certain can still be too small to matter: at least this share of requests.
 EXCESS = 0.01
-# With nobody to compare with, a host may fail this share of its requests.
+# With nobody to compare with, a host may fail this share of at least so many requests: others that
+# had none yet in the first moment of a soak are soon heard of.
 ALONE = 0.1
+LEAST_ALONE = 20
 # Failed checks: HAProxy's own count before it takes a server out is two.
 LEAST_FAILED_CHECKS = 2
 # Answers on either side before their times are compared; a mean of fewer is one slow page.
@@ -137,7 +139,8 @@ def _too_many_errors(name: str, mine: Seen, others: Seen) -> str | None:
         return None
     said = f"{name} failed {mine.errors} of {mine.requests} requests"
     if not others.requests:
-        return f"{said}, and no other host served" if mine.share > ALONE else None
+        bad = mine.requests >= LEAST_ALONE and mine.share > ALONE
+        return f"{said}, and no other host served" if bad else None
     if mine.share - others.share < EXCESS:
         return None
     if chance(mine.errors, mine.requests, others.errors, others.requests) > CHANCE:
@@ -181,11 +184,10 @@ def _mean(before: Sample, after: Sample, requests: int) -> float | None:
     """
     if requests <= 0:
         return None
-    if after.requests <= WINDOW:
-        kept, weight = before.requests / after.requests, requests / after.requests
-    else:
-        kept = (1 - 1 / WINDOW) ** requests
-        weight = 1 - kept
+    # It is a plain mean until the window is full.
+    kept = min(before.requests, WINDOW) / min(after.requests, WINDOW)
+    kept *= (1 - 1 / WINDOW) ** (after.requests - max(before.requests, min(after.requests, WINDOW)))
+    weight = 1 - kept
     if weight < LEAST_WEIGHT:
         return None
     return max(0.0, (after.time_ms - 1 - (before.time_ms) * kept) / weight)
