@@ -144,7 +144,7 @@ def test_a_second_failure_stops_and_names_what_is_left(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("conduct", "why"),
-    [(Conduct(budget=12), "longer than 12 s"), (Conduct(progress=1.2), "no step was finished")],
+    [(Conduct(budget=8), "longer than 8 s"), (Conduct(progress=1.2), "no step was finished")],
 )
 def test_a_deploy_that_takes_too_long_goes_back(model: Model, conduct: Conduct, why: str) -> None:
     outcome = model.deploy(conduct=conduct)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flotilla import audit
@@ -127,10 +128,9 @@ def resume(
     told = _told(journal)
     is_back = back or bool(told.going_back)
     verb = "abort" if back else "resume"
-    limit = limits(settings)
     with connect(settings) as (world, zones):
         world.balancers.demand_control()
-        left = remaining(told, look(world, zones, limit.answer), is_back=is_back)
+        left = remaining(told, look(world, zones, limits(settings).answer), is_back=is_back)
         confirmed(rules.described(told, left, is_back=is_back))
         before = lease.read(settings, settings.name_of("locks"), "deploy")
         with (
@@ -139,15 +139,11 @@ def resume(
         ):
             taken = before.holder if before and take_over else ""
             journal.write("resumed", verb=verb, by=holder(), term=lock.term, taken_from=taken)
-
-            world = world.guarded(lock.check)
-
-            def roll(note: Callable[[Step], None], world: World = world) -> Roll:
-                return Roll(world, limit, said=note, guard=lock.check)
-
-            settle(world, roll(said))
-            truth = look(world, zones, limit.answer)
-            recovery = Recovery(world, told, journal, roll, said)
+            ours = world.guarded(lock.check)
+            roll = partial(_roll, ours, settings, lock)
+            settle(ours, roll(said))
+            truth = look(ours, zones, limits(settings).answer)
+            recovery = Recovery(ours, told, journal, roll, said)
             with watched(settings, enabled=any(h.is_serving for h in truth.hosts)) as seen:
                 if is_back:
                     outcome = recovery.take_back(truth)
@@ -155,6 +151,10 @@ def resume(
                     outcome = _finish(settings, recovery, truth, stopping)
     _recorded(settings, verb, outcome, seen)
     return outcome
+
+
+def _roll(world: World, settings: Settings, lock: Lock, said: Callable[[Step], None]) -> Roll:
+    return Roll(world, limits(settings), said=said, guard=lock.check)
 
 
 def look(world: World, zones: Mapping[str, str], seconds: float) -> Truth:
