@@ -56,7 +56,12 @@ def test_a_release_that_begins_to_fail_is_seen_by_the_canary_only(model: Model) 
 
 
 def test_a_release_that_fails_after_its_own_soak_is_found_by_the_next_ones(model: Model) -> None:
-    model.hosts["app-1"].fails_after["2"] = 8.0
+    """Nobody else fails; the canary was judged fit long ago."""
+
+    def begin_to_fail() -> None:
+        model.hosts["app-1"].fails_after["2"] = 0.0
+
+    model.events["write intent app-2 soak"] = begin_to_fail
     outcome = model.deploy()
     assert outcome.result == "rolled back"
     assert "app-1 failed" in outcome.reason
