@@ -9,7 +9,7 @@ from flotilla.errors import BadOption
 
 if TYPE_CHECKING:
     from flotilla.replace import Options, Outcome
-    from flotilla.replace.run import Said
+    from flotilla.replace.step import Said
 
 ROLES = ("app", "lb")
 HELP = {
@@ -31,14 +31,22 @@ def exchange(role: str, options: Options, *, yes: bool, json: bool) -> None:
     again += " --back" if options.back else ""
 
     def act() -> Outcome:
-        from flotilla.replace import operate
+        from flotilla.replace import operate, operate_pair
 
         _demand(role)
-        return operate.exchange(
+        if role == "app":
+            return operate.exchange(
+                settings,
+                options,
+                confirmed=lambda plan: confirm(operate.described(plan), yes=yes, again=again),
+                said=_told,
+            )
+        return operate_pair.exchange(
             settings,
             options,
-            confirmed=lambda plan: confirm(operate.described(plan), yes=yes, again=again),
+            confirmed=lambda plan: confirm(operate_pair.described(plan), yes=yes, again=again),
             said=_told,
+            say=lambda line: said(f"  {line}"),
         )
 
     outcome = attempt(act, json=json)

@@ -100,6 +100,14 @@ def resize(settings: Settings, role: str, *, desired: int, largest: int) -> None
 
 def launch_from(settings: Settings, role: str, version: str) -> None:
     """Make ``version`` what the group, and everybody else, launches hosts of ``role`` from."""
+    make_default(settings, role, version)
+    template = {"LaunchTemplateName": settings.name_of(role), "Version": version}
+    _update(settings, role, f"version {version}", LaunchTemplate=template)
+    _read_back(settings, role, lambda seen: seen.version == version, f"version {version}")
+
+
+def make_default(settings: Settings, role: str, version: str) -> None:
+    """Make ``version`` the launch template's default; hosts without a group start from that."""
     name, ec2 = settings.name_of(role), client(settings, "ec2")
     with described(settings, f"make version {version} of the launch template {name} the default"):
         ec2.modify_launch_template(LaunchTemplateName=name, DefaultVersion=version)
@@ -109,9 +117,6 @@ def launch_from(settings: Settings, role: str, version: str) -> None:
             f"the default version of {name} is {default['DefaultVersionNumber']}, not {version}",
             why="somebody else changes the launch template",
         )
-    template = {"LaunchTemplateName": name, "Version": version}
-    _update(settings, role, f"version {version}", LaunchTemplate=template)
-    _read_back(settings, role, lambda seen: seen.version == version, f"version {version}")
 
 
 def end(settings: Settings, role: str, instance_id: str) -> None:

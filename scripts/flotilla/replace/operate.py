@@ -6,25 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from flotilla import audit, images
 from flotilla.aws import images as image_edge
 from flotilla.aws import joining, scaling
 from flotilla.deploy import connect
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
-from flotilla.deploy.journal import Journal, read
+from flotilla.deploy.journal import Journal
 from flotilla.deploy.limits import limits
 from flotilla.deploy.world import Balancers
-from flotilla.errors import BadOption, FlotillaError, Refused
+from flotilla.errors import Refused
 from flotilla.images import Image
-from flotilla.lock import Lock, holder
+from flotilla.lock import Lock
 from flotilla.replace import template
-from flotilla.replace.options import COMMAND, Options, admitted
+from flotilla.replace.options import COMMAND, ON_REQUEST, Options, chosen
 from flotilla.replace.outcome import Interrupted, Outcome
-from flotilla.replace.run import Exchange, Limits, Said, outcome_of
+from flotilla.replace.record import begin, demand_unfinished, recorded, unfinished
+from flotilla.replace.run import Exchange, Limits, outcome_of
+from flotilla.replace.step import Said
 from flotilla.replace.tier import Scaled, counted
 from flotilla.rules import replace as rules
 from flotilla.rules.deploy import batch_sizes
@@ -35,8 +35,6 @@ from flotilla.settings import Settings
 # The same lock as a deploy's, configure's and provision's.
 LOCK = "deploy"
 ROLE = "app"
-FOLDER = "replacements"
-ON_REQUEST = "the operator wants the image of before"
 
 
 def planned(settings: Settings, options: Options) -> Plan:
@@ -105,7 +103,7 @@ def exchange(
                 )
 
             outcome = _carry_out(settings, agreed, world.balancers, made)
-    _recorded(settings, outcome)
+    recorded(settings, outcome)
     if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
         raise Interrupted(
             f"{INTERRUPTION}; {outcome.line}",
@@ -140,7 +138,7 @@ def _carry_out(
     group = scaling.group(settings, plan.role)
     largest, resting = past.largest if past else group.largest, _resting(past, group)
     version = template.version(settings, agreed.image)
-    journal = _begin(settings, plan, largest=largest, resting=resting)
+    journal = begin(settings, plan, largest=largest, resting=resting)
     run = make(Scaled(settings, plan.role, balancers, limits(settings)), journal, version)
     before, began = balancers.counters(), time.monotonic()
     with (
@@ -164,14 +162,9 @@ def _carry_out(
 
 def _plan(settings: Settings, balancers: Balancers, options: Options) -> _Agreed:
     balancers.demand_control()
-    past = unfinished(settings)
-    if options.back and not past:
-        raise BadOption(
-            "there is no run to bring back: every one from this machine ended",
-            untouched="Nothing was changed",
-            next=f"{COMMAND} --image with the id of the image of before; fab images.list",
-        )
-    image = _image(settings, options, past)
+    past = unfinished(settings, ROLE)
+    demand_unfinished(past, options)
+    image = chosen(settings, ROLE, options, past)
     group = scaling.group(settings, ROLE)
     hosts, _ = Scaled(settings, ROLE, balancers, limits(settings)).look()
     desired = past.desired if past else group.desired
@@ -222,47 +215,6 @@ def _planned(settings: Settings, hosts: list[Host], image: Image, desired: int) 
     )
 
 
-def _image(settings: Settings, options: Options, past: Past | None) -> Image:
-    """The image to replace by. Raises Refused for one that may not be launched, BadOption."""
-    if past and options.image and images.find(settings, options.image).image_id != past.image_id:
-        raise Refused(
-            f"{past.id} by {past.by} did not end; it replaces hosts by {past.image_id}",
-            why="hosts of a third image would be neither the new ones nor the old ones",
-            untouched="Nothing was changed",
-            next=f"{COMMAND}, which goes on with it, or {COMMAND} --back",
-        )
-    if past:
-        return images.find(settings, past.image_id)
-    return admitted(settings, ROLE, options)
-
-
-def unfinished(settings: Settings, role: str = ROLE) -> Past | None:
-    """The newest run for ``role`` on this machine, if it did not end."""
-    paths = sorted((settings.scratch / FOLDER).glob(f"*-{role}-*.jsonl"))
-    return rules.past(paths[-1].stem, read(paths[-1])) if paths else None
-
-
-def _begin(settings: Settings, plan: Plan, *, largest: int, resting: frozenset[str]) -> Journal:
-    def now() -> datetime:
-        return datetime.now(UTC)
-
-    name = plan.continues or f"{now():%Y%m%dT%H%M%S}-{plan.role}-{plan.image_id}"
-    path = settings.scratch / FOLDER / f"{name}.jsonl"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FlotillaError(
-            f"the journal {path} cannot be written ({error.strerror})",
-            why="a run that is cut off is continued from its journal",
-            untouched="Nothing was changed",
-            next=f"df -h {settings.scratch}",
-        ) from error
-    journal = Journal(path, now)
-    fields = {"by": holder(), "plan": plan.as_dict(), "largest": largest}
-    journal.write("resumed" if plan.continues else "begin", **fields, resting=sorted(resting))
-    return journal
-
-
 def _resting(past: Past | None, group: scaling.Group) -> frozenset[str]:
     """Processes that rest because of us; what an operator suspended before stays suspended."""
     ours = frozenset(scaling.DISTURBING) - group.suspended
@@ -294,13 +246,3 @@ def _count(
     outcome.retried, outcome.redispatched = total.retried, total.redispatched
     outcome.outage_seconds = seen.get("gap_seconds")
     outcome.probe = seen
-
-
-def _recorded(settings: Settings, outcome: Outcome) -> None:
-    """Keep the audit line; that it could not be kept does not change how the run ended."""
-    names = ("id", "image", "served", "failed", "seconds", "reason", "least_serving")
-    told = {name: getattr(outcome, name) for name in names}
-    try:
-        audit.record(settings, f"{COMMAND} --role {outcome.role}", outcome.result, **told)
-    except FlotillaError as error:
-        outcome.notes.append(str(error))

@@ -11,6 +11,7 @@ from typing import Protocol
 from flotilla.deploy.journal import Journal
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.replace.outcome import Outcome, Result
+from flotilla.replace.step import Said, journaled
 from flotilla.rules.replace import Await, Done, Goal, Host, Launch, Plan, Retire, Watch
 from flotilla.rules.replace import Step as Next
 from flotilla.rules.replace import step as next_step
@@ -25,15 +26,6 @@ class Limits:
     poll: float = 1.0
     # A tier that keeps changing under us would never be done.
     steps: int = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One finished step, for the operator. ``error`` is "" when it worked."""
-
-    name: str
-    seconds: float
-    error: str = ""
 
 
 class Tier(Protocol):
@@ -225,16 +217,8 @@ class Exchange:
 
     def _step(self, name: str, work: Callable[[], None]) -> None:
         self._guard()
-        self._journal.write("intent", step=name)
-        began = self._clock()
-        try:
+        with journaled(self._journal, name, self._said, self._clock):
             work()
-        except FlotillaError as error:
-            self._journal.write("step", step=name, error=error.what)
-            self._said(Said(name, self._clock() - began, error.what))
-            raise
-        self._journal.write("step", step=name, error="")
-        self._said(Said(name, self._clock() - began))
 
 
 def outcome_of(
