@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from flotilla.rules.discovery import COMING, GONE, Host
@@ -23,15 +24,17 @@ class Ec2:
     """
 
     def __init__(self, fleet: str, env: str, group: str) -> None:
-        import boto3  # noqa: PLC0415  half a second that tests of the rest need not pay
-        from botocore.config import Config  # noqa: PLC0415
-
-        # One attempt: the next look is seconds away, and must not wait for this one's repeats.
-        config = Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
-        self._ec2: Any = boto3.client("ec2", config=config)
-        self._scaling: Any = boto3.client("autoscaling", config=config)
         self._tags = {"Fleet": fleet, "Env": env, "ManagedBy": "flotilla", "Role": ROLE}
         self._group = group
+
+    # Made when they are needed: what is missing for them is then trouble of that look, to be told.
+    @cached_property
+    def _ec2(self) -> Any:
+        return _client("ec2")
+
+    @cached_property
+    def _scaling(self) -> Any:
+        return _client("autoscaling")
 
     def hosts(self) -> list[Host]:
         """Every application host, also those on their way out. Whatever fails is raised: half an
@@ -67,6 +70,15 @@ class Ec2:
                 return False
             raise
         return True
+
+
+def _client(service: str) -> Any:
+    import boto3  # noqa: PLC0415  half a second that tests of the rest need not pay
+    from botocore.config import Config  # noqa: PLC0415
+
+    # One attempt: the next look is seconds away, and must not wait for this one's repeats.
+    config = Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
+    return boto3.client(service, config=config)
 
 
 def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, str]) -> list[Host]:
