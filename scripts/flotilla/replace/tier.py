@@ -23,8 +23,8 @@ from flotilla.settings import Settings
 from flotilla.snapshot import Host as Instance
 from flotilla.wait import DeadlineError, until
 
-# The load balancers look at EC2 every few seconds, and believe an absence the second time.
-FORGET_SECONDS = 90.0
+# Auto Scaling waits for the load balancers before it ends a host, at most twice a drain.
+FORGET_SECONDS = 240.0
 STATUS_SECONDS = 15.0
 SAMPLE_SECONDS = 0.25
 
