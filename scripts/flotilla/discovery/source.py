@@ -78,7 +78,8 @@ def _client(service: str) -> Any:
 
     # One attempt: the next look is seconds away, and must not wait for this one's repeats.
     config = Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
-    return boto3.client(service, config=config)
+    make: Any = boto3.client  # its stubs want to know which service
+    return make(service, config=config)
 
 
 def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, str]) -> list[Host]:
