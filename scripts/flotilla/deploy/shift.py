@@ -28,6 +28,11 @@ WhyNot = Callable[[rotation.Views], str | None]
 _AGAIN = {MAINTENANCE: ("state maint",), DRAINED: ("state drain", "health down")}
 
 
+# How often a server is looked at while its host is worked on; each look is a question to every load
+# balancer, and one that forgot it needs longer than this to be reached by a client.
+KEEP_SECONDS = 0.25
+
+
 class Shift:
     """The load balancers' part of a roll.
 
@@ -164,7 +169,7 @@ class Shift:
         with ThreadPoolExecutor(max_workers=1) as pool:
             future = pool.submit(work)
             future.add_done_callback(lambda _: done.set())
-            while not done.wait(self.limits.poll):
+            while not done.wait(KEEP_SECONDS):
                 try:
                     self.keep(name, MAINTENANCE)
                 except FlotillaError:
