@@ -195,6 +195,11 @@ def test_a_host_that_was_given_a_name_serves_under_it_before_the_old_one_goes() 
     ]
 
 
+def test_a_host_that_is_given_a_name_while_a_deploy_works_on_it_stays_out() -> None:
+    old = up(4, name="app-0a1b2c", admin=MAINTENANCE_BIT)
+    assert decide([host(1), host(4)], named(up(1), old), EMPTY).orders == ()
+
+
 def test_with_sticky_clients_a_server_in_maintenance_is_known_as_ours() -> None:
     limits = Limits(out_bit=MAINTENANCE_BIT)
     memory = Memory(drained={"app-3": address(3)})
@@ -274,6 +279,8 @@ def test_no_answer_can_break_the_invariants(
     if serving:
         assert serving - set(by_kind[Kind.DRAIN]), "somebody serves on"
     assert not set(by_kind[Kind.ADD]) & set(servers)
+    closed = {s.address for n, s in servers.items() if s.is_forced_out and n not in memory.drained}
+    assert not closed & {order.address for order in decision.orders if order.kind is Kind.ADD}
     for name in by_kind[Kind.DELETE]:
         assert servers[name].is_forced_out
         assert servers[name].is_idle
@@ -319,7 +326,8 @@ def test_it_comes_to_rest_with_a_server_for_each_host_that_is_to_serve(
         decision = decide(hosts, servers, memory)
         memory, servers = decision.memory, carried_out(servers, decision)
     assert decision.orders == ()
-    wanted = {h.name: h.address for h in hosts if h.is_wanted}
+    held = {seen.address for seen in servers.values() if not seen.is_serving}
+    wanted = {h.name: h.address for h in hosts if h.is_wanted and h.address not in held}
     serving = {name: seen.address for name, seen in servers.items() if seen.is_serving}
     if wanted and not decision.notes:
         assert serving == wanted

@@ -185,10 +185,12 @@ def decide(
     deletes = _deletes(leavers, most)
     drained = {k: v for k, v in drained.items() if k not in {order.name for order in back}}
     drained |= {order.name: order.address for order in drains}
+    # A host that was given a new name while somebody works on it stays out under that one, too.
+    held = {s.address for name, s in servers.items() if s.is_forced_out and name not in drained}
     adds = [
         Order(Kind.ADD, host.name, host.address, "a host that is to serve")
         for host in hosts
-        if host.is_wanted and host.name not in servers
+        if host.is_wanted and host.name not in servers and host.address not in held
     ]
     orders = (*adds, *back, *drains, *deletes)
     return Decision(orders, Memory(absences, drained), (*doubts, *kept))
