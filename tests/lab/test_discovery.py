@@ -5,11 +5,11 @@ on the standing fleet (make demo brings it up).
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -289,15 +289,18 @@ def test_a_reboot_keeps_maintenance_and_the_set_of_servers(settings, balancers, 
     until(back, 90, "the load balancer is as before")
 
 
+def reload(lb: Guest) -> None:
+    """It waits until the old process has ended, at most 12 s."""
+    lb.says("systemctl", "reload", "haproxy", timeout=90)
+
+
 def test_idle_keep_alive_clients_survive_ten_reloads(settings, balancers) -> None:
     """Each client rests longer between two requests than a reload takes."""
-    address = socket.gethostbyname(edge.url(settings).removeprefix("http://").partition(":")[0])
-    assert address.startswith("127.77.")
     mix = ("--mix", "keep-alive=1", "--rate", "40")
     with Background("--url", edge.url(settings), *mix) as clients:
         for _ in range(10):
-            for lb in balancers.values():
-                lb.says("systemctl", "reload", "haproxy", timeout=90)
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(reload, balancers.values()))
         seen = clients.stop()
     assert seen["failed"] == 0, seen["failures"]
     assert seen["served"] > 300
