@@ -64,6 +64,8 @@ def test_checks_that_fail_count_without_any_traffic() -> None:
     )
     assert why_unfit("app-1", Seen(failed_checks=2), Seen()) is not None
     assert why_unfit("app-1", Seen(failed_checks=1), Seen()) is None
+    assert why_unfit("app-1", Seen(failed_checks=3), Seen(failed_checks=3)) is None
+    assert why_unfit("app-1", Seen(downs=1), Seen(downs=1)) is None
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ EXCESS = 0.01
 # had none yet in the first moment of a soak are soon heard of.
 ALONE = 0.1
 LEAST_ALONE = 20
-# Failed checks: HAProxy's own count before it takes a server out is two.
+# Failed checks: HAProxy's own count before it takes a server out is two. As many on all the others
+# together, and a load balancer that is short of time is the likelier reason.
 LEAST_FAILED_CHECKS = 2
 # Answers on either side before their times are compared; a mean of fewer is one slow page.
 LEAST_TIMED = 30
@@ -127,9 +128,9 @@ def increase(before: Sample, after: Sample) -> Seen:
 
 def why_unfit(name: str, mine: Seen, others: Seen) -> str | None:
     """Why the host should not go on serving; None while nothing speaks against it."""
-    if mine.downs:
+    if mine.downs > others.downs:
         return f"{name} went down by its health checks while it was watched"
-    if mine.failed_checks >= LEAST_FAILED_CHECKS:
+    if mine.failed_checks >= max(LEAST_FAILED_CHECKS, others.failed_checks + 1):
         return f"{name} failed {mine.failed_checks} health checks while it was watched"
     return _too_many_errors(name, mine, others) or _too_slow(name, mine, others)
 
