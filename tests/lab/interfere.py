@@ -1,6 +1,6 @@
 """Run a fab task and, at one exact moment of a deploy, a shell command.
 
-    python interfere.py [--delay SECONDS] MOMENT COMMAND TASK [ARGUMENTS ...]
+    python interfere.py [--delay SECONDS] [--set KEY=VALUE] MOMENT COMMAND TASK [ARGUMENTS ...]
 
 The task is the real one, on real hosts; this only listens at its edges. A moment is a regular
 expression over lines such as
@@ -11,7 +11,7 @@ expression over lines such as
 
 The first line that it matches runs the command, whose parent process ($PPID) is the task and $HOST
 the line's host. The task waits for it; with --delay it goes on, and the command comes so many
-seconds later.
+seconds later. --set has the task read a fleet.yml that differs in a key: deploy.drain_seconds=3.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from fabric.main import program
 
+from flotilla import config, environment
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.world import Balancers, OverSsh
 
@@ -89,14 +91,34 @@ class Listener:
         setattr(owner, name, listened)
 
 
+def read_with(changes: list[str]) -> None:
+    """Have fleet.yml read with other values, by whoever reads it in this process."""
+    base = environment.root()
+    path = environment.fleet_file(base, environment.current())
+    content = yaml.safe_load(path.read_text())
+    for change in changes:
+        key, _, value = change.partition("=")
+        *sections, last = key.split(".")
+        functools.reduce(lambda tree, name: tree[name], sections, content["fleet"])[last] = (
+            yaml.safe_load(value)
+        )
+    text = yaml.safe_dump(content).encode()
+    config.load = lambda *_, **__: config.parse(
+        text, env=environment.current(), shown=path.name, root=base
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--delay", type=float)
     parser.add_argument("moment")
     parser.add_argument("command")
     parser.add_argument("task", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     listener = Listener(options.moment, options.command, options.delay)
+    if options.set:
+        read_with(options.set)
     listener.around(Balancers, "order", words)
     listener.around(OverSsh, "call", words)
     listener.around(Journal, "write", entry)

@@ -124,11 +124,11 @@ class Rolling:
         )
 
     def deploying(
-        self, moment: str, command: str, version: str = "", *more: str, delay: float | None = None
+        self, moment: str, command: str, version: str = "", *more: str, **special: Any
     ) -> AbstractContextManager[Run]:
         """The same with a command at a moment of it; see ``typed.interfered``."""
         words = ("deploy.run", "--version", version or self.other, "--yes", *FAST, *more)
-        return interfered(moment, command, *words, delay=delay)
+        return interfered(moment, command, *words, **special)
 
     # --- what must be true between any two tests --------------------------------------------------
 
@@ -138,9 +138,9 @@ class Rolling:
             with deploy.connect(self.settings) as (made, zones):
                 survey = look(made, zones)
                 weights = {
-                    f"{name} on {lb}": weight
-                    for lb, runtime in made.balancers._runtimes.items()
-                    for name, weight in shares(runtime._ask("show servers state app\n")).items()
+                    f"{name} on {lb}": share
+                    for lb, shares in made.balancers.shares().items()
+                    for name, share in shares.items()
                 }
         except FlotillaError as error:
             return str(error)
@@ -150,7 +150,7 @@ class Rolling:
             for name, server in servers.items()
         }
         faults = [f"{name} is {one.status}" for name, one in seen.items() if one.status != "UP"]
-        faults += [f"{name} has {w:.0%} of its weight" for name, w in weights.items() if w != 1]
+        faults += [f"{name} has {w:g}% of its weight" for name, w in weights.items() if w != 100]
         faults += [
             f"{host.name} runs {host.version} ({'active' if host.active else 'stopped'})"
             for host in survey.hosts
@@ -245,18 +245,6 @@ class Clients:
         assert seen["failed"] == 0, seen["failures"]
         assert all(kind["served"] > 0 for kind in seen["kinds"].values()), seen["kinds"]
         return seen
-
-
-def shares(dump: str) -> dict[str, float]:
-    """By server: its weight as a share of the configured one, from ``show servers state``."""
-    lines = [line.split() for line in dump.splitlines() if line.strip()]
-    header = next(line for line in lines if line[:2] == ["#", "be_id"])[1:]
-    rows = [dict(zip(header, line, strict=False)) for line in lines if line[0].isdigit()]
-    return {
-        row["srv_name"]: int(row["srv_uweight"]) / int(row["srv_iweight"])
-        for row in rows
-        if "srv_uweight" in row
-    }
 
 
 def strike(target: str, kind: str, **options: str) -> str:

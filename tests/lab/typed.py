@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,20 @@ STOP = "kill -STOP $PPID"
 
 @contextmanager
 def interfered(
-    moment: str, command: str, *arguments: str, delay: float | None = None
+    moment: str,
+    command: str,
+    *arguments: str,
+    delay: float | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[Run]:
     """Run a task with --json, and ``command`` in a shell at the first ``moment`` (interfere.py).
 
-    With ``delay`` the task goes on meanwhile, and the command comes so many seconds later. Whatever
-    still runs at the end of the block is killed.
+    With ``delay`` the task goes on meanwhile, and the command comes so many seconds later;
+    ``settings`` are keys of fleet.yml that are different for it. Whatever still runs at the end of
+    the block is killed.
     """
     later = [] if delay is None else ["--delay", str(delay)]
+    later += [f"--set={key}={value}" for key, value in (settings or {}).items()]
     process = subprocess.Popen(
         [sys.executable, _INTERFERE, *later, moment, command, *arguments, "--json"],
         cwd=REPO,
