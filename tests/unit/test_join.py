@@ -9,16 +9,20 @@ import json
 import os
 import pwd
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moto import mock_aws
 
 from flotilla.rules import join as rules
 from flotilla.rules.placement import names
 
+REGION = "eu-central-1"
 SOURCE = Path(__file__).resolve().parents[2] / "roles/join/files/join.py"
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 TAGS = {
@@ -220,3 +224,133 @@ def test_a_deploy_that_ends_while_a_host_downloads_gives_it_the_new_release(ran)
 def test_without_a_release_the_host_is_configured_and_says_so(ran):
     assert "no release" in tool.serve(Bucket(None))
     assert ran == []
+
+
+# --- from the first boot to the end, on moto -----------------------------------------------------
+
+SECRET = 'a"b'
+BUCKET = "shop-blue-artifacts"
+
+
+def published(name: str, document: dict[str, Any]) -> None:
+    body = rules.body(document)
+    boto3.client("s3", region_name=REGION).put_object(
+        Bucket=BUCKET,
+        Key=rules.key("app", name),
+        Body=body,
+        Metadata={"sha256": hashlib.sha256(body).hexdigest()},
+    )
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A fleet with two named hosts and a new one; the metadata of the new one."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with mock_aws():
+        ec2 = boto3.client("ec2")
+        boto3.client("s3").create_bucket(
+            Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
+        boto3.client("ssm").put_parameter(
+            Name="/shop/blue/mysql/app_password", Value=SECRET, Type="SecureString"
+        )
+        tags = {"Fleet": "shop", "Env": "blue", "Role": "app"}
+        for name in ("app-1", "app-3", ""):
+            named = tags | ({"Name": name} if name else {})
+            listed = [{"Key": key, "Value": value} for key, value in named.items()]
+            made = ec2.run_instances(
+                ImageId="ami-12c6146b",
+                MinCount=1,
+                MaxCount=1,
+                TagSpecifications=[{"ResourceType": "instance", "Tags": listed}],
+            )["Instances"][0]
+        yield TAGS | {"instance-id": made["InstanceId"]}
+
+
+def bundle_of(*files: dict[str, Any], vpc_id: str = "vpc-1") -> dict[str, Any]:
+    return rules.bundle(
+        files,
+        [one.pop("content") for one in files],
+        vpc_id=vpc_id,
+        parameters={"mysql/app_password": "/shop/blue/mysql/app_password"},
+        enable=["app.service"],
+        start=["nginx.service"],
+    )
+
+
+def owned(bundle: dict[str, Any]) -> dict[str, Any]:
+    """Files of whoever runs the test, who may not be root."""
+    return bundle | {"files": [one | ME for one in bundle["files"]]}
+
+
+@pytest.fixture
+def host(ran: list[list[str]], cloud: dict[str, str], tmp_path: Path) -> Callable[[], str]:
+    del ran
+
+    def boot() -> str:
+        return str(tool.join(cloud.get, tmp_path, lambda _: None))
+
+    return boot
+
+
+FILES = (
+    {"path": "/etc/app/environment", "mode": "0640", "quoted": True,
+     "content": 'PASSWORD="%%mysql/app_password%%"\n'},
+    {"path": "/etc/hosts", "content": "%%address%% %%name%%\n"},
+)  # fmt: skip
+
+
+def test_a_new_host_takes_the_free_name_its_files_and_the_release(host, ran, tmp_path, cloud):
+    published("bundle", owned(bundle_of(*(dict(one) for one in FILES))))
+    published("release", release("7"))
+    assert host() == "app-2 serves 7"
+    assert (tmp_path / "etc/hosts").read_text() == "10.0.0.4 app-2\n"
+    assert (tmp_path / "etc/app/environment").read_text() == 'PASSWORD="a\\"b"\n'
+    assert ["set-hostname", "app-2"] in ran
+    assert ["start", "nginx.service"] in ran
+    assert ["switch", "7"] in ran
+    found = boto3.client("ec2").describe_tags(
+        Filters=[{"Name": "resource-id", "Values": [cloud["instance-id"]]}]
+    )["Tags"]
+    assert {"Name": "app-2"}.items() <= {one["Key"]: one["Value"] for one in found}.items()
+    assert (tmp_path / tool.JOINED).exists()
+    assert not (tmp_path / tool.BEGUN).exists()
+
+
+def test_a_host_that_the_playbook_configured_is_left_alone(host, ran, tmp_path):
+    (tmp_path / "etc/app").mkdir(parents=True)
+    (tmp_path / "etc/app/environment").touch()
+    with pytest.raises(tool.NotOursError, match="by the playbook"):
+        host()
+    assert ran == []
+
+
+def test_a_host_whose_first_try_was_cut_off_goes_on(host, tmp_path):
+    published("bundle", owned(bundle_of(*(dict(one) for one in FILES))))
+    assert "no release" in host()
+    (tmp_path / tool.BEGUN).touch()
+    published("release", release("7"))
+    assert host() == "app-2 serves 7"
+
+
+def test_without_a_bundle_the_host_waits_for_the_playbook(host, ran):
+    with pytest.raises(tool.NotOursError, match=r"fab fleet\.configure"):
+        host()
+    assert ran == []
+
+
+def test_a_bundle_of_an_earlier_fleet_is_not_for_this_host(host, ran):
+    published("bundle", owned(bundle_of(*(dict(one) for one in FILES), vpc_id="vpc-0")))
+    with pytest.raises(tool.NotOursError, match="earlier fleet"):
+        host()
+    assert ran == []
+
+
+def test_a_secret_that_is_missing_is_named_and_nothing_is_written(host, tmp_path):
+    bundle = owned(bundle_of(*(dict(one) for one in FILES)))
+    published("bundle", bundle | {"parameters": {"mysql/app_password": "/shop/blue/none"}})
+    with pytest.raises(tool.NotYetError, match="/shop/blue/none"):
+        host()
+    assert not (tmp_path / "etc").exists()

@@ -35,9 +35,9 @@ METADATA = "http://169.254.169.254/latest"
 RELEASE_TOOL = "/usr/local/sbin/app-release"
 MARK = re.compile(r"%%([a-z_]+(?:/[a-z_]+)?)%%")
 # A host that the playbook configured has this file; one that we began and did not finish has both.
-CONFIGURED = Path("/etc/app/environment")
-BEGUN = Path("/var/lib/flotilla/join-begun")
-JOINED = Path("/var/lib/flotilla/joined")
+CONFIGURED = "etc/app/environment"
+BEGUN = "var/lib/flotilla/join-begun"
+JOINED = "var/lib/flotilla/joined"
 PRESENT = ("pending", "running", "stopping", "stopped")
 # EC2 shows a tag to its own writer late: a name is ours when it is seen this often, a second apart.
 NAME_READS = 2
@@ -299,19 +299,18 @@ class Aws:
         self._client("ec2").create_tags(Resources=[self._me.instance_id], Tags=tags)
 
 
-def configure(bundle: Mapping[str, Any], values: Mapping[str, str]) -> list[str]:
+def configure(bundle: Mapping[str, Any], values: Mapping[str, str], root: Path) -> list[str]:
     """Put the bundle's files in place and see that its services run; the paths that changed."""
     changed = [
         file
         for file in bundle["files"]
-        if install(file, filled(file["content"], values, quoted=bool(file.get("quoted"))))
+        if install(file, filled(file["content"], values, quoted=bool(file.get("quoted"))), root)
     ]
     run(["hostnamectl", "set-hostname", values["name"]])
     run(["systemctl", "daemon-reload"])
     run(["systemctl", "enable", "--quiet", *bundle["enable"]])
     for unit in bundle["start"]:
-        state = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False)
-        if state.returncode:
+        if run(["systemctl", "show", unit, "-P", "ActiveState"]).strip() != "active":
             run(["systemctl", "start", unit])
         elif any(file.get("unit") == unit for file in changed):
             run(["systemctl", "reload", unit])
@@ -340,11 +339,16 @@ def serve(aws: Aws) -> str:
     return f"serves {version}"
 
 
-def join() -> str:
+def join(
+    ask: Callable[[str], str | None] = metadata,
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
     """Do all of it; what to say. Raises NotYetError, NotOursError."""
-    if CONFIGURED.exists() and not BEGUN.exists():
+    begun = root / BEGUN
+    if (root / CONFIGURED).exists() and not begun.exists():
         raise NotOursError("this host was configured by the playbook")
-    me = identity(metadata)
+    me = identity(ask)
     aws = Aws(me)
     bundle = aws.published("bundle")
     if bundle is None:
@@ -356,14 +360,15 @@ def join() -> str:
             f"what is published is for {bundle['vpc_id']}, and this host is in {me.vpc_id}: an "
             "earlier fleet of this name; fab fleet.configure publishes anew"
         )
-    BEGUN.parent.mkdir(parents=True, exist_ok=True)
-    BEGUN.touch()
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.touch()
     secrets = aws.secrets(bundle["parameters"])
-    name = claimed_name(me.role, me.instance_id, aws.peers, aws.take_name)
-    configure(bundle, {"name": name, "address": me.address, **secrets})
+    name = claimed_name(me.role, me.instance_id, aws.peers, aws.take_name, sleep=sleep)
+    configure(bundle, {"name": name, "address": me.address, **secrets}, root)
     said = serve(aws)
-    JOINED.write_text(json.dumps({"instance_id": me.instance_id, "name": name}) + "\n")
-    BEGUN.unlink(missing_ok=True)
+    record = {"instance_id": me.instance_id, "name": name}
+    (root / JOINED).write_text(json.dumps(record) + "\n")
+    begun.unlink(missing_ok=True)
     return f"{name} {said}"
 
 
