@@ -109,6 +109,12 @@ class Roll:
             self._guard()
             self.shift.drain(name)
 
+    def hold_out(self, name: str) -> None:
+        """Maintenance at once, for a host that is not to serve; what is in flight may end."""
+        with self._step(name, "held out"):
+            self._guard()
+            self.shift.order(name, "state maint")
+
     def bring_back(self, name: str, share: int = FULL) -> None:
         """Steps 4 and 5, with ``share`` percent of its weight."""
         with self._step(name, "checked by every load balancer"):
