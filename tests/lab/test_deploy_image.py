@@ -52,8 +52,9 @@ def copy(rolling: Rolling) -> Iterator[Copy]:
     settings, made = rolling.settings, []
     before = {role: rolling.hosts(role)[0].image_id for role in ("app", "lb")}
 
-    def make(source: str, **tags: str) -> str:
-        made.append(copied(settings, source, **tags))
+    def make(role: str, **tags: str) -> str:
+        """A copy of what hosts of a role are of now."""
+        made.append(copied(settings, rolling.hosts(role)[0].image_id, **tags))
         return made[-1]
 
     yield make

@@ -77,9 +77,9 @@ def exchange(
     with connect(settings) as (world, _):
         agreed = _plan(settings, world.balancers, options)
         plan = agreed.plan
-        confirmed(plan)
         if not (plan.old or agreed.past):
             return Outcome("", plan.role, plan.image_name, "nothing to do", 0.0)
+        confirmed(plan)
         why = f"{COMMAND} {plan.image_id}"
         lock = Lock(settings, LOCK, reason=why, take_over=options.take_over)
         with lock, interruption() as stopping:

@@ -63,9 +63,9 @@ def exchange(
     """
     pair = Pair(settings, say=say)
     plan, image, past = _plan(settings, pair, options)
-    confirmed(plan)
     if not (plan.old or past):
         return Outcome("", ROLE, plan.image_name, "nothing to do", 0.0)
+    confirmed(plan)
     lock = Lock(settings, LOCK, reason=f"{COMMAND} {plan.image_id}", take_over=options.take_over)
     with lock, interruption() as stopping:
         again, image, past = _plan(settings, pair, options)
