@@ -37,12 +37,6 @@ LOCK = "deploy"
 ROLE = "app"
 
 
-def planned(settings: Settings, options: Options) -> Plan:
-    """The plan as things are now. Raises Refused with every reason not to begin, BadOption."""
-    with connect(settings) as (world, _):
-        return _plan(settings, world.balancers, options).plan
-
-
 def described(plan: Plan) -> str:
     """The plan for people."""
     lines = [f"Replace {plan.role} hosts by hosts of {plan.image_name} ({plan.image_id}):"]
@@ -50,16 +44,13 @@ def described(plan: Plan) -> str:
         lines[0] = f"Go on with {plan.continues}: {lines[0]}"
     lines += [f"  {name}" for name in plan.old]
     lines += [f"  left alone: {name}, it is of that image" for name in plan.kept]
-    if plan.old:
-        lines.append(
-            f"  one new host first, then {plan.most} at a time; {plan.desired} serve throughout"
-        )
-        lines.append(
-            f"  a failure brings {plan.previous_image} back "
-            f"(launch template version {plan.previous_version})"
-        )
-    lines += [f"  note: {note}" for note in plan.notes]
-    return "\n".join(lines) if plan.old or plan.continues else f"{lines[0]}\n  nothing to do"
+    lines += [
+        f"  one new host first, then {plan.most} at a time; {plan.desired} serve throughout",
+        f"  a failure brings {plan.previous_image} back "
+        f"(launch template version {plan.previous_version})",
+        *(f"  note: {note}" for note in plan.notes),
+    ]
+    return "\n".join(lines)
 
 
 def exchange(

@@ -34,8 +34,6 @@ def described(plan: Plan) -> str:
         lines[0] = f"Go on with {plan.continues}: {lines[0]}"
     lines += [f"  {name}" for name in plan.old]
     lines += [f"  left alone: {name}, it is of that image" for name in plan.kept]
-    if not (plan.old or plan.continues):
-        return f"{lines[0]}\n  nothing to do"
     return "\n".join(
         [
             *lines,
