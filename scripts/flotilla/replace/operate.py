@@ -46,8 +46,7 @@ def described(plan: Plan) -> str:
     lines += [f"  left alone: {name}, it is of that image" for name in plan.kept]
     lines += [
         f"  one new host first, then {plan.most} at a time; {plan.desired} serve throughout",
-        f"  a failure brings {plan.previous_image} back "
-        f"(launch template version {plan.previous_version})",
+        f"  a failure brings {plan.previous_image} back (template version {plan.previous_version})",
         *(f"  note: {note}" for note in plan.notes),
     ]
     return "\n".join(lines)
