@@ -143,6 +143,10 @@ def _carry_out(
         image_edge.tag(settings, agreed.image, Status="failed")
     outcome = outcome_of(run, journal, plan, ended, time.monotonic() - began)
     outcome.least_serving = fewest.count
+    if fewest.count is not None and fewest.count < plan.desired:
+        outcome.notes.append(
+            f"for a time only {fewest.count} of {plan.desired} hosts served: one was lost meanwhile"
+        )
     _count(outcome, before, balancers.counters(), seen)
     # Without this line the next run goes on with this one.
     if ended[0] != "stopped":
