@@ -16,9 +16,9 @@ from typing import Any
 from flotilla.aws.errors import code, described
 from flotilla.aws.session import client
 from flotilla.errors import FlotillaError
-from flotilla.lock import holder
 from flotilla.rules import audit as rules
 from flotilla.settings import Settings
+from flotilla.who import holder
 
 
 def record(
