@@ -62,24 +62,31 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     task = parsed("join/tasks/publish.yml")[0]
     contents = task["flotilla_bundle"]["contents"]
     plain = contents.replace(", template_vars=__join_values", "")
-    play = {
-        "hosts": "app",
-        "gather_facts": False,
-        "roles": [
-            {"role": role, "when": False} for role in ("base", "nginx", "app", "haproxy", "join")
-        ],
-        "tasks": [
-            {
-                "name": "Render",
-                "ansible.builtin.copy": {
-                    "content": "{{ {'bundle': __bundle, 'host': __host} | to_json }}",
-                    "dest": f"{folder}/{{{{ inventory_hostname }}}}.json",
-                },
-                "delegate_to": "localhost",
-                "vars": task["vars"] | {"__bundle": contents, "__host": plain},
-            }
-        ],
-    }
+    site = yaml.safe_load((REPOSITORY / "playbooks/site.yml").read_text())
+    own = next(one["roles"] for one in site if one["name"] == "Application hosts")
+    plays = [
+        {
+            "hosts": "app",
+            "gather_facts": False,
+            "roles": [{"role": role["role"], "when": False} for role in roles],
+            "tasks": [
+                {
+                    "name": "Render",
+                    "ansible.builtin.copy": {
+                        "content": "{{ __contents | to_json }}",
+                        "dest": f"{folder}/{{{{ inventory_hostname }}}}.{kind}.json",
+                    },
+                    "delegate_to": "localhost",
+                    "vars": task["vars"] | {"__contents": text},
+                }
+            ],
+        }
+        # Published from the play of the application hosts, in which role base is not.
+        for kind, roles, text in (
+            ("bundle", own, contents),
+            ("host", [{"role": "base"}, *own], plain),
+        )
+    ]
     secrets = {"__site_secrets": {"values": SECRETS}}
     local: dict[str, dict[str, Any]] = {"localhost": {"ansible_connection": "local"} | secrets}
     local["localhost"]["ansible_python_interpreter"] = sys.executable
@@ -87,7 +94,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     listing["ungrouped"] = {"hosts": local}
     (folder / "hosts.yml").write_text(yaml.safe_dump(listing))
     playbook = REPOSITORY / "playbooks" / f".test_join_{os.getpid()}.yml"
-    playbook.write_text(yaml.safe_dump([play], width=1000))
+    playbook.write_text(yaml.safe_dump(plays, width=1000))
     fleet = REPOSITORY / "inventory/lab/group_vars/all/fleet.yml"
     try:
         done = subprocess.run(
@@ -103,11 +110,13 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     finally:
         playbook.unlink()
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in GROUPS["app"]}
-    assert found["app-1"]["bundle"] == found["app-3"]["bundle"], "it does not depend on who renders"
-    return {name: texts["host"] for name, texts in found.items()} | {
-        "bundle": found["app-1"]["bundle"]
+    found = {
+        kind: [json.loads((folder / f"{name}.{kind}.json").read_text()) for name in GROUPS["app"]]
+        for kind in ("bundle", "host")
     }
+    one, *others = found["bundle"]
+    assert all(other == one for other in others), "it does not depend on who renders"
+    return dict(zip(GROUPS["app"], found["host"], strict=True)) | {"bundle": one}
 
 
 @pytest.fixture(scope="module")
