@@ -8,18 +8,16 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show
 
 if TYPE_CHECKING:
     from flotilla.settings import Settings
-
-_TAKE_OVER = {"take-over": "take the lock from a run that is known to be dead"}
 
 
 @task(
     help={
         "shrink": "stateful roles (mysql, redis; comma between) that may lose hosts",
-        **_TAKE_OVER,
+        **TAKE_OVER,
         **YES,
         **JSON,
     }
@@ -66,7 +64,7 @@ def provision(
 @task(
     help={
         "data": "delete the buckets (releases, backups, audit) and the secrets too",
-        **_TAKE_OVER,
+        **TAKE_OVER,
         "yes": "the fleet's name, instead of typing it when asked",
         **JSON,
     }
@@ -105,7 +103,7 @@ def destroy(
     help={
         "limit": "only these: hosts, roles or zones, comma between (default: every host)",
         "check": "show what would change, change nothing; needs no --yes",
-        **_TAKE_OVER,
+        **TAKE_OVER,
         **YES,
         **JSON,
     }

@@ -39,6 +39,8 @@ defaults
     timeout client 10s
     timeout server 10s
     timeout queue 5s
+    # A check may take longer than its interval: this process is slow when the machine is busy.
+    timeout check 2s
 frontend edge
     bind 127.0.0.1:{port}
     default_backend app

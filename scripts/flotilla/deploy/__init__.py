@@ -1,18 +1,21 @@
 """Rolling deploys: a release gets onto every host and clients do not notice.
 
-``planned`` looks and makes a plan or refuses, ``deploy`` carries it out, ``history`` tells what was
-done. The decisions are in ``flotilla.rules.deploy`` and ``flotilla.rules.rotation``.
+``planned`` looks and makes a plan or refuses, ``deploy`` carries it out, ``resume`` ends one that
+was cut off, ``history`` tells what was done. The decisions are in ``flotilla.rules.deploy`` and
+``flotilla.rules.rotation``.
 """
 
 from __future__ import annotations
 
 from flotilla.deploy.journal import Journal, history
 from flotilla.deploy.limits import Conduct, Limits, conduct, limits
-from flotilla.deploy.operate import deploy, described, planned
+from flotilla.deploy.operate import deploy, planned
+from flotilla.deploy.proposal import Proposal, Terms, described
+from flotilla.deploy.request import Request, Words, request
 from flotilla.deploy.resume import previous, resume
 from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
-from flotilla.deploy.survey import Survey, connect, prepare
+from flotilla.deploy.survey import Survey, connect
 from flotilla.deploy.world import Balancers, World
 
 __all__ = [
@@ -21,9 +24,13 @@ __all__ = [
     "Journal",
     "Limits",
     "Outcome",
+    "Proposal",
+    "Request",
     "Roll",
     "Step",
     "Survey",
+    "Terms",
+    "Words",
     "World",
     "conduct",
     "connect",
@@ -32,8 +39,8 @@ __all__ = [
     "history",
     "limits",
     "planned",
-    "prepare",
     "previous",
+    "request",
     "resume",
     "run",
 ]

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.settings import Settings
@@ -20,6 +21,25 @@ from flotilla.settings import Settings
 # What a hook that is ended may still use to clean up, in seconds.
 _GRACE_SECONDS = 2.0
 _TAIL = 4096
+
+
+class Around(Protocol):
+    """What is done before and after a host is changed; ``Hooks.around`` is one."""
+
+    def __call__(
+        self, host: str, version: str | None, *, back: bool = False
+    ) -> AbstractContextManager[None]:
+        """Entered before ``host`` is brought to ``version``, left when that is over."""
+
+
+def nothing(
+    host: str,  # noqa: ARG001
+    version: str | None,  # noqa: ARG001
+    *,
+    back: bool = False,  # noqa: ARG001
+) -> AbstractContextManager[None]:
+    """No hooks."""
+    return nullcontext()
 
 
 class Hooks:

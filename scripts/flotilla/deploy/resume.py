@@ -12,18 +12,20 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from flotilla import audit
 from flotilla.aws import joining, lease
 from flotilla.aws.artifacts import Release
-from flotilla.deploy.attend import interruption, watched
+from flotilla.deploy.artifact import find
+from flotilla.deploy.attend import INTERRUPTION, interruption, watched
+from flotilla.deploy.hooks import Around, Hooks, nothing
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.limits import Conduct, conduct, limits
+from flotilla.deploy.operate import Interrupted
 from flotilla.deploy.outcome import Outcome
 from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import MIGRATE_SECONDS, Deploy, Ending, Steps, run
-from flotilla.deploy.survey import connect, find
+from flotilla.deploy.survey import connect
 from flotilla.deploy.world import World
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.lock import Lock, holder
@@ -57,6 +59,7 @@ class Recovery:
     roll: Callable[[Callable[[Step], None]], Roll]
     said: Callable[[Step], None]
     clock: Callable[[], float] = time.monotonic
+    around: Around = nothing
 
     def go_on(
         self,
@@ -79,6 +82,7 @@ class Recovery:
             conduct=conduct,
             done=left.done,
             adopted=True,
+            around=self.around,
             clock=self.clock,
         )
 
@@ -94,6 +98,7 @@ class Recovery:
             # Whatever the fleet's policy for failures is: this is what was asked for.
             conduct=Conduct(on_failure="rollback"),
             done=left.done,
+            around=self.around,
             clock=self.clock,
         )
         silent = {
@@ -142,14 +147,13 @@ def resume(
             ours = world.guarded(lock.check)
             roll = partial(_roll, ours, settings, lock)
             settle(ours, roll(said))
+            hooks = Hooks(settings, journal.id, told.plan.version)
+            recovery = Recovery(ours, told, journal, roll, said, around=hooks.around)
             truth = look(ours, zones, limits(settings).answer)
-            recovery = Recovery(ours, told, journal, roll, said)
-            with watched(settings, enabled=any(h.is_serving for h in truth.hosts)) as seen:
-                if is_back:
-                    outcome = recovery.take_back(truth)
-                else:
-                    outcome = _finish(settings, recovery, truth, stopping)
-    _recorded(settings, verb, outcome, seen)
+            outcome = _finish(settings, recovery, truth, stopping, is_back=is_back)
+    hooks.after(outcome.result)
+    outcome.notes += hooks.notes
+    _recorded(settings, verb, outcome)
     return outcome
 
 
@@ -242,12 +246,24 @@ def previous(settings: Settings) -> str:
 
 
 def _finish(
-    settings: Settings, recovery: Recovery, truth: Truth, stopping: Callable[[], str]
+    settings: Settings,
+    recovery: Recovery,
+    truth: Truth,
+    stopping: Callable[[], str],
+    *,
+    is_back: bool,
 ) -> Outcome:
-    release = find(settings, recovery.told.plan.version)
-    outcome = recovery.go_on(truth, release, conduct=conduct(settings), stopping=stopping)
-    if outcome.result == "done":
-        joining.point(settings, "app", release.version, release.sha256)
+    """Either way, watched by a client of ours."""
+    with watched(settings, enabled=any(host.is_serving for host in truth.hosts)) as seen:
+        if is_back:
+            outcome = recovery.take_back(truth)
+        else:
+            release = find(settings, recovery.told.plan.version)
+            outcome = recovery.go_on(truth, release, conduct=conduct(settings), stopping=stopping)
+            if outcome.result == "done":
+                joining.point(settings, "app", release.version, release.sha256)
+    outcome.probe = seen
+    outcome.failed += sum(n for why, n in seen.get("failures", {}).items() if "status" not in why)
     return outcome
 
 
@@ -263,9 +279,8 @@ def _told(journal: Journal) -> rules.Story:
     return told
 
 
-def _recorded(settings: Settings, verb: str, outcome: Outcome, seen: dict[str, Any]) -> None:
-    outcome.probe = seen
-    outcome.failed += sum(n for why, n in seen.get("failures", {}).items() if "status" not in why)
+def _recorded(settings: Settings, verb: str, outcome: Outcome) -> None:
+    """Keep the audit line. Raises Interrupted when the operator turned it round."""
     told = {
         name: getattr(outcome, name) for name in ("id", "served", "failed", "seconds", "reason")
     }
@@ -273,3 +288,9 @@ def _recorded(settings: Settings, verb: str, outcome: Outcome, seen: dict[str, A
         audit.record(settings, f"deploy.{verb} --id {outcome.id}", outcome.result, **told)
     except FlotillaError as error:
         outcome.notes.append(str(error))
+    if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
+        raise Interrupted(
+            f"{INTERRUPTION}; {outcome.line}",
+            untouched="Every host runs again what it ran before",
+            next=f"fab deploy.run --version {outcome.version}",
+        )

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from flotilla.aws.artifacts import Release
+from flotilla.deploy.hooks import Around, nothing
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.limits import Conduct
 from flotilla.deploy.outcome import Outcome, Result
@@ -48,6 +49,7 @@ class Deploy:
         conduct: Conduct = Conduct(),  # noqa: B008  frozen
         done: Sequence[str] = (),
         adopted: bool = False,
+        around: Around = nothing,
         stopping: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,6 +58,7 @@ class Deploy:
         self._journal = journal
         self._roll = roll
         self._conduct = conduct
+        self._around = around
         self._stopping = stopping
         self._clock = clock
         self._done = list(done)
@@ -117,6 +120,8 @@ class Deploy:
         """
         names = list(failed)
         if self._conduct.on_failure == "stop" and not self._stopping():
+            # One that failed its soak still serves.
+            self._each(names, self._roll.hold_out)
             return self._stopped(why, failed)
         self._journal.write("going back", why=why, failed=names, done=list(self._done))
         self._roll.shift.overdue = lambda: ""
@@ -163,23 +168,27 @@ class Deploy:
         return outcome
 
     def _forward(self, trial: Trial, host: str) -> None:
-        self._move(host, self._plan.version, trial)
-        self._journal.write("proved", host=host)
+        with self._around(host, self._plan.version):
+            self._move(host, self._plan.version, trial)
+            self._journal.write("proved", host=host)
 
     def _restore(self, host: str) -> None:
-        self._roll.restore(host, self._plan.previous.get(host))
+        previous = self._plan.previous.get(host)
+        with self._around(host, previous, back=True):
+            self._roll.restore(host, previous)
 
     def _trial(self, batch: Sequence[str]) -> Trial:
         """The canary is compared with all others, later hosts with those on the old release.
 
-        Hosts that are done are judged along with them: a release may take its time to fail.
+        Hosts that are done are judged along with them: a release may take its time to fail. When
+        no host is left on the old one, each is compared with all others: one is the first to fail.
         """
         everyone = {name for lb in self._world.balancers.servers().values() for name in lb}
         done = set(self._done)
         others = everyone - set(batch) - done
         canary = not done and len(batch) == 1 and bool(others)
         shares = self._roll.limits.trial if canary else (FULL,)
-        return Trial(shares, judged=done if others else (), peers=others or done)
+        return Trial(shares, judged=done, peers=others or everyone)
 
     def _undo(self, lost: dict[str, str]) -> dict[str, str]:
         """Bring the finished hosts back, the last one first, never more than the floor allows."""
@@ -263,9 +272,12 @@ def run(
     conduct: Conduct = Conduct(),  # noqa: B008  frozen
     done: Sequence[str] = (),
     adopted: bool = False,
+    around: Around = nothing,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Deploy ``plan``. ``roll`` makes the steps, given who is told of each one.
+
+    Each host is changed inside of ``around``: hooks that may forbid it.
 
     Raises HostFailed before any host left rotation; afterwards the outcome tells.
     """
@@ -288,6 +300,7 @@ def run(
         conduct=conduct,
         done=done,
         adopted=adopted,
+        around=around,
         stopping=stopping,
         clock=clock,
     )

@@ -1,4 +1,4 @@
-"""Look at the fleet before a deploy, and make a plan or say why there is none."""
+"""Look at the fleet: every application host, and every load balancer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flotilla import inventory
-from flotilla.aws.artifacts import Artifacts, Release
 from flotilla.deploy.world import Balancers, OverSsh, World
-from flotilla.errors import BadOption, Refused
 from flotilla.hosts.haproxy import Runtime
 from flotilla.hosts.haproxy_session import Session
 from flotilla.hosts.ssh import Runner
 from flotilla.hosts.ssh import prepare as prepare_ssh
 from flotilla.rules import deploy as rules
-from flotilla.rules import release as release_rules
 from flotilla.rules.rotation import Server
 from flotilla.settings import Settings
 
 _ASK_SECONDS = 15
-_UNTOUCHED = "No host was touched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +63,3 @@ def look(world: World, zones: Mapping[str, str]) -> Survey:
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         return Survey(tuple(pool.map(host, sorted(zones))), servers)
-
-
-def prepare(
-    settings: Settings, survey: Survey, version: str, options: rules.Options
-) -> tuple[rules.Plan, Release]:
-    """The plan for ``version`` and its artifact.
-
-    Raises BadOption for a version that does not exist, Refused with every reason not to begin.
-    """
-    release = find(settings, version)
-    if found := rules.faults(survey.hosts, survey.balancers, options):
-        raise Refused(
-            "; ".join(found),
-            untouched=_UNTOUCHED,
-            next="fab fleet.status, then deploy.run again (--adopt takes drained hosts along)",
-        )
-    plan = rules.plan(survey.hosts, version, options)
-    if isinstance(plan, str):
-        raise Refused(
-            plan,
-            why="nobody would be left to answer",
-            untouched=_UNTOUCHED,
-            next="add a host, or accept the outage: fab deploy.run --outage",
-        )
-    return plan, release
-
-
-def find(settings: Settings, version: str) -> Release:
-    """The release to deploy. Raises BadOption with those that exist."""
-    store = Artifacts(settings)
-    known = None if release_rules.why_not_a_version(version) else store.find(version)
-    if known:
-        return known
-    names = [release.version for release in store.list(newest=10)]
-    raise BadOption(
-        f"there is no release {version!r}; there are: {', '.join(names) or 'none'}",
-        untouched=_UNTOUCHED,
-        next=f"fab app.release --version {version}" if not names else "fab app.list",
-    )
