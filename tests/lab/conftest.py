@@ -11,7 +11,6 @@ import pytest
 from releases import Releases
 from rolling import Rolling
 from standing import bring_up_lab, said
-from typed import fab
 
 from flotilla import config, demo
 from flotilla.settings import Settings
@@ -45,4 +44,4 @@ def fleet(rolling: Rolling) -> Iterator[Rolling]:
     """
     rolling.make_whole()
     yield rolling
-    fab("lab.heal")
+    rolling.heal()

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from guests import until
+from guests import control, until
 from releases import Releases
 from typed import FAB, Run, fab, interfered
 
@@ -186,9 +186,13 @@ class Rolling:
                 found.add(json.load(answer)["version"])
         return found
 
+    def heal(self) -> None:
+        """Undo every fault that is in force."""
+        assert not control("heal", {"target": None})["failed"]
+
     def make_whole(self) -> None:
         """Whatever a test left: every fault healed, every host on a good release."""
-        fab("lab.heal")
+        self.heal()
         for version in dict.fromkeys([self.version, self.releases.a, self.releases.b]):
             if version and not self.why_not_whole(version):
                 self.version = version
