@@ -68,6 +68,17 @@ def test_a_release_that_fails_after_its_own_soak_is_found_by_the_next_ones(model
     assert model.faults("1") == []
 
 
+def test_a_canary_that_fails_when_all_have_the_release_takes_them_all_back(model: Model) -> None:
+    def begin_to_fail() -> None:
+        model.hosts["app-1"].fails_after["2"] = 0.0
+
+    model.events["write intent app-4 soak"] = begin_to_fail
+    outcome = model.deploy()
+    assert outcome.result == "rolled back"
+    assert "app-1 failed" in outcome.reason
+    assert model.faults("1") == []
+
+
 def test_a_load_balancer_that_was_started_again_is_told_again_before_a_host_is_stopped(
     model: Model,
 ) -> None:
@@ -137,6 +148,17 @@ def test_on_failure_stop_leaves_everything_and_names_it_until_resume(model: Mode
     bad.broken.clear()
     assert model.recover(back=False).result == "done"
     assert model.faults("2") == []
+
+
+def test_on_failure_stop_takes_a_host_that_failed_its_soak_out(model: Model) -> None:
+    model.hosts["app-1"].fails_after["2"] = 1.0
+    outcome = model.deploy(conduct=Conduct(on_failure="stop"))
+    assert outcome.result == "stopped"
+    assert list(outcome.left) == ["app-1"]
+    for balancer in model.balancers.values():
+        assert balancer.servers["app-1"].status == "MAINT"
+    assert model.recover(back=True).result == "rolled back"
+    assert model.faults("1") == []
 
 
 def test_a_second_failure_stops_and_names_what_is_left(model: Model) -> None:

@@ -13,6 +13,7 @@ from flotilla.deploy import notify
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
 from flotilla.deploy.hooks import Hooks
 from flotilla.deploy.journal import Journal
+from flotilla.deploy.late import Latecomers
 from flotilla.deploy.limits import conduct, limits
 from flotilla.deploy.proposal import Proposal, Terms, demand_open, propose
 from flotilla.deploy.roll import Roll, Step
@@ -138,9 +139,19 @@ class _Run:
                 conduct=conduct(self.settings),
                 around=hooks.around,
             )
+            self._completed(outcome, journal)
         outcome.notes += told
-        _made_current(self.settings, outcome, self.proposal.release)
         return _with_probe(outcome, seen)
+
+    def _completed(self, outcome: Outcome, journal: Journal) -> None:
+        """New hosts start the release from now on, and those that came meanwhile get it."""
+        release = self.proposal.release
+        _made_current(self.settings, outcome, release)
+        if outcome.result == "done":
+            late = Latecomers(
+                self.settings, release, self.proposal.plan, journal, self.guard, self.said
+            )
+            late.bring_along(outcome)
 
     def _ended(self, hooks: Hooks, end: str, text: str, **told: Any) -> list[str]:
         """Notes of whatever did not work; none of it changes how the deploy ended."""

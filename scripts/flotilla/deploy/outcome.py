@@ -48,6 +48,19 @@ class Outcome:
             f"{self.version} {self.result} in {self.seconds:.1f} s"
         )
 
+    def add(self, late: Outcome) -> None:
+        """Count in the hosts that came meanwhile. One that could not be changed is left behind."""
+        for name in ("seconds", "served", "failed", "retried", "redispatched", "cut"):
+            setattr(self, name, getattr(self, name) + getattr(late, name))
+        self.done += late.done
+        self.notes += late.notes
+        self.steps |= late.steps
+        self.soak |= late.soak
+        if late.result != "done":
+            self.result = "stopped"
+            self.reason = f"hosts that came meanwhile: {late.reason}"
+            self.left |= late.left or dict.fromkeys(late.steps, "runs what it came with")
+
     def as_dict(self) -> dict[str, Any]:
         """JSON types only."""
         return {name: getattr(self, name) for name in self.__slots__}

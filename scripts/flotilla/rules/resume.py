@@ -61,14 +61,15 @@ def story(lines: Sequence[Mapping[str, Any]]) -> Story | None:
     going_back, result = "", ""
     for line in lines:
         event = line["event"]
+        if event in {"intent", "stage", "resumed"}:
+            # After an end too: hosts that came meanwhile are rolled in a second pass.
+            result = ""
         if event == "intent":
             proved.discard(line["host"])
         elif event == "proved":
             proved.add(line["host"])
         elif event == "going back":
             going_back = str(line["why"]) or "it was going back"
-        elif event == "resumed":
-            result = ""
         elif event == "end":
             result = str(line["result"])
     return Story(_plan(first["plan"]), frozenset(proved), going_back, result)
