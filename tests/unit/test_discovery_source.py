@@ -98,8 +98,14 @@ def test_a_host_that_is_gone_is_still_told_of_by_its_name():
     }
 
 
-def test_a_host_without_a_name_yet_is_called_as_in_the_inventory():
-    assert [host.name for host in as_hosts([made(0xABCDEF, "")], {})] == ["app-abcdef"]
+def test_a_new_host_is_followed_from_when_it_has_its_name():
+    assert as_hosts([made(1, "")], {}) == []
+    assert [host.name for host in as_hosts([made(1, "app-4")], {})] == ["app-4"]
+
+
+def test_hosts_that_claim_one_name_are_called_as_in_the_inventory():
+    found = as_hosts([made(0xABCDE1, "app-4"), made(0xABCDE2, "app-4")], {})
+    assert [host.name for host in found] == ["app-abcde1", "app-abcde2"]
 
 
 def test_lifecycles_are_found_by_instance():

@@ -86,9 +86,10 @@ def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, st
     """Hosts with the names that the fleet's inventory gives them.
 
     ``instances`` as DescribeInstances has them, ``lifecycles`` by instance id. A host that is gone
-    keeps its name until another one has it.
+    keeps its name until another one has it. A new host takes its name before it is configured:
+    without one it cannot serve, and a server under an interim name would soon have to go again.
     """
-    alive = [one for one in instances if one["State"]["Name"] not in GONE]
+    alive = [one for one in instances if one["State"]["Name"] not in GONE and not _is_nameless(one)]
     gone = [one for one in instances if one["State"]["Name"] in GONE]
     names = {**_names(gone), **_names(alive)}
     taken = {names[one["InstanceId"]] for one in alive}
@@ -104,6 +105,11 @@ def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, st
         for one in [*kept, *alive]
     }
     return [hosts[name] for name in sorted(hosts)]
+
+
+def _is_nameless(instance: Mapping[str, Any]) -> bool:
+    tags = {tag["Key"] for tag in instance.get("Tags", ())}
+    return GROUP_TAG in tags and "Name" not in tags
 
 
 def _names(instances: Sequence[Mapping[str, Any]]) -> dict[str, str]:
