@@ -37,7 +37,7 @@ class Outcome:
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
-    soak: dict[str, dict[str, float]] = field(default_factory=dict)
+    soak: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     @property
     def line(self) -> str:

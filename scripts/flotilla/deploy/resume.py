@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from flotilla import audit
-from flotilla.aws import joining, lease
+from flotilla.aws import joining
 from flotilla.aws.artifacts import Release
 from flotilla.deploy.artifact import find
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
@@ -137,12 +137,11 @@ def resume(
         world.balancers.demand_control()
         left = remaining(told, look(world, zones, limits(settings).answer), is_back=is_back)
         confirmed(rules.described(told, left, is_back=is_back))
-        before = lease.read(settings, settings.name_of("locks"), "deploy")
         with (
             Lock(settings, "deploy", reason=f"{verb} {journal.id}", take_over=take_over) as lock,
             interruption() as stopping,
         ):
-            taken = before.holder if before and take_over else ""
+            taken = lock.taken_from.holder if lock.taken_from else ""
             journal.write("resumed", verb=verb, by=holder(), term=lock.term, taken_from=taken)
             ours = world.guarded(lock.check)
             roll = partial(_roll, ours, settings, lock)

@@ -41,7 +41,7 @@ class Soak:
         self._shift = shift
         self._clock = clock
         self._sleep = sleep
-        self.seen: dict[str, dict[str, float]] = {}
+        self.seen: dict[str, dict[str, float | None]] = {}
 
     def watch(self, name: str, share: int, trial: Trial) -> None:
         """Watch for ``limits.soak`` seconds. Raises HostFailed as soon as something is wrong."""

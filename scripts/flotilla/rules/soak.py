@@ -78,13 +78,13 @@ class Seen:
         }
         return Seen(**counts, time_ms=total / timed if timed else 0.0)
 
-    def as_dict(self) -> dict[str, float]:
-        """For a report: counts, and the mean time in ms."""
+    def as_dict(self) -> dict[str, float | None]:
+        """For a report: counts, and the mean time in ms where there were answers enough."""
         return {
             "requests": self.requests,
             "errors": self.errors,
             "failed_checks": self.failed_checks,
-            "time_ms": round(self.time_ms, 1),
+            "time_ms": round(self.time_ms, 1) if self.timed else None,
         }
 
 
