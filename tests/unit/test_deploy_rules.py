@@ -264,3 +264,8 @@ def test_counters_of_a_process_that_was_replaced_count_from_zero() -> None:
     assert Counters(120, 3).since(Counters(100, 1)) == Counters(20, 2)
     assert Counters(20, 1).since(Counters(100, 5)) == Counters(20, 1)
     assert Counters(1, 2, 3, 4, 5).plus(Counters(1, 1, 1, 1, 1)) == Counters(2, 3, 4, 5, 6)
+
+
+def test_a_host_that_was_left_with_a_part_of_its_weight_is_not_left_alone() -> None:
+    hosts = [host(1, version="2"), replace(host(2, version="2"), share=10.0), host(3, version="2")]
+    assert planned(hosts).hosts == ["app-2"]

@@ -14,10 +14,12 @@ from flotilla.hosts.haproxy_session import Session
 from flotilla.hosts.ssh import Runner
 from flotilla.hosts.ssh import prepare as prepare_ssh
 from flotilla.rules import deploy as rules
-from flotilla.rules.rotation import Server
+from flotilla.rules.rotation import FULL, Server
 from flotilla.settings import Settings
 
 _ASK_SECONDS = 15
+# A session waits two seconds longer than its helper: a socket that hangs is told after five.
+_ANSWER_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,10 @@ def connect(settings: Settings) -> Iterator[tuple[World, Mapping[str, str]]]:
     snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
     prepare_ssh(settings, snapshot)
     with Runner(settings, snapshot) as runner:
-        sessions = {host.name: Session(runner, host.name) for host in snapshot.by_role("lb")}
+        sessions = {
+            host.name: Session(runner, host.name, seconds=_ANSWER_SECONDS)
+            for host in snapshot.by_role("lb")
+        }
         runtimes = {name: Runtime(name, one.ask, one.master) for name, one in sessions.items()}
         zones = {host.name: host.zone for host in snapshot.by_role("app")}
         yield World(Balancers(runtimes), OverSsh(runner)), zones
@@ -48,7 +53,7 @@ def connect(settings: Settings) -> Iterator[tuple[World, Mapping[str, str]]]:
 def look(world: World, zones: Mapping[str, str]) -> Survey:
     """Ask every load balancer and every host. Raises Refused when one cannot be controlled."""
     world.balancers.demand_control()
-    servers = world.balancers.servers()
+    servers, shares = world.balancers.servers(), world.balancers.shares()
 
     def host(name: str) -> rules.Host:
         status = world.releases.call(name, "status", seconds=_ASK_SECONDS)
@@ -59,6 +64,7 @@ def look(world: World, zones: Mapping[str, str]) -> Survey:
             active=bool(status["active"]),
             stale=bool(status["stale"]),
             views={lb: seen[name] for lb, seen in servers.items() if name in seen},
+            share=min((seen[name] for seen in shares.values() if name in seen), default=FULL),
         )
 
     with ThreadPoolExecutor(max_workers=16) as pool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
 
-from flotilla.rules.rotation import Server, Views
+from flotilla.rules.rotation import FULL, Server, Views
 
 _SIZE = re.compile(r"(\d+)(%?)")
 
@@ -26,6 +26,7 @@ class Host:
     """An application host as it is: what runs there, and how each load balancer sees it.
 
     ``version`` is None before the first deploy; ``stale`` means its settings changed after start.
+    ``share`` is the least part of its weight that a load balancer gives it, in percent.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Host:
     active: bool
     stale: bool
     views: Views
+    share: float = FULL
 
     @property
     def is_serving(self) -> bool:
@@ -107,7 +109,7 @@ def faults(
 
 def why_unneeded(host: Host, version: str) -> str | None:
     """Why a host can be left alone, None when it has to be changed."""
-    if host.version != version or not host.is_serving:
+    if host.version != version or not host.is_serving or host.share < FULL:
         return None
     return None if host.stale else f"runs {version} already"
 
