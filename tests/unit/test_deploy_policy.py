@@ -6,6 +6,7 @@ and the Elastic IP are not there, so the world is handed over and no probe runs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import sys
@@ -22,11 +23,14 @@ from deploy_fleet import CONFIG, Fleet, fleet, sticky, until  # noqa: F401  fixt
 from fleets import maker
 from moto import mock_aws
 
+import rolling_deploy
+from fabfile import namespace
 from flotilla import audit, deploy, lock
 from flotilla.aws import lease
 from flotilla.aws.artifacts import Artifacts
 from flotilla.aws.session import client
 from flotilla.deploy import Balancers, Outcome, Proposal, World, operate, plans, survey
+from flotilla.deploy.request import HELP
 from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.haproxy import Runtime, local
 from flotilla.rules.release import key
@@ -249,6 +253,20 @@ def test_an_option_that_is_wrong_is_named(site: Site, words: dict[str, str], sai
 def test_what_was_typed_can_be_typed_again() -> None:
     words = deploy.Words("2", batches="1,2", adopt=True, reason="not repeated: may have spaces")
     assert words.typed == "--version 2 --batches 1,2 --adopt"
+
+
+def test_fab_and_the_script_take_the_same_options() -> None:
+    task = next(c for c in namespace.to_contexts() if c.name == "deploy.run")
+    flags = {name.lstrip("-") for name in task.flags}
+    assert set(HELP) <= flags
+    typed = ["2", "--batches", "1,2", "--override-freeze", "x y", "--headroom", "0", "--adopt"]
+    given = vars(rolling_deploy._parser().parse_args(typed))
+    fields = {one.name for one in dataclasses.fields(deploy.Words)}
+    assert fields <= given.keys()
+    words = deploy.Words(**{name: given[name] for name in fields if given[name] is not None})
+    assert words == deploy.Words(
+        "2", batches="1,2", headroom="0", adopt=True, override_freeze="x y"
+    )
 
 
 # -- refused before any host is touched ------------------------------------------------------------

@@ -9,13 +9,13 @@ from typing import Any
 from flotilla import audit
 from flotilla.aws import joining
 from flotilla.aws.artifacts import Release
-from flotilla.deploy import notify
+from flotilla.deploy import freeze, notify
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
 from flotilla.deploy.hooks import Hooks
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.late import Latecomers
 from flotilla.deploy.limits import conduct, limits
-from flotilla.deploy.proposal import Proposal, Terms, demand_open, propose
+from flotilla.deploy.proposal import Proposal, Terms, propose
 from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import connect
@@ -62,7 +62,7 @@ def deploy(
     why = f"deploy {version}" + (f": {terms.reason}" if terms.reason else "")
     with connect(settings) as (world, zones):
         proposal = propose(settings, world, zones, version, options, terms=terms)
-        demand_open(settings, proposal, terms)
+        _demand_open(settings, proposal, terms)
         confirmed(proposal)
         with (
             Lock(settings, "deploy", reason=why, take_over=take_over) as lock,
@@ -70,7 +70,7 @@ def deploy(
         ):
             # Somebody may have deployed while the operator was reading the plan.
             again = propose(settings, world, zones, version, options, terms=terms)
-            demand_open(settings, again, terms)
+            _demand_open(settings, again, terms)
             if again.plan != proposal.plan:
                 confirmed(again)
             run_of = _Run(settings, world.guarded(lock.check), again, terms, said, lock.check)
@@ -82,6 +82,12 @@ def deploy(
             next=f"fab deploy.run --version {version}",
         )
     return outcome
+
+
+def _demand_open(settings: Settings, proposal: Proposal, terms: Terms) -> None:
+    if not terms.override_freeze:
+        command = f"fab deploy.run --version {proposal.plan.version}"
+        freeze.demand_open(settings, proposal.closed, again=command)
 
 
 @dataclass(frozen=True, slots=True)

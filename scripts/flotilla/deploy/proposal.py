@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from flotilla.aws.artifacts import Release
-from flotilla.deploy import artifact
+from flotilla.deploy import artifact, freeze
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.limits import Limits, limits
 from flotilla.deploy.plans import Saved
@@ -110,6 +110,7 @@ def propose(
     )
     if terms.expected:
         _demand_same(terms.expected, facts, plan)
+    served = {host.version for host in survey.hosts if host.is_serving}
     if plan.hosts:
         artifact.demand_whole(settings, release)
     return Proposal(
@@ -120,24 +121,10 @@ def propose(
         need=need,
         steps=steps,
         expected=duration(settings, len(plan.batches)),
-        closed=_closed(settings, survey, version, now or datetime.now(UTC)),
+        # A host that gets what all others serve already is no new release.
+        closed=None if served == {version} else freeze.closed(settings, now),
         on_failure=settings.deploy.on_failure,
         is_serving=survey.is_serving,
-    )
-
-
-def demand_open(settings: Settings, proposal: Proposal, terms: Terms) -> None:
-    """Raise Refused in a freeze window, unless it was overridden with a reason."""
-    if proposal.closed is None or terms.override_freeze:
-        return
-    until = proposal.closed.until
-    raise Refused(
-        f"nothing is deployed to {settings.prefix} now: {proposal.closed.reason}, until "
-        f"{until:%A %Y-%m-%d %H:%M} {settings.deploy.windows.timezone}",
-        why="a freeze window of fleet.deploy.windows is open",
-        untouched=_UNTOUCHED,
-        next=f"wait, or: fab deploy.run --version {proposal.plan.version} "
-        "--override-freeze REASON, which the audit line will show",
     )
 
 
@@ -238,18 +225,6 @@ def _demand_same(saved: Saved, facts: Mapping[str, Any], plan: rules.Plan) -> No
         untouched=_UNTOUCHED,
         next=f"fab deploy.plan --version {saved.version} --save, and read it again",
     )
-
-
-def _closed(
-    settings: Settings, survey: Survey, version: str, now: datetime
-) -> windows.Closed | None:
-    """A host that gets what all others serve already is no new release."""
-    served = {host.version for host in survey.hosts if host.is_serving}
-    if served == {version}:
-        return None
-    section = settings.deploy.windows
-    freeze = [windows.Window(w.begin, w.end, w.reason, w.days) for w in section.freeze]
-    return windows.closed(freeze, section.timezone, now)
 
 
 def _past(settings: Settings) -> list[Past]:

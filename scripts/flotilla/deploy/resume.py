@@ -16,6 +16,7 @@ from functools import partial
 from flotilla import audit
 from flotilla.aws import joining
 from flotilla.aws.artifacts import Release
+from flotilla.deploy import notify
 from flotilla.deploy.artifact import find
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
 from flotilla.deploy.hooks import Around, Hooks, nothing
@@ -152,6 +153,9 @@ def resume(
             outcome = _finish(settings, recovery, truth, stopping, is_back=is_back)
     hooks.after(outcome.result)
     outcome.notes += hooks.notes
+    outcome.notes += notify.tell(
+        settings, "ended", outcome.line, id=outcome.id, result=outcome.result, by=holder()
+    )
     _recorded(settings, verb, outcome)
     return outcome
 
