@@ -70,10 +70,10 @@ class Shift:
         sticky = self.balancers.is_sticky()
         if not sticky:
             self.order(name, "state drain")
-            self.until(name, rotation.why_not_leaving, self.limits.answer)
+            self.until(name, rotation.why_not_leaving, self.limits.answer, held=DRAINED)
             self._empty(name, DRAINED, self.limits.idle_reads)
         self.order(name, "state maint")
-        self.until(name, lambda views: rotation.why_not_out(views, MAINTENANCE), self.limits.answer)
+        self.until(name, _in_maintenance, self.limits.answer, held=MAINTENANCE)
         # What was seen idle while draining has had no new request since.
         self._empty(name, MAINTENANCE, self.limits.idle_reads if sticky else 1)
         self._alone(name)
@@ -96,9 +96,20 @@ class Shift:
 
     def weigh(self, name: str, share: int) -> None:
         """Give it ``share`` percent of its weight, on every load balancer."""
-        self.order(name, f"weight {share}%")
-        if why := self.why_not_share(name, share):
-            raise HostFailed(why, next="fab fleet.configure, if its weight is not 100")
+        why: str | None = None
+
+        def has() -> bool:
+            nonlocal why
+            self.order(name, f"weight {share}%")
+            why = self.why_not_share(name, share)
+            return why is None
+
+        try:
+            self._until(has, self.limits.answer)
+        except DeadlineError:
+            raise HostFailed(
+                why or name, next="fab fleet.configure, if its weight is not 100"
+            ) from None
 
     def why_not_share(self, name: str, share: int) -> str | None:
         """Whether every load balancer gives it that share."""
@@ -204,3 +215,7 @@ class Shift:
 
     def _until(self, probe: Callable[[], bool], seconds: float) -> None:
         until(probe, seconds=seconds, every=self.limits.poll, clock=self._clock, sleep=self._sleep)
+
+
+def _in_maintenance(views: rotation.Views) -> str | None:
+    return rotation.why_not_out(views, MAINTENANCE)
