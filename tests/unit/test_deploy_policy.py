@@ -77,6 +77,18 @@ class Site:
             terms=asked.terms,
         )
 
+    def locked_by_bob(self) -> None:
+        lease.acquire(
+            self.settings,
+            self.settings.name_of("locks"),
+            "deploy",
+            holder="bob@desk:1",
+            reason="deploy 7: ticket 3",
+            seconds=60,
+            now=time.time(),
+            take_over=True,
+        )
+
     @property
     def audited(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in audit.lines(self.settings)]
@@ -330,15 +342,7 @@ def test_hosts_that_get_what_all_others_serve_are_no_new_release(site: Site) -> 
 
 
 def test_a_held_lock_names_who_why_since_and_until(site: Site) -> None:
-    lease.acquire(
-        site.settings,
-        site.settings.name_of("locks"),
-        "deploy",
-        holder="bob@desk:1",
-        reason="deploy 7: ticket 3",
-        seconds=60,
-        now=time.time(),
-    )
+    site.locked_by_bob()
     with pytest.raises(lease.Held) as refused:
         site.run()
     said = str(refused.value)
@@ -466,16 +470,7 @@ def test_a_run_that_lost_its_lock_stops_before_the_next_change(
     def said(step: Any) -> None:
         seen.append(step.name)
         if step.name == "drain" and len(seen) == 1:
-            lease.acquire(
-                site.settings,
-                site.settings.name_of("locks"),
-                "deploy",
-                holder="bob",
-                reason="another deploy",
-                seconds=60,
-                now=time.time(),
-                take_over=True,
-            )
+            site.locked_by_bob()
 
     outcome = site.run(said=said)
     assert outcome.result == "stopped"
@@ -488,4 +483,4 @@ def test_a_run_that_lost_its_lock_stops_before_the_next_change(
     assert statuses == {"MAINT"}, "nothing was given after the lock was lost, not even the way back"
     now = lease.read(site.settings, site.settings.name_of("locks"), "deploy")
     assert now
-    assert now.holder == "bob", "the new holder's lock is left alone"
+    assert now.holder == "bob@desk:1", "the new holder's lock is left alone"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,8 +80,16 @@ class Journal:
         cls, settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> list[Journal]:
         """Every journal with at least one line, the newest first."""
-        paths = sorted((settings.scratch / _FOLDER).glob("*.jsonl"), reverse=True)
-        return [cls(path, clock) for path in paths if read(path)]
+        return list(cls.each(settings, clock))
+
+    @classmethod
+    def each(
+        cls, settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> Iterator[Journal]:
+        """The same, read one after the other: there may be hundreds."""
+        for path in sorted((settings.scratch / _FOLDER).glob("*.jsonl"), reverse=True):
+            if read(path):
+                yield cls(path, clock)
 
     def lines(self) -> list[dict[str, Any]]:
         """What was written so far."""

@@ -229,7 +229,7 @@ def _demand_same(saved: Saved, facts: Mapping[str, Any], plan: rules.Plan) -> No
 
 def _past(settings: Settings) -> list[Past]:
     found: list[Past] = []
-    for journal in Journal.all(settings):
+    for journal in Journal.each(settings):
         lines = journal.lines()
         events = [line["event"] for line in lines]
         first, end = lines[0], lines[-1]
