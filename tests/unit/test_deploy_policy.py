@@ -177,6 +177,23 @@ def test_the_time_expected_is_that_of_the_deploys_before(site: Site) -> None:
     assert "as the last deploy took" in deploy.described(made)
 
 
+def test_deploys_that_went_wrong_and_exchanges_of_hosts_say_nothing_about_the_time(
+    site: Site,
+) -> None:
+    for number, (plan, end) in enumerate(
+        [
+            ({"role": "app", "old": ["app-1"]}, {"result": "done", "seconds": 300}),
+            ({"batches": [["app-1"]]}, {"result": "stopped", "seconds": 300, "steps": {}}),
+            ({"batches": []}, {"result": "nothing to do", "seconds": 1, "steps": {}}),
+        ]
+    ):
+        journal = deploy.Journal.begin(site.settings, f"x{number}")
+        journal.write("begin", plan=plan)
+        journal.write("end", **end)
+    deploy.Journal.begin(site.settings, "cut-off").write("begin", plan={"batches": [["app-1"]]})
+    assert site.plan().expected.deploys == 0
+
+
 # -- plans that are kept ---------------------------------------------------------------------------
 
 

@@ -228,14 +228,17 @@ def _demand_same(saved: Saved, facts: Mapping[str, Any], plan: rules.Plan) -> No
 
 
 def _past(settings: Settings) -> list[Past]:
+    """The newest deploys that ended well and were not cut off; exchanges of hosts are no such."""
     found: list[Past] = []
     for journal in Journal.each(settings):
         lines = journal.lines()
-        events = [line["event"] for line in lines]
-        first, end = lines[0], lines[-1]
-        if end.get("result") != "done" or "resumed" in events or "plan" not in first:
+        batches = lines[0].get("plan", {}).get("batches")
+        end = lines[-1]
+        if not batches or end.get("result") != "done":
             continue
-        found.append(Past(end["seconds"], first["plan"]["batches"], end["steps"]))
+        if any(line["event"] == "resumed" for line in lines):
+            continue
+        found.append(Past(end["seconds"], batches, end["steps"]))
         if len(found) == RECENT:
             break
     return found
