@@ -11,6 +11,7 @@ from deploy_model import Model
 
 from flotilla.deploy import Conduct
 from flotilla.deploy.journal import read
+from flotilla.deploy.late import joined
 
 
 @pytest.fixture
@@ -252,3 +253,23 @@ def test_intentions_are_written_before_steps(model: Model) -> None:
         by_host.setdefault(line["host"], []).append((line["event"], line["step"]))
     for told in by_host.values():
         assert told[::2] == [("intent", step) for _, step in told[1::2]]
+
+
+def test_a_host_that_comes_meanwhile_is_waited_for_until_every_load_balancer_knows_it(
+    model: Model,
+) -> None:
+    host, began = model.hosts["app-4"], model.clock()
+    host.version = None
+    server = model.balancers["lb-2"].servers.pop("app-4")
+
+    def sleep(seconds: float) -> None:
+        model.clock.sleep(seconds)
+        if model.clock() > began + 5:
+            host.version = "1"
+        if model.clock() > began + 10:
+            model.balancers["lb-2"].servers["app-4"] = server
+
+    assert joined(model.world, "app-4", clock=model.clock, sleep=sleep) == "1"
+    assert model.clock() > began + 10
+    host.silent = True
+    assert joined(model.world, "app-4", clock=model.clock, sleep=sleep) is None
