@@ -1,6 +1,6 @@
 """Run a fab task and, at one exact moment of a deploy, a shell command.
 
-    python interfere.py [--delay SECONDS] [--set KEY=VALUE] MOMENT COMMAND TASK [ARGUMENTS ...]
+    python interfere.py [--every] [--delay SECONDS] [--set KEY=VALUE] MOMENT COMMAND TASK [...]
 
 The task is the real one, on real hosts; this only listens at its edges. A moment is a regular
 expression over lines such as
@@ -11,7 +11,7 @@ expression over lines such as
 
 The first line that it matches runs the command, whose parent process ($PPID) is the task and $HOST
 the line's host. The task waits for it; with --delay it goes on, and the command comes so many
-seconds later. --set has the task read a fleet.yml that differs in a key: deploy.drain_seconds=3.
+seconds later. With --every each such line runs it. --set has the task read a fleet.yml that differs in a key: deploy.drain_seconds=3.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ def entry(event: str, **fields: Any) -> str:
 
 
 class Listener:
-    """Runs the command once."""
+    """Runs the command, once or at ``every`` such moment."""
 
-    def __init__(self, moment: str, command: str, delay: float | None) -> None:
+    def __init__(
+        self, moment: str, command: str, delay: float | None, *, every: bool = False
+    ) -> None:
+        self._every = every
         self._moment = re.compile(moment)
         self._command = command
         self._delay = delay
@@ -57,7 +60,7 @@ class Listener:
     def heard(self, line: str) -> None:
         """Compare one line; threads of a batch come here at once."""
         with self._lock:
-            if self._begun or not self._moment.fullmatch(line):
+            if (self._begun and not self._every) or not self._moment.fullmatch(line):
                 return
             self._begun = True
         # Written first: the command may be the end of this process.
@@ -111,12 +114,13 @@ def read_with(changes: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--every", action="store_true")
     parser.add_argument("--delay", type=float)
     parser.add_argument("moment")
     parser.add_argument("command")
     parser.add_argument("task", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    listener = Listener(options.moment, options.command, options.delay)
+    listener = Listener(options.moment, options.command, options.delay, every=options.every)
     if options.set:
         read_with(options.set)
     listener.around(Balancers, "order", words)

@@ -28,23 +28,12 @@ TOLD_SECONDS = 20
 MOVE_SECONDS = 15
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param(r"after order \S+ state maint", id="in-maintenance"),
-        pytest.param(r"after call \S+ wait .*", id="switched"),
-        pytest.param(r"after order \S+ state ready", id="returned"),
-    ],
-)
-def test_a_reload_in_the_middle_of_a_deploy_brings_nobody_back_too_early(
-    fleet: Rolling, moment: str
-) -> None:
+def test_reloads_in_the_middle_of_a_deploy_bring_nobody_back_too_early(fleet: Rolling) -> None:
+    """Of both load balancers, for every host: in maintenance, switched, and just given back."""
+    moment = r"after (order \S+ state maint|call \S+ wait .*|order \S+ state ready)"
     with (
         fleet.clients() as clients,
-        fleet.deploying(
-            moment,
-            on_host(RELOAD, "lb"),
-        ) as run,
+        fleet.deploying(moment, on_host(RELOAD, "lb"), every=True) as run,
     ):
         outcome = run.exits(0)
         clients.saw_nothing()

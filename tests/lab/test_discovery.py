@@ -239,12 +239,20 @@ def test_a_service_that_is_killed_follows_again(settings, balancers) -> None:
     assert set(statuses(first).values()) == {"UP"}
 
 
+def saved(guest: Guest, server: str) -> bool:
+    """Whether a crash would find this server in forced maintenance."""
+    rows = guest.says("cat", "/var/lib/flotilla/haproxy.states").splitlines()
+    return any(row.split()[3:7:3] == [server, "1"] for row in rows if row.count(" ") > 20)
+
+
 @pytest.fixture
 def held(settings: Settings, balancers: Mapping[str, Guest]) -> Iterator[str]:
     """A host that an operator has put into maintenance."""
     name = "app-2"
     with world(settings) as made:
         made.balancers.order(name, "state maint")
+    for lb in balancers.values():
+        until(lambda lb=lb: saved(lb, name), 5, f"{lb.id} has saved that {name} is in maintenance")
     yield name
     with world(settings) as made:
         made.balancers.order(name, "state drain", "health down")

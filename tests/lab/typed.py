@@ -81,15 +81,18 @@ def interfered(
     command: str,
     *arguments: str,
     delay: float | None = None,
+    every: bool = False,
     settings: Mapping[str, object] | None = None,
 ) -> Iterator[Run]:
-    """Run a task with --json, and ``command`` in a shell at the first ``moment`` (interfere.py).
+    """Run a task with --json, and ``command`` in a shell at the first ``moment`` (interfere.py), or
+    at ``every`` one.
 
     With ``delay`` the task goes on meanwhile, and the command comes so many seconds later;
     ``settings`` are keys of fleet.yml that are different for it. Whatever still runs at the end of
     the block is killed.
     """
     later = [] if delay is None else ["--delay", str(delay)]
+    later += ["--every"] if every else []
     later += [f"--set={key}={value}" for key, value in (settings or {}).items()]
     process = subprocess.Popen(
         [sys.executable, _INTERFERE, *later, moment, command, *arguments, "--json"],
