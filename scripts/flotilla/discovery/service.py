@@ -33,8 +33,8 @@ from flotilla.rules.discovery import (
     released,
 )
 
-# Between two looks at HAProxy, each of which saves the servers' states.
-TURN_SECONDS = 0.5
+# Between two looks at HAProxy, each of which saves the servers' states: what a crash may forget.
+TURN_SECONDS = 0.25
 # Two load balancers that ask at the same moment are throttled together: each waits a bit longer or
 # shorter every time.
 JITTER = 0.2
@@ -202,6 +202,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/var/lib/flotilla-discovery"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Which endpoint and credentials it found is told at INFO, each time they are renewed.
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     runtime = haproxy.Runtime("haproxy", haproxy.local(Path(haproxy.SOCKET)))
     service = Service(
         Ec2(options.fleet, options.env, options.group),
