@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -27,10 +28,6 @@ def host(name: str, version: str | None, status: str = "UP") -> Host:
     return Host(name, "a", version, active=version is not None, stale=False, views=views)
 
 
-def full(hosts: list[Host]) -> dict[str, dict[str, float]]:
-    return {one.name: dict.fromkeys(one.views, 100.0) for one in hosts}
-
-
 hosts = st.lists(
     st.builds(
         host, st.sampled_from(NAMES), st.sampled_from(["0", "1", "2", None]),
@@ -45,12 +42,12 @@ proved = st.frozensets(st.sampled_from(NAMES))
 def test_going_on_moves_every_host_that_is_not_in_place_exactly_once(
     here: list[Host], done: frozenset[str]
 ) -> None:
-    left = forward(Story(PLAN, done), here, full(here))
+    left = forward(Story(PLAN, done), here)
     moved = left.plan.hosts
     assert len(moved) == len(set(moved))
     assert not set(moved) & set(left.done)
     for one in here:
-        if not is_in_place(one, "2", full(here)):
+        if not is_in_place(one, "2"):
             assert one.name in moved
         elif one.name in done:
             assert one.name not in moved
@@ -62,7 +59,7 @@ def test_going_on_moves_every_host_that_is_not_in_place_exactly_once(
 def test_going_on_never_takes_more_at_once_than_the_plan_did(
     here: list[Host], done: frozenset[str]
 ) -> None:
-    left = forward(Story(PLAN, done), here, full(here))
+    left = forward(Story(PLAN, done), here)
     assert all(len(batch) <= 2 for batch in left.plan.batches)
     canary = [name for name in PLAN.batches[0] if name in left.plan.hosts]
     assert not canary or left.plan.batches[0] == ("app-1",), "the canary is still the first"
@@ -70,11 +67,11 @@ def test_going_on_never_takes_more_at_once_than_the_plan_did(
 
 @given(hosts)
 def test_going_back_moves_every_host_that_does_not_have_what_it_had(here: list[Host]) -> None:
-    left = back(Story(PLAN), here, full(here))
+    left = back(Story(PLAN), here)
     for one in here:
         moved = one.name in left.done or one.name in left.out
         if one.name in PLAN.previous:
-            right = is_in_place(one, PLAN.previous[one.name], full(here))
+            right = is_in_place(one, PLAN.previous[one.name])
             assert moved != right
         if one.name in PLAN.skipped:
             assert not moved, "it had the new release before"
@@ -83,7 +80,7 @@ def test_going_back_moves_every_host_that_does_not_have_what_it_had(here: list[H
 
 @given(hosts)
 def test_going_back_takes_no_serving_host_out_before_its_turn(here: list[Host]) -> None:
-    left = back(Story(PLAN), here, full(here))
+    left = back(Story(PLAN), here)
     serving = {one.name for one in here if one.is_serving}
     for name in left.out:
         version = next(one.version for one in here if one.name == name)
@@ -92,15 +89,14 @@ def test_going_back_takes_no_serving_host_out_before_its_turn(here: list[Host]) 
 
 def test_a_host_that_came_meanwhile_goes_back_to_what_most_had() -> None:
     here = [host("app-1", "2"), host("app-6", "2")]
-    assert back(Story(PLAN), here, full(here)).plan.previous["app-6"] == "1"
+    assert back(Story(PLAN), here).plan.previous["app-6"] == "1"
 
 
 def test_a_host_with_a_part_of_its_weight_is_not_in_place() -> None:
-    one = host("app-1", "2")
-    shares = {"app-1": {"lb-1": 100.0, "lb-2": 10.0}}
-    assert not is_in_place(one, "2", shares)
-    assert back(Story(PLAN), [host("app-1", "1")], shares).out == {
-        "app-1": "UP on lb-1, UP on lb-2, app-1 has 10% of its weight on lb-2, not 100%"
+    one = replace(host("app-1", "1"), share=10.0)
+    assert not is_in_place(one, "1")
+    assert back(Story(PLAN), [one]).out == {
+        "app-1": "UP on lb-1, UP on lb-2, with 10% of its weight"
     }
 
 

@@ -26,7 +26,7 @@ from flotilla.deploy.operate import Interrupted
 from flotilla.deploy.outcome import Outcome
 from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import MIGRATE_SECONDS, Deploy, Ending, Steps, run
-from flotilla.deploy.survey import connect
+from flotilla.deploy.survey import Rotation, connect
 from flotilla.deploy.world import World
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.lock import Lock, holder
@@ -40,10 +40,9 @@ ANSWER_SECONDS = 15
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Hosts that answer, the weights they have, and why the others do not answer."""
+    """Hosts that answer, and why the others do not."""
 
     hosts: tuple[deploy_rules.Host, ...]
-    shares: rules.Shares
     silent: Mapping[str, str]
 
 
@@ -166,7 +165,7 @@ def _roll(world: World, settings: Settings, lock: Lock, said: Callable[[Step], N
 
 def look(world: World, zones: Mapping[str, str], seconds: float) -> Truth:
     """Ask every host and load balancer; a host that does not answer is named, not raised."""
-    servers, shares = world.balancers.servers(), world.balancers.shares()
+    rotation = Rotation.of(world.balancers)
     silent: dict[str, str] = {}
 
     def host(name: str) -> deploy_rules.Host | None:
@@ -175,22 +174,11 @@ def look(world: World, zones: Mapping[str, str], seconds: float) -> Truth:
         except FlotillaError as error:
             silent[name] = error.what
             return None
-        return deploy_rules.Host(
-            name=name,
-            zone=zones[name],
-            version=status["current"],
-            active=bool(status["active"]),
-            stale=bool(status["stale"]),
-            views={lb: seen[name] for lb, seen in servers.items() if name in seen},
-        )
+        return rotation.host(name, zones[name], status)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = [one for one in pool.map(host, sorted(zones)) if one]
-    by_host = {
-        one.name: {lb: seen[one.name] for lb, seen in shares.items() if one.name in seen}
-        for one in found
-    }
-    return Truth(tuple(found), by_host, silent)
+        found = tuple(one for one in pool.map(host, sorted(zones)) if one)
+    return Truth(found, silent)
 
 
 def settle(world: World, roll: Roll) -> None:
@@ -215,7 +203,7 @@ def settle(world: World, roll: Roll) -> None:
 def remaining(told: rules.Story, truth: Truth, *, is_back: bool) -> rules.Remaining:
     """What is left to do. Raises Unreachable for going on with a host that does not answer."""
     if is_back:
-        return rules.back(told, truth.hosts, truth.shares)
+        return rules.back(told, truth.hosts)
     if truth.silent:
         raise Unreachable(
             "; ".join(truth.silent.values()),
@@ -223,7 +211,7 @@ def remaining(told: rules.Story, truth: Truth, *, is_back: bool) -> rules.Remain
             untouched=_UNTOUCHED,
             next="fab deploy.abort, which brings the other hosts back; or mend that one first",
         )
-    return rules.forward(told, truth.hosts, truth.shares)
+    return rules.forward(told, truth.hosts)
 
 
 def previous(settings: Settings) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from flotilla import inventory
 from flotilla.deploy.world import Balancers, OverSsh, World
@@ -50,22 +51,39 @@ def connect(settings: Settings) -> Iterator[tuple[World, Mapping[str, str]]]:
         yield World(Balancers(runtimes), OverSsh(runner)), zones
 
 
-def look(world: World, zones: Mapping[str, str]) -> Survey:
-    """Ask every load balancer and every host. Raises Refused when one cannot be controlled."""
-    world.balancers.demand_control()
-    servers, shares = world.balancers.servers(), world.balancers.shares()
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What the load balancers say of every server at one moment."""
 
-    def host(name: str) -> rules.Host:
-        status = world.releases.call(name, "status", seconds=_ASK_SECONDS)
+    servers: Mapping[str, Mapping[str, Server]]
+    shares: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def of(cls, balancers: Balancers) -> Rotation:
+        """Ask all of them. Raises what they raise."""
+        return cls(balancers.servers(), balancers.shares())
+
+    def host(self, name: str, zone: str, status: Mapping[str, Any]) -> rules.Host:
+        """A host, with what its release tool says of itself."""
         return rules.Host(
             name=name,
-            zone=zones[name],
+            zone=zone,
             version=status["current"],
             active=bool(status["active"]),
             stale=bool(status["stale"]),
-            views={lb: seen[name] for lb, seen in servers.items() if name in seen},
-            share=min((seen[name] for seen in shares.values() if name in seen), default=FULL),
+            views={lb: seen[name] for lb, seen in self.servers.items() if name in seen},
+            share=min((seen[name] for seen in self.shares.values() if name in seen), default=FULL),
         )
 
+
+def look(world: World, zones: Mapping[str, str]) -> Survey:
+    """Ask every load balancer and every host. Raises Refused when one cannot be controlled."""
+    world.balancers.demand_control()
+    rotation = Rotation.of(world.balancers)
+
+    def host(name: str) -> rules.Host:
+        status = world.releases.call(name, "status", seconds=_ASK_SECONDS)
+        return rotation.host(name, zones[name], status)
+
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return Survey(tuple(pool.map(host, sorted(zones))), servers)
+        return Survey(tuple(pool.map(host, sorted(zones))), rotation.servers)

@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.rules.deploy import Host, Plan, undo
-from flotilla.rules.rotation import FULL, UP, why_not_share
-
-# By host, then by load balancer: percent of its weight.
-Shares = Mapping[str, Mapping[str, float]]
+from flotilla.rules.rotation import FULL, UP
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +79,17 @@ def why_not_open(told: Story | None, deploy_id: str) -> str | None:
     return None if told.is_open else f"{deploy_id} was not cut off: it ended with {told.result!r}"
 
 
-def is_in_place(host: Host, version: str | None, shares: Shares) -> bool:
+def is_in_place(host: Host, version: str | None) -> bool:
     """Whether a host runs ``version`` and every load balancer gives it its full part."""
     if host.version != version:
         return False
     if version is None:
         return not host.is_out
     up = bool(host.views) and all(view.status == UP for view in host.views.values())
-    full = why_not_share(host.name, shares.get(host.name, {}), FULL) is None
-    return host.active and up and full
+    return host.active and up and host.share == FULL
 
 
-def forward(told: Story, hosts: Sequence[Host], shares: Shares) -> Remaining:
+def forward(told: Story, hosts: Sequence[Host]) -> Remaining:
     """What must be rolled for every host to have the new version.
 
     A host that is in place but was not proved is tried again; so is one that came meanwhile with
@@ -104,7 +100,7 @@ def forward(told: Story, hosts: Sequence[Host], shares: Shares) -> Remaining:
 
     def right(name: str) -> bool:
         host = here[name]
-        return is_in_place(host, new, shares) and (name in told.proved or name not in plan.previous)
+        return is_in_place(host, new) and (name in told.proved or name not in plan.previous)
 
     planned = [name for name in plan.hosts if name in here]
     added = [name for name in here if name not in plan.previous]
@@ -118,7 +114,7 @@ def forward(told: Story, hosts: Sequence[Host], shares: Shares) -> Remaining:
     )
 
 
-def back(told: Story, hosts: Sequence[Host], shares: Shares) -> Remaining:
+def back(told: Story, hosts: Sequence[Host]) -> Remaining:
     """What must be rolled back for every host to have what it had.
 
     A host that came meanwhile with the new version gets what most others had.
@@ -130,13 +126,13 @@ def back(told: Story, hosts: Sequence[Host], shares: Shares) -> Remaining:
         if name not in previous and name not in plan.skipped:
             previous[name] = usual if host.version == plan.version else host.version
     order = [*plan.hosts, *(name for name in previous if name not in plan.previous)]
-    wrong = [n for n in order if n in here and not is_in_place(here[n], previous[n], shares)]
+    wrong = [n for n in order if n in here and not is_in_place(here[n], previous[n])]
     serving = [n for n in wrong if _serves(here[n]) and here[n].version != previous[n]]
     whole = _with(plan, list(plan.batches), here)
     return Remaining(
         plan=Plan(plan.version, whole.batches, previous, plan.floor, plan.skipped),
         done=tuple(serving),
-        out={n: _seen(here[n], shares) for n in wrong if n not in serving},
+        out={n: _seen(here[n]) for n in wrong if n not in serving},
         gone=_gone(plan, here),
     )
 
@@ -204,10 +200,10 @@ def _serves(host: Host) -> bool:
     return bool(host.views) and all(view.is_serving for view in host.views.values())
 
 
-def _seen(host: Host, shares: Shares) -> str:
+def _seen(host: Host) -> str:
     views = ", ".join(f"{view.status} on {lb}" for lb, view in sorted(host.views.items()))
-    part = why_not_share(host.name, shares.get(host.name, {}), FULL) if _serves(host) else None
-    return f"{views or 'on no load balancer'}{f', {part}' if part else ''}"
+    part = "" if host.share == FULL else f", with {host.share:g}% of its weight"
+    return f"{views or 'on no load balancer'}{part}"
 
 
 def _before(left: Remaining, name: str) -> str:
