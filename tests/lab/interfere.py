@@ -11,7 +11,8 @@ expression over lines such as
 
 The first line that it matches runs the command, whose parent process ($PPID) is the task and $HOST
 the line's host. The task waits for it; with --delay it goes on, and the command comes so many
-seconds later. With --every each such line runs it. --set has the task read a fleet.yml that differs in a key: deploy.drain_seconds=3.
+seconds later. With --every each such line runs it. --set has the task read a fleet.yml that differs
+in a key: deploy.drain_seconds=3.
 """
 
 from __future__ import annotations
