@@ -180,7 +180,7 @@ class Balancer:
 def _statistics(peer: str) -> dict[str, Server] | None:
     """What another load balancer says of its servers; None when it does not."""
     try:
-        with urllib.request.urlopen(f"http://{peer}/;csv", timeout=PEER_SECONDS) as page:  # noqa: S310  http by us
+        with urllib.request.urlopen(f"http://{peer}/;csv", timeout=PEER_SECONDS) as page:
             rows = parse_stat(page.read().decode(errors="replace"), peer)
     except (OSError, FlotillaError):
         return None
