@@ -89,7 +89,7 @@ class Web:
 
         self._server = Server((address, PORT), Handler)
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -193,4 +193,4 @@ def edge(folder: Path, *, listen: int, more: str = "", end: str = "") -> Iterato
     try:
         yield made
     finally:
-        made.stop()
+        made.kill()
