@@ -9,7 +9,7 @@ from invoke.tasks import task
 
 from fabfile import _replace
 from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show
-from flotilla.deploy.request import HELP, Words
+from flotilla.deploy_words import HELP, Words
 
 if TYPE_CHECKING:
     from flotilla.deploy import Outcome, Step

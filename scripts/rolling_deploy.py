@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from flotilla import config, deploy
-from flotilla.deploy.request import HELP
+from flotilla.deploy_words import HELP
 from flotilla.errors import Refused
 from flotilla.options import Parser, finish
 

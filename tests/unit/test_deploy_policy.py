@@ -30,7 +30,7 @@ from flotilla.aws import lease
 from flotilla.aws.artifacts import Artifacts
 from flotilla.aws.session import client
 from flotilla.deploy import Balancers, Outcome, Proposal, World, operate, plans, survey
-from flotilla.deploy.request import HELP
+from flotilla.deploy_words import HELP
 from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.haproxy import Runtime, local
 from flotilla.rules.release import key

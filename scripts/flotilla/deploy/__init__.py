@@ -11,12 +11,13 @@ from flotilla.deploy.journal import Journal, history
 from flotilla.deploy.limits import Conduct, Limits, conduct, limits
 from flotilla.deploy.operate import deploy, planned
 from flotilla.deploy.proposal import Proposal, Terms, described
-from flotilla.deploy.request import Request, Words, request
+from flotilla.deploy.request import Request, request
 from flotilla.deploy.resume import previous, resume
 from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import Survey, connect
 from flotilla.deploy.world import Balancers, World
+from flotilla.deploy_words import Words
 
 __all__ = [
     "Balancers",
