@@ -15,8 +15,8 @@ from typed import fab
 from flotilla.drill import spoilt
 from flotilla.settings import Settings
 
-# Longer than the canary's checks and soak: it turns bad when other hosts have it already.
-SOUR_SECONDS = 12
+# A host that has this file is of no use to clients, with the release that looks for it.
+SOUR = "/srv/app/shared/sour"
 _SPOILT = """
 import time
 from flask import request
@@ -33,11 +33,10 @@ _PAGES = 'request.path not in ("/healthz", "/readyz", "/version")'
 CHANGED: dict[str, Mapping[str, str]] = {
     **spoilt.CHANGED,
     "ends": {_ENTRY: "raise SystemExit('ended on purpose')\n"},
-    # Well at first, to everybody; then of no use to clients, and still healthy.
+    # Well until its host is given a file; then of no use to clients, and still healthy.
     "sours": {
-        _ENTRY: _SPOILT.format(
-            when=f"time.monotonic() > BEGUN + {SOUR_SECONDS} and {_PAGES}", status=500
-        )
+        _ENTRY: "from pathlib import Path\n"
+        + _SPOILT.format(when=f'Path("{SOUR}").exists() and {_PAGES}', status=500)
     },
     # One second well, one second not: never two checks in a row.
     "flaps": {

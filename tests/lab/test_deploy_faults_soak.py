@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from guests import needs_lab, until
-from rolling import Rolling, strike
+from releases import SOUR
+from rolling import Rolling, on_host, strike
 from typed import fab
 
 pytestmark = [needs_lab, pytest.mark.drill]
@@ -25,13 +26,23 @@ def test_a_release_that_fails_its_clients_is_taken_back_by_the_canary(fleet: Rol
 
 
 def test_a_release_that_turns_bad_later_is_taken_back_from_every_host(fleet: Rolling) -> None:
-    with fleet.clients() as clients:
-        outcome = fleet.deploy(fleet.releases["sours"], code=2)
-        clients.mark("taken back")
-        fleet.is_whole(fleet.version)
-        seen = clients.stop()
+    """The canary has passed its soak and fails while the second host is watched."""
+    canary = fleet.canary()
+    moment = rf"after order (?!{canary.name} )\S+ state ready"
+    turn = on_host(f"touch {SOUR}", canary.name)
+    batches = ("--batches", "1,1", "--floor", "50")
+    try:
+        with fleet.clients() as clients:
+            with fleet.deploying(moment, turn, fleet.releases["sours"], *batches) as run:
+                outcome = run.exits(2)
+            clients.mark("taken back")
+            fleet.is_whole(fleet.version)
+            seen = clients.stop()
+    finally:
+        fleet.command(canary.name, f"rm -f {SOUR}")
     assert outcome["result"] == "rolled back"
-    assert len(outcome["steps"]) > 1
+    assert canary.name in outcome["reason"]
+    assert len(outcome["steps"]) == 2
     assert seen["phases"]["taken back"]["failed"] == 0
 
 
