@@ -141,6 +141,8 @@ def resume(
             Lock(settings, "deploy", reason=f"{verb} {journal.id}", take_over=take_over) as lock,
             interruption() as stopping,
         ):
+            told = _told(journal)  # whoever had the lock may have gone on until it was lost
+            is_back = is_back or bool(told.going_back)
             taken = lock.taken_from.holder if lock.taken_from else ""
             journal.write("resumed", verb=verb, by=holder(), term=lock.term, taken_from=taken)
             ours = world.guarded(lock.check)
@@ -150,12 +152,7 @@ def resume(
             recovery = Recovery(ours, told, journal, roll, said, around=hooks.around)
             truth = look(ours, zones, limits(settings).answer)
             outcome = _finish(settings, recovery, truth, stopping, is_back=is_back)
-    hooks.after(outcome.result)
-    outcome.notes += hooks.notes
-    outcome.notes += notify.tell(
-        settings, "ended", outcome.line, id=outcome.id, result=outcome.result, by=holder()
-    )
-    _recorded(settings, verb, outcome)
+    _recorded(settings, verb, outcome, hooks)
     return outcome
 
 
@@ -270,8 +267,13 @@ def _told(journal: Journal) -> rules.Story:
     return told
 
 
-def _recorded(settings: Settings, verb: str, outcome: Outcome) -> None:
-    """Keep the audit line. Raises Interrupted when the operator turned it round."""
+def _recorded(settings: Settings, verb: str, outcome: Outcome, hooks: Hooks) -> None:
+    """Tell hooks, receivers and the audit. Raises Interrupted when the operator turned it round."""
+    hooks.after(outcome.result)
+    outcome.notes += hooks.notes
+    outcome.notes += notify.tell(
+        settings, "ended", outcome.line, id=outcome.id, result=outcome.result, by=holder()
+    )
     told = {
         name: getattr(outcome, name) for name in ("id", "served", "failed", "seconds", "reason")
     }

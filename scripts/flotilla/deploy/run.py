@@ -72,6 +72,16 @@ class Deploy:
         self._moved = self._clock()
         self._journal.write("step", host=step.host, step=step.name, error=step.error)
 
+    def forward(self, release: Release) -> Ending:
+        """Everything from staging to the old releases that are dropped."""
+        self.stage(release)
+        if not self._plan.hosts:
+            return ("done" if self._done else "nothing to do"), "", {}
+        ending = self.batches()
+        if ending[0] == "done":
+            self.prune()
+        return ending
+
     def stage(self, release: Release) -> None:
         """Put the release on every host, and bring the schema up to date, before any leaves."""
         hosts, version = self._plan.hosts, release.version
@@ -282,15 +292,6 @@ def run(
     Raises HostFailed before any host left rotation; afterwards the outcome tells.
     """
 
-    def act(deploy: Deploy) -> Ending:
-        deploy.stage(release)
-        if not plan.hosts:
-            return ("done" if done else "nothing to do"), "", {}
-        ending = deploy.batches()
-        if ending[0] == "done":
-            deploy.prune()
-        return ending
-
     steps = Steps(said)
     deploy = Deploy(
         world,
@@ -304,7 +305,7 @@ def run(
         stopping=stopping,
         clock=clock,
     )
-    return deploy.conclude(act, steps)
+    return deploy.conclude(lambda one: one.forward(release), steps)
 
 
 def _counted(world: World) -> dict[str, Counters]:
