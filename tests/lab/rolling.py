@@ -31,6 +31,7 @@ from flotilla.traffic import Background
 RATE = 60
 # Two batches instead of three, for tests that are not about batches.
 FAST = ("--batches", "1,100%", "--floor", "30")
+ONE_BY_ONE = ("--batches", "1", "--floor", "50")
 WHOLE_SECONDS = 60.0
 SOCKET = "/run/haproxy/admin.sock"
 
@@ -67,7 +68,8 @@ class Rolling:
             made.balancers.order(server, *states)
 
     def hosts(self, role: str) -> list[Host]:
-        return list(inventory.load(self.settings, refresh=True).by_role(role))
+        known = inventory.load(self.settings, refresh=True).by_role(role)
+        return [host for host in known if host.is_active]
 
     def balancer(self, *, active: bool) -> Host:
         """The load balancer that has the Elastic IP, or the other one."""
@@ -76,10 +78,15 @@ class Rolling:
         owner = found[0]["InstanceId"]
         return next(lb for lb in self.hosts("lb") if (lb.instance_id == owner) is active)
 
+    def order_of_hosts(self) -> list[Host]:
+        """The application hosts in the order in which the next deploy changes them."""
+        planned = fab("deploy.plan", "--version", self.other)["batches"]
+        by_name = {host.name: host for host in self.hosts("app")}
+        return [by_name[name] for batch in planned for name in batch]
+
     def canary(self) -> Host:
         """The host that the next deploy changes first."""
-        (name, *_), *_ = fab("deploy.plan", "--version", self.other)["batches"]
-        return next(host for host in self.hosts("app") if host.name == name)
+        return self.order_of_hosts()[0]
 
     def views(self, server: str) -> Views:
         """A server as each load balancer sees it."""
@@ -100,7 +107,7 @@ class Rolling:
 
     def is_replaced(self, lost: Host) -> bool:
         """Whether as many hosts as there should be serve, without that one."""
-        hosts = [host.instance_id for host in self.hosts("app") if host.is_active]
+        hosts = [host.instance_id for host in self.hosts("app")]
         return lost.instance_id not in hosts and len(self.up()) == self.settings.tiers.app.count
 
     def is_locked(self) -> bool:
@@ -117,17 +124,24 @@ class Rolling:
 
     # --- deploys ----------------------------------------------------------------------------------
 
-    def deploy(self, version: str = "", *more: str, code: int = 0) -> Any:
+    def deploy(
+        self, version: str = "", *more: str, sizes: tuple[str, ...] = FAST, code: int = 0
+    ) -> Any:
         """Deploy a release, by default the other one; the outcome. Fails unless it exits so."""
-        return fab(
-            "deploy.run", "--version", version or self.other, "--yes", *FAST, *more, code=code
-        )
+        words = ("deploy.run", "--version", version or self.other, "--yes", *sizes, *more)
+        return fab(*words, code=code)
 
     def deploying(
-        self, moment: str, command: str, version: str = "", *more: str, **special: Any
+        self,
+        moment: str,
+        command: str,
+        version: str = "",
+        *more: str,
+        sizes: tuple[str, ...] = FAST,
+        **special: Any,
     ) -> AbstractContextManager[Run]:
         """The same with a command at a moment of it; see ``typed.interfered``."""
-        words = ("deploy.run", "--version", version or self.other, "--yes", *FAST, *more)
+        words = ("deploy.run", "--version", version or self.other, "--yes", *sizes, *more)
         return interfered(moment, command, *words, **special)
 
     # --- what must be true between any two tests --------------------------------------------------

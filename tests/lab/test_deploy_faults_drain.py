@@ -27,8 +27,8 @@ def test_an_application_that_dies_costs_no_reader_anything_and_no_entry_is_lost(
 ) -> None:
     with fleet.clients() as clients:
         clients.mark("dying")
-        for host in ("app-1", "app-2"):
-            fleet.command(host, KILL_APP)
+        for host in fleet.hosts("app")[:2]:
+            fleet.command(host.name, KILL_APP)
             until(lambda: not fleet.why_not_whole(fleet.version), 30, "it is back")
         seen = clients.stop()
     # A client may send an entry again, because it has an id: nobody else may.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from guests import needs_lab, until
 from releases import SOUR
-from rolling import Rolling, on_host, strike
+from rolling import ONE_BY_ONE, Rolling, on_host, strike
 from typed import fab
 
 pytestmark = [needs_lab, pytest.mark.drill]
@@ -30,10 +30,9 @@ def test_a_release_that_turns_bad_later_is_taken_back_from_every_host(fleet: Rol
     canary = fleet.canary()
     moment = rf"after order (?!{canary.name} )\S+ state ready"
     turn = on_host(f"touch {SOUR}", canary.name)
-    batches = ("--batches", "1,1", "--floor", "50")
     try:
         with fleet.clients() as clients:
-            with fleet.deploying(moment, turn, fleet.releases["sours"], *batches) as run:
+            with fleet.deploying(moment, turn, fleet.releases["sours"], sizes=ONE_BY_ONE) as run:
                 outcome = run.exits(2)
             clients.mark("taken back")
             fleet.is_whole(fleet.version)

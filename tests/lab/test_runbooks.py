@@ -146,7 +146,7 @@ def variables(rolling: Rolling, board: dict[str, Any]) -> dict[str, str]:
     """What docs/runbooks/README.md says where to read."""
     mysql, redis = board["mysql"], board["redis"]
     return {
-        "HOST": "app-2",
+        "HOST": board["app"][-1]["name"],
         "MYSQL_PRIMARY": mysql["primary"],
         "MYSQL_REPLICA": next(m["name"] for m in mysql["members"] if m["name"] != mysql["primary"]),
         "REDIS_PRIMARY": redis["primary"],
