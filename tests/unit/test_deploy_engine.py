@@ -245,6 +245,25 @@ def test_a_load_balancer_that_stops_answering_leaves_no_host_out_on_the_others(
     assert all(s.status == "UP" for s in model.balancers["lb-1"].servers.values())
 
 
+def test_a_load_balancer_lost_between_batches_stops_with_the_names_and_all_serve(
+    model: Model,
+) -> None:
+    """It may serve on, unseen: a host that it was not told about must not be stopped."""
+
+    def lose() -> None:
+        model.balancers["lb-2"].silent = True
+
+    model.events["write proved app-1"] = lose
+    outcome = model.deploy()
+    assert outcome.result == "stopped"
+    assert "lb-2" in outcome.left["app-1"]
+    assert switched(model, "1") == []
+    assert all(s.status == "UP" for s in model.balancers["lb-1"].servers.values())
+    model.balancers["lb-2"].silent = False
+    assert model.recover(back=True).result == "rolled back"
+    assert model.faults("1") == []
+
+
 def test_intentions_are_written_before_steps(model: Model) -> None:
     model.deploy()
     lines = [line for line in read(model.journal.path) if line["event"] in {"intent", "step"}]

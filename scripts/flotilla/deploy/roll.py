@@ -78,7 +78,10 @@ class Roll:
 
         def enough() -> bool:
             nonlocal why
-            why = rules.why_too_few(self._world.balancers.servers(), batch, least)
+            try:
+                why = rules.why_too_few(self._world.balancers.servers(), batch, least)
+            except FlotillaError as error:
+                why = error.what
             return why is None
 
         try:

@@ -21,7 +21,7 @@ from flotilla.deploy.world import World
 from flotilla.errors import FlotillaError, HostFailed, Unreachable
 from flotilla.rules import pace
 from flotilla.rules.deploy import Plan, lowered_floor, undo
-from flotilla.rules.rotation import FULL, Counters
+from flotilla.rules.rotation import FULL, Counters, Server
 
 __all__ = ["Deploy", "Ending", "Outcome", "Result", "Steps", "run"]
 
@@ -146,8 +146,8 @@ class Deploy:
         """Do ``act`` and tell what clients saw meanwhile; the journal gets its end."""
         started, plan, shift = self._clock(), self._plan, self._roll.shift
         steps.noted = self.noted
-        before = self._world.balancers.counters()
         try:
+            before = self._world.balancers.counters()
             result, reason, left = act(self)
         except FlotillaError as error:
             # Only staging ends like this: no host left rotation, so nothing is left to be resumed.
@@ -193,7 +193,7 @@ class Deploy:
         Hosts that are done are judged along with them: a release may take its time to fail. When
         no host is left on the old one, each is compared with all others: one is the first to fail.
         """
-        everyone = {name for lb in self._world.balancers.servers().values() for name in lb}
+        everyone = {name for lb in self._answering().values() for name in lb}
         done = set(self._done)
         others = everyone - set(batch) - done
         canary = not done and len(batch) == 1 and bool(others)
@@ -203,7 +203,7 @@ class Deploy:
     def _undo(self, lost: dict[str, str]) -> dict[str, str]:
         """Bring the finished hosts back, the last one first, never more than the floor allows."""
         largest = max((len(batch) for batch in self._plan.batches), default=1)
-        floor = lowered_floor(self._plan.floor, self._world.balancers.servers(), lost)
+        floor = lowered_floor(self._plan.floor, self._answering(), lost)
         while self._done:
             batch = undo(self._done, largest)[0]
             if self._roll.why_too_few(batch, floor):
@@ -215,6 +215,11 @@ class Deploy:
             if errors:
                 return errors
         return {}
+
+    def _answering(self) -> dict[str, dict[str, Server]]:
+        """What is seen by the load balancers that answer. One that does not may serve on: then no
+        other host leaves, which ``why_too_few`` sees to."""
+        return self._world.balancers.answering()[0].servers()
 
     def _stopped(self, why: str, left: dict[str, str]) -> Ending:
         still = {host: f"runs {self._plan.version}" for host in self._done if host not in left}

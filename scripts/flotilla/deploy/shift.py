@@ -117,15 +117,14 @@ class Shift:
         return rotation.why_not_share(name, shares, share)
 
     def order(self, name: str, *states: str) -> None:
-        """Give it states; a load balancer whose socket is away for a moment is asked again."""
-
-        last = Unreachable(f"{name}: no load balancer was told")
+        """Give it states, again where a load balancer is away or has not all its servers yet."""
+        last: FlotillaError = Unreachable(f"{name}: no load balancer was told")
 
         def told() -> bool:
             nonlocal last
             try:
                 self.balancers.order(name, *states)
-            except Unreachable as error:
+            except (Unreachable, HostFailed) as error:
                 last = error
                 return False
             return True
