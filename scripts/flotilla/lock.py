@@ -27,6 +27,7 @@ __all__ = ["Lock", "holder"]
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
 CONFIRM_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
 CHANGE_SECONDS = 5.0
 
 
@@ -59,6 +60,7 @@ class Lock:
         self._sleep = sleep
         self._looking = threading.Lock()
         self._looked = 0.0
+        self._reader: threading.Thread | None = None
         self._stopped = threading.Event()
         self._lost: FlotillaError | None = None
         self._lease: lease.Lease | None = None
@@ -145,11 +147,18 @@ class Lock:
                 return
             # Also when the API does not answer: asking it before every change would hold all up.
             self._looked = self._clock()
-            with suppress(Unreachable):
-                found = lease.read(self._settings, self._table, self._name)
-                mine = self._lease
-                if found is None or (found.holder, found.term) != (mine.holder, mine.term):
-                    self._lost = lease.lost(mine, found)
+            if not (self._reader and self._reader.is_alive()):
+                self._reader = threading.Thread(target=self._read, daemon=True)
+                self._reader.start()
+            # A slow answer counts when it comes.
+            self._reader.join(ANSWER_SECONDS)
+
+    def _read(self) -> None:
+        with suppress(Unreachable):
+            found = lease.read(self._settings, self._table, self._name)
+            mine = self._lease
+            if mine and (found is None or (found.holder, found.term) != (mine.holder, mine.term)):
+                self._lost = lease.lost(mine, found)
 
     def _renew(self) -> None:
         while self._lease and not self._stopped.wait(RENEW_SECONDS):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -192,3 +194,32 @@ def test_an_api_that_is_away_does_not_stop_a_run_before_its_lease_ends(
         with pytest.raises(Refused, match="could not be renewed"):
             held.check()
         monkeypatch.undo()
+
+
+def test_an_api_that_hangs_holds_a_change_up_for_two_seconds_at_the_most(
+    settings, clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    reads: list[float] = []
+    real = lease.read
+
+    def hangs(*arguments: object) -> lease.Lease | None:
+        reads.append(clock())
+        answer.wait(30)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with Lock(settings, "deploy", reason="r", clock=clock) as held:
+        taken_by_bob(settings, clock)
+        monkeypatch.setattr(lease, "read", hangs)
+        monkeypatch.setattr(lock, "ANSWER_SECONDS", 0.2)
+        for _ in range(3):
+            clock.now += lock.CONFIRM_SECONDS
+            began = time.monotonic()
+            held.check()
+            assert time.monotonic() - began < 2
+        assert len(reads) == 1, "no second question while the first one hangs"
+        answer.set()
+        assert held._reader
+        held._reader.join(10)
+        with pytest.raises(Refused, match="held by bob"):
+            held.check()
