@@ -13,6 +13,7 @@ from flotilla.errors import INTERRUPTED, FlotillaError, Refused
 
 _T = TypeVar("_T")
 JSON = {"json": "print one JSON object on stdout and nothing else"}
+TAKE_OVER = {"take-over": "take the lock from a run that is known to be dead"}
 YES = {"yes": "do it without asking; with no terminal and no --yes, only print the plan"}
 
 

@@ -27,7 +27,8 @@ def list_(_: Context, last: int = 20, json: bool = False) -> None:
 def verify(_: Context, json: bool = False) -> None:
     """Check that nobody changed, dropped or added a line of var/<env>/audit.jsonl afterwards.
 
-    Exit 0 the file is whole, 1 it is not: the copies in the audit bucket say what stood there.
+    Its copy in the audit bucket is compared as well. Exit 0 the file is whole and the copy the
+    same, 1 it is not, 4 the API does not answer.
     """
     from flotilla import audit, config
     from flotilla.errors import FlotillaError
@@ -35,7 +36,7 @@ def verify(_: Context, json: bool = False) -> None:
     settings = attempt(config.load, json=json)
 
     def act() -> int:
-        faults = audit.faults(settings)
+        faults = audit.faults(settings) + audit.differences(settings)
         if faults:
             raise FlotillaError(
                 "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if faults[3:] else ""),

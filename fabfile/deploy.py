@@ -7,62 +7,78 @@ from typing import TYPE_CHECKING
 from invoke.context import Context
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show
+from fabfile import _replace
+from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show
+from flotilla.deploy_words import HELP, Words
 
 if TYPE_CHECKING:
-    from flotilla.deploy import Step
-    from flotilla.rules.deploy import Options
+    from flotilla.deploy import Outcome, Step
+    from flotilla.settings import Settings
 
-_ROLL = {
-    "version": "the release to deploy; fab app.list shows them",
-    "batches": "sizes of the batches, the last one repeats (default 1,50%)",
-    "floor": "percent of the serving hosts that stay in rotation (default 50)",
-    "adopt": "take hosts along that somebody left drained or in maintenance",
-    "outage": "accept that nobody serves meanwhile, as with a single host",
-}
+_ROLL = {name: HELP[name] for name in ("version", "batches", "floor", "headroom")}
+_ROLL |= {name: HELP[name] for name in ("adopt", "outage")}
+_SAY = {name: HELP[name] for name in ("plan", "reason", "override-freeze")}
 
 
-@task(help={**_ROLL, **JSON})
+# Without one-letter flags: -h would be --headroom's, and everywhere else it asks for help.
+@task(
+    auto_shortflags=False,
+    optional=["save"],
+    help={**_ROLL, "save": "keep the plan, in this file or in var/<env>/plans/", **JSON},
+)
 def plan(
     _: Context,
     version: str,
     *,
-    batches: str = "1,50%",
-    floor: int = 50,
+    batches: str = "",
+    floor: str = "",
+    headroom: str = "",
     adopt: bool = False,
     outage: bool = False,
+    save: str | None = None,
     json: bool = False,
 ) -> None:
-    """Show which hosts would get a release, in which order. Nothing is changed.
+    """Show which hosts would get a release, in which order, and how long it takes.
 
-    Exit 0 a plan exists, 3 a deploy would be refused, 5 no such release.
+    Nothing is changed. With --save the plan is kept for deploy.run --plan. Exit 0 a plan exists,
+    3 a deploy would be refused, 4 unreachable, 5 no such release.
     """
+    from datetime import UTC, datetime
+    from pathlib import Path
+
     from flotilla import config
     from flotilla import deploy as capability
+    from flotilla.deploy import plans
 
-    options = _options(batches, floor, adopt=adopt, outage=outage)
+    words = Words(version, batches, floor, headroom, adopt, outage)
     settings = attempt(config.load, json=json)
-    made = attempt(lambda: capability.planned(settings, version, options), json=json)
-    boot = settings.application.boot_seconds
-    show(made.as_dict(), json=json, text=capability.described(made, boot))
+    asked = attempt(lambda: capability.request(settings, words), json=json)
+    made = attempt(
+        lambda: capability.planned(settings, asked.version, asked.options, asked.terms), json=json
+    )
+    told, text = made.as_dict(), capability.described(made)
+    if save:
+        to = Path(save) if isinstance(save, str) else None
+        now = datetime.now(UTC)
+        path = attempt(lambda: plans.save(settings, told, to, now=now), json=json)
+        told["saved"] = str(path)
+        text += f"\n  saved: fab deploy.run --plan {path}"
+    show(told, json=json, text=text)
 
 
-@task(
-    help={
-        **_ROLL,
-        "take-over": "take the lock from a run that is known to be dead",
-        **YES,
-        **JSON,
-    }
-)
+@task(auto_shortflags=False, help={**_ROLL, **_SAY, **TAKE_OVER, **YES, **JSON})
 def run(
     _: Context,
-    version: str,
+    version: str = "",
     *,
-    batches: str = "1,50%",
-    floor: int = 50,
+    batches: str = "",
+    floor: str = "",
+    headroom: str = "",
     adopt: bool = False,
     outage: bool = False,
+    plan: str = "",
+    reason: str = "",
+    override_freeze: str = "",
     take_over: bool = False,
     yes: bool = False,
     json: bool = False,
@@ -71,27 +87,121 @@ def run(
 
     A failure brings every host back to what it ran. Exit 0 every host runs the release and no
     request failed, 1 requests failed, 2 a host failed and all were brought back (or are named),
-    3 refused and nothing changed, 4 unreachable, 5 no such release.
+    3 refused and nothing changed, 4 unreachable, 5 no such release, 99 interrupted and all is as
+    before.
+    """
+    from flotilla import config
+
+    words = Words(version, batches, floor, headroom, adopt, outage, plan, reason, override_freeze)
+    settings = attempt(config.load, json=json)
+    outcome = attempt(lambda: _deploy(settings, words, take_over=take_over, yes=yes), json=json)
+    show(outcome.as_dict(), json=json, text="\n".join([outcome.line, *outcome.notes]))
+    attempt(outcome.raise_failure)
+
+
+_CUT_OFF = {
+    "id": "the deploy, as fab deploy.history --json names it (default: the newest)",
+    "take-over": "take the lock from the run that was killed, without waiting for it to expire",
+}
+
+
+@task(help={**_CUT_OFF, **YES, **JSON})
+def resume(
+    _: Context,
+    *,
+    id: str = "",
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Finish a deploy that was cut off, from its journal and from what hosts are like now.
+
+    One that was going back already goes on going back. Exit 0 every host runs the release, 2 a
+    host failed and all were brought back (or are named), 3 nothing was cut off or the lock is
+    held, 4 a host does not answer.
+    """
+    _recover(back=False, id=id, take_over=take_over, yes=yes, json=json)
+
+
+@task(help={**_CUT_OFF, **YES, **JSON})
+def abort(
+    _: Context,
+    *,
+    id: str = "",
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Bring every host back to what it ran before a deploy that was cut off or stopped.
+
+    Exit 0 every host runs again what it ran, 2 hosts are left and named, 3 nothing was cut off or
+    the lock is held.
+    """
+    _recover(back=True, id=id, take_over=take_over, yes=yes, json=json)
+
+
+@task(
+    help={
+        "version": "the release to go back to (default: the one that hosts had before)",
+        "reason": HELP["reason"],
+        "override-freeze": HELP["override-freeze"],
+        **TAKE_OVER,
+        **YES,
+        **JSON,
+    }
+)
+def rollback(
+    context: Context,
+    *,
+    version: str = "",
+    reason: str = "",
+    override_freeze: str = "",
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Deploy the release again that the hosts ran before this one, by the same careful steps.
+
+    Exit as deploy.run; 3 also when the release before is not known.
     """
     from flotilla import config
     from flotilla import deploy as capability
 
-    options = _options(batches, floor, adopt=adopt, outage=outage)
-    settings = attempt(config.load, json=json)
-    again = f"fab deploy.run --version {version}"
-    outcome = attempt(
-        lambda: capability.deploy(
-            settings,
-            version,
-            options,
-            confirmed=lambda plan: confirm(capability.described(plan), yes=yes, again=again),
-            said=_told,
-            take_over=take_over,
-        ),
+    found = version or attempt(lambda: capability.previous(config.load()), json=json)
+    run(
+        context,
+        found,
+        reason=reason,
+        override_freeze=override_freeze,
+        take_over=take_over,
+        yes=yes,
         json=json,
     )
-    show(outcome.as_dict(), json=json, text="\n".join([outcome.line, *outcome.notes]))
-    attempt(outcome.raise_failure)
+
+
+@task(help={**_replace.HELP, **YES, **JSON})
+def image(
+    _: Context,
+    role: str = "app",
+    image: str = "",
+    come_seconds: int = 0,
+    *,
+    back: bool = False,
+    take_over: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Replace hosts by new ones of a tested image: one at first, and never fewer than now serve.
+
+    A failure brings the image of before back. A run that was killed is gone on with by the same
+    command. Exit 0 every host is of the image and no request failed, 1 requests failed, 2 hosts
+    failed and those of before serve (or what is left is named), 3 refused and nothing changed, 4
+    unreachable, 5 no such image or role, 99 interrupted.
+    """
+    from flotilla.replace import Options
+
+    options = Options(image or None, back, float(come_seconds) or None, take_over)
+    _replace.exchange(role, options, yes=yes, json=json)
 
 
 @task(help=JSON)
@@ -111,11 +221,42 @@ def history(_: Context, json: bool = False) -> None:
     show([entry.as_dict() for entry in entries], json=json, text=text)
 
 
-def _options(batches: str, floor: int, *, adopt: bool, outage: bool) -> Options:
-    from flotilla.rules.deploy import Options
+def _deploy(settings: Settings, words: Words, *, take_over: bool, yes: bool) -> Outcome:
+    from flotilla import deploy as capability
 
-    sizes = tuple(part.strip() for part in batches.split(",") if part.strip())
-    return Options(batches=sizes, floor_percent=floor, adopt=adopt, outage=outage)
+    asked = capability.request(settings, words)
+    again = f"fab deploy.run {words.typed}"
+    return capability.deploy(
+        settings,
+        asked.version,
+        asked.options,
+        confirmed=lambda made: confirm(capability.described(made), yes=yes, again=again),
+        said=_told,
+        take_over=take_over,
+        terms=asked.terms,
+    )
+
+
+def _recover(*, back: bool, id: str, take_over: bool, yes: bool, json: bool) -> None:
+    from flotilla import config
+    from flotilla import deploy as capability
+
+    settings = attempt(config.load, json=json)
+    again = f"fab deploy.{'abort' if back else 'resume'}{f' --id {id}' if id else ''}"
+    outcome = attempt(
+        lambda: capability.resume(
+            settings,
+            id,
+            back=back,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=_told,
+            take_over=take_over,
+        ),
+        json=json,
+    )
+    show(outcome.as_dict(), json=json, text="\n".join([outcome.line, *outcome.notes]))
+    if not (back and outcome.result == "rolled back"):
+        attempt(outcome.raise_failure)
 
 
 def _told(step: Step) -> None:

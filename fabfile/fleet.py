@@ -8,18 +8,16 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show
 
 if TYPE_CHECKING:
     from flotilla.settings import Settings
-
-_TAKE_OVER = {"take-over": "take the lock from a run that is known to be dead"}
 
 
 @task(
     help={
         "shrink": "stateful roles (mysql, redis; comma between) that may lose hosts",
-        **_TAKE_OVER,
+        **TAKE_OVER,
         **YES,
         **JSON,
     }
@@ -66,7 +64,7 @@ def provision(
 @task(
     help={
         "data": "delete the buckets (releases, backups, audit) and the secrets too",
-        **_TAKE_OVER,
+        **TAKE_OVER,
         "yes": "the fleet's name, instead of typing it when asked",
         **JSON,
     }
@@ -105,7 +103,7 @@ def destroy(
     help={
         "limit": "only these: hosts, roles or zones, comma between (default: every host)",
         "check": "show what would change, change nothing; needs no --yes",
-        **_TAKE_OVER,
+        **TAKE_OVER,
         **YES,
         **JSON,
     }
@@ -146,6 +144,35 @@ def configure(
     text = f"{settings.prefix}: {hosts} hosts, {run.changed} "
     text += f"{'would change' if check else 'changes'} in {run.seconds:.0f} s"
     show(configuring.as_dict(run, check=check), json=json, text=text)
+
+
+@task(
+    positional=["role", "count"],
+    help={
+        "role": "the tier; only app can be scaled",
+        "count": "how many hosts",
+        **YES,
+        **JSON,
+    },
+)
+def scale(_: Context, role: str, count: str, *, yes: bool = False, json: bool = False) -> None:
+    """Have more or fewer application hosts; no client notices. For example: fab fleet.scale app 6.
+
+    New hosts get the release that the others run; hosts that go are drained first. fleet.yml is not
+    written: put the number there too, or the next fleet.provision goes back to it. Exit 0 done or
+    nothing to do, 2 a host failed, 3 refused and nothing changed, 4 unreachable, 5 no such role.
+    """
+    from flotilla import config
+    from flotilla import scale as capability
+
+    settings = attempt(config.load, json=json)
+    plan = attempt(lambda: capability.plan(settings, role, capability.number(count)), json=json)
+    text = capability.told(plan)
+    if plan.add or plan.remove:
+        again = f"fab fleet.scale {role} {count}"
+        attempt(lambda: confirm(text, yes=yes, again=again), json=json)
+        attempt(lambda: capability.to(settings, plan, said=said), json=json)
+    show(plan.as_dict(), json=json, text=text)
 
 
 @task(help={"watch": "look again every two seconds, until Ctrl-C", **JSON})

@@ -9,18 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from flotilla.agent.bundle import bundle
+from flotilla.agent.bundle import write
 
 
 def main() -> None:
     """Write the file, unless it already holds the same bytes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="where to write the zip file")
-    path = parser.parse_args().output
-    content = bundle("flotilla.agent.mysql")
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    write("flotilla.agent.mysql", parser.parse_args().output)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from pydantic_core import ErrorDetails
 
 from flotilla import environment
 from flotilla.errors import BadOption, Refused
+from flotilla.kinds import words
 from flotilla.rules import fleet as fleet_rules
-from flotilla.settings import Settings, words
+from flotilla.settings import Settings
 
 __all__ = ["Settings", "load", "parse"]
 

@@ -56,6 +56,12 @@ def configure(
         return _recorded(settings, playbook, limit, say)
 
 
+def under_lock(settings: Settings, hosts: Sequence[Host], *, say: Say) -> ansible.Run:
+    """The playbook on these hosts, for a run that holds the lock; raises as ``configure`` does."""
+    access.prepare(settings, inventory.load(settings))
+    return _run(settings, ansible.Playbook(PLAYBOOK, limit=_limit(hosts)), say)
+
+
 def described(settings: Settings, hosts: Sequence[Host]) -> str:
     """The plan for people."""
     roles: dict[str, list[str]] = {}

@@ -159,11 +159,10 @@ def _deploy(settings: Settings, version: str, say: Say, options: Options) -> Out
         end = f"FAILED: {step.error}" if step.error else "ok"
         say(f"{step.host} {step.name} ... {end} {step.seconds:.1f} s")
 
-    boot = settings.application.boot_seconds
     return deploy.deploy(
         settings,
         version,
         options,
-        confirmed=lambda plan: say(deploy.described(plan, boot)),
+        confirmed=lambda plan: say(deploy.described(plan)),
         said=told,
     )

@@ -1,36 +1,45 @@
-"""Hold a lease for as long as a run takes: renewed behind its back, checked before every change."""
+"""Hold a lease for as long as a run takes: renewed behind its back, checked before every change.
+
+Two runs never change anything at the same time. Without the AWS API a run goes on for what is left
+of its lease, and nobody can take that over before. With it, whoever takes a lock over from a run
+that may live waits until that run must have noticed: it looks at the lease before a change when it
+has not for CONFIRM_SECONDS, and one change takes CHANGE_SECONDS at the most.
+"""
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from flotilla import audit
 from flotilla.aws import lease
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.settings import Settings
+from flotilla.who import holder
+
+__all__ = ["Lock", "holder"]
 
 # A killed run frees its lock after this; with the API away, a run may go on for as long.
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
-
-
-def holder() -> str:
-    """Who holds a lock: user, machine and process, so that two runs of one person differ."""
-    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+CONFIRM_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
+CHANGE_SECONDS = 5.0
 
 
 class Lock:
     """``with Lock(settings, "deploy", reason="..."):``; raises lease.Held when it is taken.
 
     ``check`` is called before each change and raises Refused once the lease is lost or over;
-    ``term`` is the fencing token.
+    ``term`` is the fencing token. With ``take_over`` it is taken from whoever holds it, which the
+    audit file is told; ``taken_from`` is that lease.
     """
+
+    taken_from: lease.Lease | None = None
 
     def __init__(
         self,
@@ -40,6 +49,7 @@ class Lock:
         reason: str,
         take_over: bool = False,
         clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
         self._table = settings.name_of("locks")
@@ -47,6 +57,10 @@ class Lock:
         self._reason = reason
         self._take_over = take_over
         self._clock = clock
+        self._sleep = sleep
+        self._looking = threading.Lock()
+        self._looked = 0.0
+        self._reader: threading.Thread | None = None
         self._stopped = threading.Event()
         self._lost: FlotillaError | None = None
         self._lease: lease.Lease | None = None
@@ -58,6 +72,7 @@ class Lock:
         return self._lease.term if self._lease else 0
 
     def __enter__(self) -> Self:
+        before = lease.read(self._settings, self._table, self._name) if self._take_over else None
         try:
             self._lease = lease.acquire(
                 self._settings,
@@ -72,8 +87,26 @@ class Lock:
         except lease.Held as error:
             error.next = error.next or "wait for it, or if that run is dead: --take-over"
             raise
+        self._looked = self._clock()
         self._thread.start()
+        if before and not before.is_free(self._clock()):
+            self._taken(before)
         return self
+
+    def _taken(self, before: lease.Lease) -> None:
+        self.taken_from = before
+        # Without S3 the line is in the local file, and is sent with the next one.
+        with suppress(FlotillaError):
+            audit.record(
+                self._settings,
+                f"take over the lock {self._name}",
+                f"term {self.term}",
+                why=self._reason,
+                taken_from=before.holder,
+                held_for=before.reason,
+                held_since=before.acquired_at,
+            )
+        self._sleep(CONFIRM_SECONDS + CHANGE_SECONDS)
 
     def __exit__(
         self,
@@ -92,7 +125,8 @@ class Lock:
             return
 
     def check(self) -> None:
-        """Raise Refused unless the lease is surely still ours."""
+        """Raise Refused unless the lease is surely still ours. Safe for threads."""
+        self._look()
         if self._lost:
             raise Refused(
                 f"the lock {self._name} is no longer ours: {self._lost.what}",
@@ -105,6 +139,26 @@ class Lock:
                 why="the AWS API does not answer, and the lock frees itself",
                 next=self._settings.aws.hint,
             )
+
+    def _look(self) -> None:
+        """Read the lease again, if nobody has for a while."""
+        with self._looking:
+            if self._lost or not self._lease or self._clock() - self._looked < CONFIRM_SECONDS:
+                return
+            # Also when the API does not answer: asking it before every change would hold all up.
+            self._looked = self._clock()
+            if not (self._reader and self._reader.is_alive()):
+                self._reader = threading.Thread(target=self._read, daemon=True)
+                self._reader.start()
+            # A slow answer counts when it comes.
+            self._reader.join(ANSWER_SECONDS)
+
+    def _read(self) -> None:
+        with suppress(Unreachable):
+            found = lease.read(self._settings, self._table, self._name)
+            mine = self._lease
+            if mine and (found is None or (found.holder, found.term) != (mine.holder, mine.term)):
+                self._lost = lease.lost(mine, found)
 
     def _renew(self) -> None:
         while self._lease and not self._stopped.wait(RENEW_SECONDS):

@@ -7,71 +7,33 @@ here would be seen by Python and not by the roles. Nothing in this module reads 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StringConstraints,
-    model_validator,
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from flotilla.kinds import (
+    Account,
+    InstanceType,
+    Line,
+    Name,
+    Names,
+    Network,
+    Networks,
+    Parameter,
+    Region,
+    Section,
+    Text,
+    Url,
+    UrlPath,
+    listed,
 )
+from flotilla.settings_deploy import DeploySection
 
 ROLES = ("bastion", "lb", "app", "mysql", "redis")
 
 # Ports that a fleet's own services hold on an application host.
 TAKEN_PORTS = {22: "SSH", 80: "nginx", 3306: "MySQL writer", 3307: "MySQL readers", 6379: "Redis"}
-
-_SIZES = r"(nano|micro|small|medium|large|\d*xlarge|metal(-\d+xl)?)"
-
-
-def _network(text: str) -> str:
-    IPv4Network(text)
-    return text
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-# What a pattern means in words, for messages; filled by Text.
-_WORDS: dict[str, str] = {}
-
-
-def Text(pattern: str, words: str) -> StringConstraints:  # noqa: N802  used as a type
-    """A string that must match all of ``pattern``; ``words`` follows "it must be"."""
-    whole = f"^(?:{pattern})$"
-    _WORDS[whole] = words
-    return StringConstraints(pattern=whole)
-
-
-Name = Annotated[
-    str,
-    Text(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", "lower case letters and digits, with dashes between"),
-    Field(max_length=24),
-]
-Network = Annotated[str, AfterValidator(_network)]
-UrlPath = Annotated[str, Text(r"/[^\s?#]*", "the path of a URL, beginning with /")]
-Url = Annotated[str, Text(r"https?://[^\s/]+(/\S*)?", "an http:// or https:// address, or null")]
-InstanceType = Annotated[
-    str, Text(rf"[a-z][a-z0-9-]*\.{_SIZES}", "an EC2 instance type such as t3.medium")
-]
-Region = Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d", "an AWS region such as eu-central-1")]
-Line = Annotated[str, Text(r"\S[^\r\n]*", "one line of text, not empty")]
-Account = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}", "a Unix account such as admin")]
-Names = Annotated[tuple[Line, ...], BeforeValidator(_listed), Field(min_length=1)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_listed), Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A group of keys: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Aws(Section):
@@ -97,17 +59,14 @@ class Inventory(Section):
 
     fresh_seconds: Annotated[int, Field(ge=0, le=3600)]
     max_age_seconds: Annotated[int, Field(ge=10, le=3600)]
-    other_regions: Annotated[tuple[Region, ...], BeforeValidator(_listed)]
+    other_regions: Annotated[tuple[Region, ...], BeforeValidator(listed)]
 
 
 class LoadBalancer(Section):
     """Who may reach the load balancers, and their certificate."""
 
     allow_from: Networks
-    certificate_parameter: (
-        Annotated[str, Text(r"/[A-Za-z0-9_./-]+", "the name of an SSM parameter, beginning with /")]
-        | None
-    )
+    certificate_parameter: Parameter | None
 
 
 class Tier(Section):
@@ -264,6 +223,7 @@ class Settings(Section):
     lb: LoadBalancer
     tiers: Tiers
     application: Application
+    deploy: DeploySection
     images: Images
     mysql: Mysql
     redis: Redis
@@ -309,8 +269,3 @@ class Settings(Section):
         copy._root = root  # noqa: SLF001  a copy of our own class
         copy._digest = digest  # noqa: SLF001
         return copy
-
-
-def words(pattern: str) -> str:
-    """What a pattern of a key means, for a sentence that begins with "it must be"."""
-    return _WORDS.get(pattern, f"text that matches {pattern}")

@@ -5,7 +5,11 @@ Where a machine cannot run hosts, every test here is skipped and counted with th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from releases import Releases
+from rolling import Rolling
 from standing import bring_up_lab, said
 
 from flotilla import config, demo
@@ -23,3 +27,21 @@ def standing_fleet() -> Settings:
     settings = config.load("lab")
     demo.serve(settings, demo.Phases(said))
     return settings
+
+
+@pytest.fixture(scope="session")
+def rolling(standing_fleet: Settings, tmp_path_factory: pytest.TempPathFactory) -> Rolling:
+    """The standing fleet and the releases to deploy there."""
+    releases = Releases(standing_fleet, tmp_path_factory.mktemp("releases"))
+    return Rolling(standing_fleet, releases)
+
+
+@pytest.fixture
+def fleet(rolling: Rolling) -> Iterator[Rolling]:
+    """The same, whole at the beginning: one good release, every server UP, nobody at work.
+
+    A test ends with ``is_whole``; what one that fails leaves is mended for the next one.
+    """
+    rolling.make_whole()
+    yield rolling
+    rolling.heal()

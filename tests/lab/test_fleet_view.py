@@ -9,16 +9,15 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from guests import REPO, control, needs_lab, until
+from typed import FAB, fab, typed
 
 from flotilla import inventory, status
 from flotilla.lock import Lock
@@ -26,7 +25,6 @@ from flotilla.settings import Settings
 
 pytestmark = needs_lab
 
-FAB = Path(sys.executable).with_name("fab")
 # A look that waits for one dead host, and the start of fab, on two busy cores.
 DEAD_HOST_SECONDS = 20.0
 HEALED_SECONDS = 60.0
@@ -38,23 +36,8 @@ def settings(standing_fleet: Settings) -> Settings:
     return standing_fleet
 
 
-def fab(*arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a task; fails unless it exits with ``code``."""
-    done = subprocess.run(
-        [FAB, *arguments],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        input=stdin,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
 def look() -> dict[str, Any]:
-    seen: dict[str, Any] = json.loads(fab("fleet.status", "--json").stdout)
+    seen: dict[str, Any] = fab("fleet.status")
     return seen
 
 
@@ -103,7 +86,7 @@ def test_twelve_healthy_hosts_take_at_most_three_seconds(settings):
 
 
 def test_a_pipe_gets_plain_text_with_every_host_in_it(settings):
-    board = fab("fleet.status").stdout
+    board = typed("fleet.status").stdout
     assert "\x1b" not in board
     assert "all is well" in board
     for host in inventory.load(settings).hosts:
@@ -131,27 +114,27 @@ def test_a_dead_bastion_is_one_cause_and_not_twelve(settings):
 
 
 def test_a_unit_that_stopped_is_named_with_the_way_to_its_log(settings):
-    fab("fleet.run", "--on", "app-3", "--sudo", "systemctl stop haproxy")
+    typed("fleet.run", "--on", "app-3", "--sudo", "systemctl stop haproxy")
     try:
         seen = look()
         (found,) = [one for one in seen["findings"] if one["what"].startswith("haproxy is")]
         assert found["what"] == "haproxy is inactive on app-3"
-        fab(*found["next"].removeprefix("fab ").split(), "--lines", "5")
+        typed(*found["next"].removeprefix("fab ").split(), "--lines", "5")
     finally:
-        fab("fleet.run", "--on", "app-3", "--sudo", "systemctl start haproxy")
+        typed("fleet.run", "--on", "app-3", "--sudo", "systemctl start haproxy")
     until_well()
 
 
 def test_a_server_drained_on_one_load_balancer_is_told_apart_from_a_broken_one(settings):
     order = "echo 'set server app/app-1 state {}' | socat - /run/haproxy/admin.sock"
-    fab("fleet.run", "--on", "lb-2", "--sudo", order.format("drain"))
+    typed("fleet.run", "--on", "lb-2", "--sudo", order.format("drain"))
     try:
         (found,) = [one for one in look()["findings"] if one["subject"] == "app-1"]
         assert found["what"].startswith("app-1 is DRAIN")
         assert found["what"].endswith("on lb-2")
         assert found["next"].endswith("--adopt")
     finally:
-        fab("fleet.run", "--on", "lb-2", "--sudo", order.format("ready"))
+        typed("fleet.run", "--on", "lb-2", "--sudo", order.format("ready"))
 
 
 def test_without_the_aws_api_the_hosts_are_shown_all_the_same(settings):
@@ -166,13 +149,13 @@ def test_without_the_aws_api_the_hosts_are_shown_all_the_same(settings):
 
 
 def test_a_command_runs_everywhere_and_hosts_that_agree_share_a_line(settings):
-    done = fab("fleet.run", "--on", "lb,app", "echo same")
+    done = typed("fleet.run", "--on", "lb,app", "echo same")
     assert done.stdout == "== lb-1, lb-2, app-1, app-2, app-3: exit 0\nsame\n"
     assert len(done.stderr.splitlines()) == 5
 
 
 def test_a_command_that_fails_somewhere_is_exit_2_and_every_result_is_kept(settings):
-    done = fab("fleet.run", "--on", "app", "--json", "test $(hostname) = app-1", code=2)
+    done = typed("fleet.run", "--on", "app", "--json", "test $(hostname) = app-1", code=2)
     hosts = json.loads(done.stdout)["hosts"]
     assert {name: one["rc"] for name, one in hosts.items()} == {"app-1": 0, "app-2": 1, "app-3": 1}
     assert "app-2, app-3" in done.stderr
@@ -180,7 +163,7 @@ def test_a_command_that_fails_somewhere_is_exit_2_and_every_result_is_kept(setti
 
 def test_a_host_that_does_not_answer_is_exit_4_and_the_others_did_it(settings):
     with broken(settings, "redis-3"):
-        done = fab("fleet.run", "--on", "redis", "--json", "hostname", code=4)
+        done = typed("fleet.run", "--on", "redis", "--json", "hostname", code=4)
     hosts = json.loads(done.stdout)["hosts"]
     assert hosts["redis-1"]["stdout"] == "redis-1\n"
     assert hosts["redis-3"]["error"]["kind"] == "Unreachable"
@@ -196,7 +179,7 @@ def test_a_host_that_does_not_answer_is_exit_4_and_the_others_did_it(settings):
     ],
 )
 def test_an_unknown_host_or_role_is_answered_with_the_choices(settings, command):
-    said = fab(*command, code=5).stderr
+    said = typed(*command, code=5).stderr
     assert "no host, role or zone 'web'" in said
     assert "roles: bastion, lb, app, mysql, redis" in said
     assert "app-1, app-2, app-3" in said
@@ -204,8 +187,8 @@ def test_an_unknown_host_or_role_is_answered_with_the_choices(settings, command)
 
 
 def test_ssh_opens_a_shell_on_the_host(settings):
-    assert fab("fleet.ssh", "app-2", stdin="hostname\n").stdout.splitlines()[-1] == "app-2"
-    assert "choose one: app-1, app-2, app-3" in fab("fleet.ssh", "app", code=5).stderr
+    assert typed("fleet.ssh", "app-2", stdin="hostname\n").stdout.splitlines()[-1] == "app-2"
+    assert "choose one: app-1, app-2, app-3" in typed("fleet.ssh", "app", code=5).stderr
 
 
 # --- logs ----------------------------------------------------------------------------------------
@@ -214,8 +197,8 @@ def test_ssh_opens_a_shell_on_the_host(settings):
 def test_logs_of_many_hosts_are_one_story_in_order(settings):
     mark = uuid.uuid4().hex
     for turn, host in enumerate(["app-2", "app-1", "app-2"]):
-        fab("fleet.run", "--on", host, f"logger --tag flotilla-test {mark} {turn}")
-    told = fab("fleet.logs", "app", "--since", "2 min ago").stdout
+        typed("fleet.run", "--on", host, f"logger --tag flotilla-test {mark} {turn}")
+    told = typed("fleet.logs", "app", "--since", "2 min ago").stdout
     lines = [line for line in told.splitlines() if mark in line and "flotilla-test" in line]
     turns = [(line.split()[1], line[-1]) for line in lines if "COMMAND" not in line]
     assert turns == [("app-2", "0"), ("app-1", "1"), ("app-2", "2")]
@@ -224,7 +207,7 @@ def test_logs_of_many_hosts_are_one_story_in_order(settings):
 def test_a_time_that_is_none_is_a_bad_option(settings):
     assert (
         "no time that journalctl knows"
-        in fab("fleet.logs", "app-1", "--since", "whenever", code=5).stderr
+        in typed("fleet.logs", "app-1", "--since", "whenever", code=5).stderr
     )
 
 
@@ -240,7 +223,7 @@ def test_followed_logs_arrive_as_they_come_until_interrupted(settings):
         assert following.stdout is not None
         try:
             assert following.stdout.readline()  # it has begun
-            fab("fleet.run", "--on", "app-1", f"logger --tag flotilla-test {mark}")
+            typed("fleet.run", "--on", "app-1", f"logger --tag flotilla-test {mark}")
             assert any(mark in line for line in iter(following.stdout.readline, ""))
         finally:
             following.send_signal(signal.SIGINT)
@@ -252,14 +235,14 @@ def test_followed_logs_arrive_as_they_come_until_interrupted(settings):
 
 
 def test_without_a_terminal_and_yes_the_plan_is_all_there_is(settings):
-    done = fab("fleet.configure", "--limit", "lb", code=3)
+    done = typed("fleet.configure", "--limit", "lb", code=3)
     assert "lb-1, lb-2" in done.stderr
     assert "fab fleet.configure --limit lb --yes" in done.stderr
 
 
 def test_configure_refuses_while_somebody_else_changes_the_fleet(settings):
     with Lock(settings, "deploy", reason="a test that holds it"):
-        said = fab("fleet.configure", "--limit", "lb", "--yes", code=3).stderr
+        said = typed("fleet.configure", "--limit", "lb", "--yes", code=3).stderr
         assert "a test that holds it" in said
         assert "--take-over" in said
         assert any("a test that holds it" in one["what"] for one in look()["findings"])
@@ -267,7 +250,7 @@ def test_configure_refuses_while_somebody_else_changes_the_fleet(settings):
 
 def test_a_host_that_goes_while_configured_is_named_and_ends_with_4(settings):
     with broken(settings, "redis-3", kind="cut"):
-        done = fab("fleet.configure", "--limit", "redis", "--yes", "--json", code=4)
+        done = typed("fleet.configure", "--limit", "redis", "--yes", "--json", code=4)
     assert "no answer from redis-3" in done.stderr
     assert "FAILED redis-3" in done.stderr
     log = re.search(r"All output: (\S+)", done.stderr)

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from guests import control, needs_lab
+from rolling import Rolling
 from runbooks import REPO, Command, commands, pages
 
 from fabfile import namespace
@@ -116,17 +117,20 @@ def until(condition: Callable[[], bool], *, seconds: float, what: Callable[[], o
 
 
 @pytest.fixture(scope="module")
-def fleet(standing_fleet: Settings) -> Rehearsal:
-    """The fleet, whole."""
-    made = Rehearsal(standing_fleet)
-    made.board = await_whole(made)
-    return made
+def fleet(rolling: Rolling) -> Rehearsal:
+    """The fleet, with a release that runs and another one that ran before."""
+    rolling.make_whole()
+    rolling.deploy()
+    rolling.is_whole(rolling.other)
+    return Rehearsal(rolling.settings)
 
 
 @pytest.fixture
-def rehearsal(fleet: Rehearsal) -> Iterator[Rehearsal]:
-    """The fleet, whole before and after a page."""
-    fleet.variables = variables(fleet, fleet.board)
+def rehearsal(fleet: Rehearsal, rolling: Rolling) -> Iterator[Rehearsal]:
+    """The fleet, whole before and after a page; what a page leaves is mended for the next one."""
+    rolling.make_whole()
+    fleet.board = await_whole(fleet)
+    fleet.variables = variables(rolling, fleet.board)
     fleet.ids = {host["name"]: host["instance_id"] for host in fleet.board["hosts"]}
     yield fleet
     fleet.heal()
@@ -134,27 +138,21 @@ def rehearsal(fleet: Rehearsal) -> Iterator[Rehearsal]:
         fleet.board = await_whole(fleet)
         await_served(fleet.settings)
     except AssertionError:
-        # The page did not mend it, and the next ones need a fleet.
-        fleet.shell('fab deploy.run --version "$VERSION" --adopt --take-over --yes')
         fleet.shell("fab mysql.ensure --yes")
-        fleet.board = fleet.json("fleet.status")
         raise
 
 
-def variables(made: Rehearsal, board: dict[str, Any]) -> dict[str, str]:
+def variables(rolling: Rolling, board: dict[str, Any]) -> dict[str, str]:
     """What docs/runbooks/README.md says where to read."""
-    version = board["app"][-1]["release"]
-    deployed = [e["version"] for e in made.json("deploy.history") if e["result"] == "done"]
-    there = {one["version"] for one in made.json("app.list")} - {version}
     mysql, redis = board["mysql"], board["redis"]
     return {
-        "HOST": "app-2",
+        "HOST": board["app"][-1]["name"],
         "MYSQL_PRIMARY": mysql["primary"],
         "MYSQL_REPLICA": next(m["name"] for m in mysql["members"] if m["name"] != mysql["primary"]),
         "REDIS_PRIMARY": redis["primary"],
         "LB_MASTER": next(lb["name"] for lb in board["lb"] if lb["vrrp"] == "MASTER"),
-        "VERSION": version,
-        "PREVIOUS": next(one for one in deployed if one in there),
+        "VERSION": rolling.version,
+        "PREVIOUS": rolling.other,
     }
 
 

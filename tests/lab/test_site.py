@@ -5,37 +5,17 @@ business.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
-from guests import REPO, needs_lab
+from guests import needs_lab
+from typed import fab
 
 from flotilla.aws import edge
 from flotilla.settings import Settings
 
 pytestmark = needs_lab
-
-
-def fab(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """The JSON that a task printed; fails unless it exits with ``code``."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name("fab"), *arguments, "--json"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == code, (
-        f"fab {' '.join(arguments)} exited {done.returncode}: {done.stderr}"
-    )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def changed(run: dict[str, Any]) -> dict[str, int]:

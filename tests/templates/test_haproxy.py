@@ -9,6 +9,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from flotilla.rules import haproxy_file
+
 Render = Callable[..., str]
 
 
@@ -37,8 +39,13 @@ def test_every_app_host_is_a_server_by_name_and_private_address(edge: str) -> No
 
 def test_a_request_that_changes_something_is_never_replayed(edge: str) -> None:
     app = section(edge, "backend app")
-    assert "retry-on conn-failure empty-response" in app
+    assert "retry-on conn-failure empty-response 502" in app
     assert "http-request disable-l7-retry unless { method GET HEAD OPTIONS }" in app
+
+
+def test_a_client_is_told_later_and_not_broken(edge: str) -> None:
+    said = 'http-response set-status 503 reason "Service Unavailable" if { status 502 }'
+    assert said in section(edge, "backend app")
 
 
 def test_marking_an_app_server_down_cuts_no_request_in_flight(edge: str) -> None:
@@ -166,3 +173,29 @@ def test_the_error_page_is_a_whole_http_answer(render: Render) -> None:
     assert head.startswith("HTTP/1.0 503 ")
     assert "Cache-Control: no-cache" in head
     assert body.startswith("<!doctype html>")
+
+
+def test_the_role_and_the_discovery_write_the_same_lines(render: Render) -> None:
+    servers = {f"app-{n}": f"10.77.3.{n}" for n in (1, 2, 10, 3)}
+    for sticky in (False, True):
+        text = render(
+            "haproxy",
+            "haproxy.cfg.j2",
+            host="lb-1",
+            __haproxy_servers=servers,
+            haproxy_edge_sticky_enabled=sticky,
+        )
+        assert haproxy_file.servers(text) == servers
+        assert haproxy_file.with_servers(text, servers, port=80) == text
+        assert haproxy_file.options(text).startswith("check inter 1s ")
+
+
+def test_servers_that_the_host_follows_win_over_those_of_the_inventory(render: Render) -> None:
+    text = render("haproxy", "haproxy.cfg.j2", host="lb-1", __haproxy_servers={"app-9": "10.0.0.9"})
+    assert haproxy_file.servers(text) == {"app-9": "10.0.0.9"}
+
+
+def test_discovery_looks_at_this_fleet_only(render: Render) -> None:
+    unit = render("haproxy", "flotilla-discovery.service.j2", host="lb-1")
+    assert "--fleet flotilla --env lab" in unit
+    assert "--group flotilla-lab-app" in unit

@@ -23,9 +23,11 @@ def test_only_the_load_balancers_may_say_who_the_client_is(render):
     assert re.findall(r"proxy_set_header X-Forwarded-For (\S+);", text) == ["$remote_addr"]
 
 
-def test_an_application_that_does_not_answer_is_503_and_never_retried(render):
+def test_an_application_that_does_not_answer_is_502_and_never_retried_here(render):
+    """The load balancer tries elsewhere what may be tried again; a slow answer (504) may not."""
     text = render("nginx", CONF, host="app-2")
-    assert "error_page 502 504 =503 @unavailable;" in text
+    assert "error_page 502 @unavailable;" in text
+    assert "error_page 504 =503 @unavailable;" in text
     assert "proxy_next_upstream off;" in text
     assert "app-2 does not answer yet" in text
 

@@ -7,12 +7,16 @@ import subprocess
 import sys
 
 import pytest
+import requests
 from fleets import maker
 from hypothesis import given
 from hypothesis import strategies as st
 from moto import mock_aws
+from moto.server import ThreadedMotoServer
 
 from flotilla import audit, environment
+from flotilla.aws.session import client
+from flotilla.errors import FlotillaError, Unreachable
 from flotilla.rules import audit as rules
 
 
@@ -104,3 +108,124 @@ def test_processes_that_write_at_once_make_one_chain(settings):
     assert [writer.wait(60) for writer in writers] == [0] * 4
     assert audit.faults(settings) == []
     assert len(audit.lines(settings)) == 100
+
+
+# -- the copy in S3 --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def account(tmp_path):
+    """An API that several processes can ask, and an audit bucket in it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    # The API's state is this process's, also that of the test before.
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10)
+    base = maker(tmp_path)().settings
+    aws = base.aws.model_copy(update={"endpoint_url": f"http://{host}:{port}"})
+    made = base.model_copy(update={"aws": aws}).placed(tmp_path, "")
+    client(made, "s3").create_bucket(
+        Bucket=made.name_of("audit"),
+        CreateBucketConfiguration={"LocationConstraint": made.region},
+    )
+    yield made
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+def objects(settings) -> dict[str, bytes]:
+    s3, bucket = client(settings, "s3"), settings.name_of("audit")
+    keys = [one["Key"] for one in s3.list_objects_v2(Bucket=bucket).get("Contents", ())]
+    return {key: s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+
+def test_commands_that_end_at_once_leave_the_same_chain_here_and_in_s3(account):
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from fleets import maker; from flotilla import audit\n"
+        "base = maker(Path(sys.argv[2]))().settings\n"
+        "aws = base.aws.model_copy(update={'endpoint_url': sys.argv[3]})\n"
+        "made = base.model_copy(update={'aws': aws}).placed(Path(sys.argv[2]), '')\n"
+        "for n in range(5): audit.record(made, f'fab fleet.run {n}', 'done')\n"
+    )
+    tests = str(environment.root() / "tests" / "unit")
+    root, endpoint = str(account.root), account.aws.endpoint_url
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tests, root, endpoint],
+            cwd=environment.root() / "scripts",
+        )
+        for _ in range(3)
+    ]
+    assert [writer.wait(120) for writer in writers] == [0] * 3
+    assert audit.faults(account) == []
+    assert audit.differences(account) == []
+    kept = objects(account)
+    assert [kept[key] for key in sorted(kept)] == audit.lines(account)
+    assert len(kept) == 15
+
+
+def test_a_line_that_s3_did_not_take_is_sent_with_the_next_one(account, monkeypatch):
+    audit.record(account, "one", "done")
+    away = account.aws.model_copy(update={"endpoint_url": "http://127.0.0.1:1"})
+    with pytest.raises(Unreachable):
+        audit.record(
+            account.model_copy(update={"aws": away}).placed(account.root, ""), "two", "done"
+        )
+    assert audit.differences(account) == ["line 2 is not in the bucket"]
+    audit.record(account, "three", "done")
+    assert audit.differences(account) == []
+    assert len(objects(account)) == 3
+
+
+def test_a_file_whose_last_line_was_dropped_is_found_out_by_the_bucket(account):
+    for number in range(3):
+        audit.record(account, f"command {number}", "done")
+    path = account.scratch / "audit.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert audit.faults(account) == [], "the chain alone cannot know"
+    assert audit.differences(account) == ["line 3 is in the bucket and not in the file"]
+
+
+def test_a_line_in_the_bucket_is_never_replaced(account):
+    audit.record(account, "one", "done")
+    (key,) = objects(account)
+    (account.scratch / "audit.sent").unlink()
+    path = account.scratch / "audit.jsonl"
+    before = objects(account)
+    client(account, "s3").put_object(
+        Bucket=account.name_of("audit"), Key=key.replace("00000001", "00000002"), Body=b"forged"
+    )
+    with pytest.raises(FlotillaError, match="holds another audit line"):
+        audit.record(account, "two", "done")
+    assert objects(account)[key] == before[key]
+    assert len(path.read_bytes().splitlines()) == 2, "what was done is on this machine all the same"
+    assert audit.differences(account) == ["line 2 is another one in the bucket"]
+
+
+def test_two_machines_have_two_chains_in_one_bucket(account, tmp_path):
+    other = account.placed(tmp_path / "another", "")
+    audit.record(account, "here", "done")
+    audit.record(other, "there", "done")
+    audit.record(account, "here again", "done")
+    assert len({key.partition("/")[0] for key in objects(account)}) == 2
+    assert audit.differences(account) == []
+    assert audit.differences(other) == []
+
+
+@given(st.integers(1, 8), st.data())
+def test_a_copy_that_differs_anywhere_is_found_out(count, data):
+    lines = chain(count)
+    copy = dict(enumerate(lines, 1))
+    assert rules.differences(lines, copy) == []
+    at = data.draw(st.integers(1, count))
+    assert rules.differences(lines, copy | {at: b"forged"}) != []
+    assert rules.differences(lines[: at - 1], copy) != []
+    missing = {number: line for number, line in copy.items() if number != at}
+    older = missing and at < min(missing)
+    assert bool(rules.differences(lines, missing)) is not bool(older)

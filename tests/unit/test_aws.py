@@ -193,7 +193,10 @@ def test_a_lease_nobody_ever_held_starts_at_term_one():
 
 def test_a_held_lease_is_refused_with_its_holder():
     reason = lease.decide(mine("bob", 4), "acquire", mine(), now=164.9)
-    assert reason == "deploy is taken: held by bob in term 4 until 1970-01-01 00:02:40 UTC"
+    assert reason == (
+        "deploy is taken: held by bob in term 4 since 1970-01-01 00:01:40 UTC, "
+        "until 1970-01-01 00:02:40 UTC unless it is renewed"
+    )
 
 
 def test_an_expired_lease_may_be_taken_after_the_clocks_skew():
@@ -263,7 +266,7 @@ def test_a_second_operator_is_refused_and_told_who_and_why(settings, table):
     with pytest.raises(Held) as caught:
         take(settings, table, "bob", 110.0)
     assert caught.value.exit_code == 3
-    assert "deploy is taken: held by ann in term 1 until 1970-01-01 00:02:40 UTC" in str(
+    assert "deploy is taken: held by ann in term 1 since 1970-01-01 00:01:40 UTC" in str(
         caught.value
     )
     assert "it is held for: release 7" in str(caught.value)

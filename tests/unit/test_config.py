@@ -64,7 +64,12 @@ def test_the_example_is_valid_once_it_is_copied(tmp_path):
     shutil.copytree(
         ROOT / "inventory" / "production.example", tmp_path / "inventory" / "production"
     )
-    assert config.load("production", root=tmp_path).prefix == "acme-production"
+    settings = config.load("production", root=tmp_path)
+    assert settings.prefix == "acme-production"
+    seen_by_ansible = yaml.safe_load(EXAMPLE.read_text())["fleet"]
+    assert [window["from"] for window in seen_by_ansible["deploy"]["windows"]["freeze"]] == [
+        window.begin for window in settings.deploy.windows.freeze
+    ]
 
 
 def keys(model: type[BaseModel], path: str = "fleet") -> list[str]:
@@ -194,6 +199,31 @@ def test_bytes_that_are_no_text_are_refused():
         ("cloudwatch.log_retention_days", 8, "fleet.cloudwatch.log_retention_days is 8"),
         ("ssh.allow_from", ["anywhere"], "fleet.ssh.allow_from[0] is 'anywhere'"),
         ("aws.endpoint_url", "127.0.0.1:4566", "an http:// or https:// address, or null"),
+        ("deploy.batches", ["2", "50%"], 'the first batch must be "1", the canary'),
+        ("deploy.batches", ["1", "150%"], "a number of hosts or a share"),
+        ("deploy.batches", [1], "fleet.deploy.batches[0] is 1"),
+        ("deploy.floor_percent", 100, "less than or equal to 99"),
+        ("deploy.canary_weight_percent", [50, 10, 100], "must grow and end with 100"),
+        ("deploy.canary_weight_percent", [10, 50], "must grow and end with 100"),
+        ("deploy.on_failure", "revert", "'rollback' or 'stop'"),
+        ("deploy.windows.timezone", "Berlin", "a time zone such as Europe/Berlin"),
+        (
+            "deploy.windows.freeze",
+            [{"days": ["fri"], "from": 960, "to": "17:00", "reason": "x"}],
+            "freeze[0].from is 960: put it in quotes",
+        ),
+        (
+            "deploy.windows.freeze",
+            [{"from": "16:00", "to": "17:00", "reason": "x"}],
+            "without them, both are a day and a time",
+        ),
+        (
+            "deploy.windows.freeze",
+            [{"from": "2026-12-24 12:00", "to": "2026-12-23 12:00", "reason": "x"}],
+            "it must end after it begins",
+        ),
+        ("deploy.hooks.before", ["make check"], "fleet.deploy.hooks.before[0] is 'make check'"),
+        ("deploy.notify.sns_topic", "deploys", "the ARN of an SNS topic"),
         ("inventory.fresh_seconds", 3600, "must not exceed fleet.inventory.max_age_seconds (300)"),
     ],
 )

@@ -227,6 +227,19 @@ def test_undo_takes_every_finished_host_once_the_last_one_first(
     assert all(len(batch) <= max(1, largest) for batch in batches)
 
 
+def test_the_load_keeps_more_hosts_in_rotation_than_the_floor_asks_for() -> None:
+    hosts = [host(n) for n in range(1, 7)]
+    made = plan(hosts, "2", Options(), needed=5)
+    assert isinstance(made, Plan)
+    assert (made.floor, [len(batch) for batch in made.batches]) == (5, [1] * 6)
+    assert plan(hosts, "2", Options(), needed=6) == (
+        "6 host(s) serve and 6 must stay in rotation, so app-3 cannot be taken out"
+    )
+    accepted = plan(hosts, "2", Options(outage=True), needed=6)
+    assert isinstance(accepted, Plan)
+    assert accepted.floor == 0
+
+
 def test_zones_are_taken_in_turn_and_names_in_the_order_of_their_numbers() -> None:
     hosts = [host(n, zone) for n, zone in [(10, "a"), (9, "a"), (1, "b"), (2, "a")]]
     assert [h.name for h in spread(hosts)] == ["app-2", "app-1", "app-9", "app-10"]
@@ -251,3 +264,8 @@ def test_counters_of_a_process_that_was_replaced_count_from_zero() -> None:
     assert Counters(120, 3).since(Counters(100, 1)) == Counters(20, 2)
     assert Counters(20, 1).since(Counters(100, 5)) == Counters(20, 1)
     assert Counters(1, 2, 3, 4, 5).plus(Counters(1, 1, 1, 1, 1)) == Counters(2, 3, 4, 5, 6)
+
+
+def test_a_host_that_was_left_with_a_part_of_its_weight_is_not_left_alone() -> None:
+    hosts = [host(1, version="2"), replace(host(2, version="2"), share=10.0), host(3, version="2")]
+    assert planned(hosts).hosts == ["app-2"]

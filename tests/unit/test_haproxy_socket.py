@@ -33,7 +33,7 @@ frontend edge
 backend app
     option httpchk GET /healthz
     default-server check inter 100ms fall 2 rise 2
-    server app-1 127.0.0.1:{first}
+    server app-1 127.0.0.1:{first} maxconn 40
     server app-2 127.0.0.1:{second}
 """
 
@@ -169,6 +169,42 @@ def test_a_request_in_flight_is_seen(lb: Runtime, edge: tuple[Path, int]) -> Non
         until(lambda: rotation.why_not_idle({"lb-1": lb.servers()["app-1"]}) is None)
     finally:
         lb.set_state("app-2", "state ready")
+
+
+def test_the_load_is_what_clients_have_in_flight_and_the_most_they_had(
+    lb: Runtime, edge: tuple[Path, int]
+) -> None:
+    clients = [socket.create_connection(("127.0.0.1", edge[1])) for _ in range(4)]
+    for client in clients:
+        client.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+    until(lambda: lb.load().sessions == 4)
+    for client in clients:
+        assert b"200" in client.recv(4096)
+        client.close()
+    until(lambda: lb.load().sessions == 0)
+    load = lb.load()
+    assert load.most_sessions >= 4
+    assert load.most_rate >= 4
+    assert load.limits == {"app-1": 40, "app-2": 0}
+
+
+def test_nothing_is_changed_once_the_guard_says_no(lb: Runtime) -> None:
+    def lost() -> None:
+        raise Refused("the lock was lost")
+
+    guarded = lb.guarded(lost)
+    for change in (
+        lambda: guarded.set_state("app-1", "state maint"),
+        lambda: guarded.set_states({"app-1": ["state maint"]}),
+        lambda: guarded.cut_sessions("app-1"),
+        lambda: guarded.admit("app-1"),
+        lambda: guarded.delete("app-1"),
+        lambda: guarded.add({"app-3": "127.0.0.1:1"}, "check"),
+    ):
+        with pytest.raises(Refused, match="the lock was lost"):
+            change()
+    assert guarded.servers()["app-1"].status == "UP"
+    assert set(guarded.servers()) == {"app-1", "app-2"}
 
 
 def test_admin_states_tell_who_was_forced_out(lb: Runtime) -> None:

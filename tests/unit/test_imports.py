@@ -14,7 +14,9 @@ ROOT = environment.root()
 PACKAGE = ROOT / "scripts" / "flotilla"
 
 # What every room stands on: no decision and no edge is in these.
-GROUND = {"environment", "errors", "files", "settings", "snapshot", "wait"}
+GROUND = {
+    *("environment", "errors", "files", "kinds", "settings", "settings_deploy", "snapshot", "wait"),
+}
 EDGES = {"aws", "hosts"}
 
 LAB_WORDS = re.compile(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,10 +12,10 @@ import pytest
 from fleets import maker
 from moto import mock_aws
 
-from flotilla import lock
+from flotilla import audit, lock
 from flotilla.aws import lease
 from flotilla.aws.session import client
-from flotilla.errors import Refused
+from flotilla.errors import Refused, Unreachable
 from flotilla.lock import LEASE_SECONDS, Lock
 from flotilla.settings import Settings
 
@@ -93,7 +96,9 @@ def test_a_run_whose_lock_was_taken_over_notices_and_leaves_the_new_one_alone(
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
     with Lock(settings, "deploy", reason="old", clock=clock) as old:
         monkeypatch.setattr(lock, "holder", lambda: "somebody else")
-        with Lock(settings, "deploy", reason="new", take_over=True, clock=clock) as new:
+        with Lock(
+            settings, "deploy", reason="new", take_over=True, clock=clock, sleep=lambda _: None
+        ) as new:
             old._thread.join(10)
             with pytest.raises(Refused, match="no longer ours"):
                 old.check()
@@ -110,3 +115,111 @@ def test_a_killed_run_frees_its_lock_by_time(settings, clock) -> None:
     clock.now += LEASE_SECONDS + lease.SKEW_SECONDS + 1
     with Lock(settings, "deploy", reason="next", clock=clock) as held:
         held.check()
+
+
+def taken_by_bob(settings: Settings, clock: Clock) -> lease.Lease:
+    return lease.acquire(
+        settings,
+        settings.name_of("locks"),
+        "deploy",
+        holder="bob",
+        reason="deploy 6",
+        seconds=LEASE_SECONDS,
+        now=clock(),
+        take_over=True,
+    )
+
+
+def test_a_lock_that_was_taken_over_is_noticed_before_the_next_change(settings, clock) -> None:
+    """The renewal alone would notice it after ten seconds."""
+    with Lock(settings, "deploy", reason="old", clock=clock) as old:
+        taken_by_bob(settings, clock)
+        clock.now += lock.CONFIRM_SECONDS
+        with pytest.raises(Refused, match=r"no longer ours: .* held by bob in term 2"):
+            old.check()
+
+
+def test_who_takes_over_waits_until_the_former_holder_must_have_noticed(settings, clock) -> None:
+    waited: list[float] = []
+    taken_by_bob(settings, clock)
+    with Lock(
+        settings, "deploy", reason="new", take_over=True, clock=clock, sleep=waited.append
+    ) as new:
+        new.check()
+    assert waited == [lock.CONFIRM_SECONDS + lock.CHANGE_SECONDS]
+
+
+@pytest.mark.parametrize("before", ["nobody", "released", "over"])
+def test_a_free_lock_is_taken_at_once_and_nobody_is_named(settings, clock, before) -> None:
+    if before != "nobody":
+        held = taken_by_bob(settings, clock)
+        if before == "released":
+            lease.release(settings, settings.name_of("locks"), held, now=clock())
+        clock.now += LEASE_SECONDS + lease.SKEW_SECONDS + 1
+    waited: list[float] = []
+    with Lock(
+        settings, "deploy", reason="new", take_over=True, clock=clock, sleep=waited.append
+    ) as new:
+        assert new.taken_from is None
+    assert waited == []
+    assert audit.lines(settings) == []
+
+
+def test_taking_a_lock_over_is_in_the_audit_file(settings, clock) -> None:
+    taken_by_bob(settings, clock)
+    with Lock(settings, "deploy", reason="new", take_over=True, clock=clock, sleep=lambda _: None):
+        pass
+    (line,) = map(json.loads, audit.lines(settings))
+    assert line["command"] == "take over the lock deploy"
+    assert (line["taken_from"], line["held_for"], line["why"]) == ("bob", "deploy 6", "new")
+    assert line["by"] == lock.holder()
+
+
+def test_an_api_that_is_away_does_not_stop_a_run_before_its_lease_ends(
+    settings, clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def away(*_: object) -> None:
+        asked.append(clock())
+        raise Unreachable("the API does not answer")
+
+    with Lock(settings, "deploy", reason="r", clock=clock) as held:
+        monkeypatch.setattr(lease, "read", away)
+        for _ in range(50):
+            clock.now += 1
+            held.check()
+        assert len(asked) == 25, "asked once in two seconds, not before every change"
+        clock.now += LEASE_SECONDS - 50
+        with pytest.raises(Refused, match="could not be renewed"):
+            held.check()
+        monkeypatch.undo()
+
+
+def test_an_api_that_hangs_holds_a_change_up_for_two_seconds_at_the_most(
+    settings, clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    reads: list[float] = []
+    real = lease.read
+
+    def hangs(*arguments: object) -> lease.Lease | None:
+        reads.append(clock())
+        answer.wait(30)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with Lock(settings, "deploy", reason="r", clock=clock) as held:
+        taken_by_bob(settings, clock)
+        monkeypatch.setattr(lease, "read", hangs)
+        monkeypatch.setattr(lock, "ANSWER_SECONDS", 0.2)
+        for _ in range(3):
+            clock.now += lock.CONFIRM_SECONDS
+            began = time.monotonic()
+            held.check()
+            assert time.monotonic() - began < 2
+        assert len(reads) == 1, "no second question while the first one hangs"
+        answer.set()
+        assert held._reader
+        held._reader.join(10)
+        with pytest.raises(Refused, match="held by bob"):
+            held.check()

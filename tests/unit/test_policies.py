@@ -27,6 +27,8 @@ DATABASE = {
     "aws:ResourceTag/Role": "mysql",
 }
 BALANCER = DATABASE | {"aws:ResourceTag/Role": "lb"}
+SERVER = DATABASE | {"aws:ResourceTag/Role": "app"}
+NAMING = {"aws:TagKeys": "Name", "aws:RequestTag/Name": "app-4"}
 TABLE = ARN.format(service="dynamodb", rest="table/shop-blue-clusters")
 RECORD = {"dynamodb:LeadingKeys": "mysql"}
 LOGS = ARN.format(service="logs", rest="log-group:/shop/blue/lb")
@@ -45,6 +47,12 @@ def parameter(path: str) -> str:
     return ARN.format(service="ssm", rest=f"parameter{path}")
 
 
+def group(name: str) -> str:
+    return ARN.format(
+        service="autoscaling", rest=f"autoScalingGroup:a1:autoScalingGroupName/{name}"
+    )
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_is_granted_more_than_it_names(role):
     assert problems(document(role)) == []
@@ -60,6 +68,9 @@ MAY = [
     ("lb", "ec2:AssociateAddress", ADDRESS, EDGE),
     ("lb", "ec2:AssociateAddress", INSTANCE, BALANCER),
     ("lb", "ec2:DescribeAddresses", "*", {}),
+    ("lb", "ec2:DescribeInstances", "*", {}),
+    ("lb", "autoscaling:DescribeAutoScalingGroups", "*", {}),
+    ("lb", "autoscaling:CompleteLifecycleAction", group("shop-blue-app"), {}),
     ("mysql", "dynamodb:GetItem", TABLE, RECORD),
     ("mysql", "dynamodb:PutItem", TABLE, RECORD),
     ("mysql", "dynamodb:UpdateItem", TABLE, RECORD),
@@ -67,6 +78,12 @@ MAY = [
     ("mysql", "ec2:DescribeInstances", "*", {}),
     ("mysql", "s3:PutObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
     ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
+    ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/join/app/bundle.json", {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/mysql/app_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/app/secret_key"), {}),
+    ("app", "ec2:DescribeInstances", "*", {}),
+    ("app", "ec2:CreateTags", INSTANCE, SERVER | NAMING),
     ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
@@ -81,6 +98,7 @@ MAY_NOT = [
     ("lb", "ec2:AssociateAddress", ADDRESS, {"aws:ResourceTag/Name": "shop-green-edge"}),
     ("lb", "ec2:AssociateAddress", INSTANCE, DATABASE),
     ("lb", "ec2:StopInstances", INSTANCE, DATABASE),
+    ("lb", "autoscaling:CompleteLifecycleAction", group("shop-green-app"), {}),
     ("mysql", "ec2:StopInstances", INSTANCE, BALANCER),
     ("mysql", "ec2:StopInstances", INSTANCE, DATABASE | {"aws:ResourceTag/Env": "green"}),
     ("mysql", "ec2:TerminateInstances", INSTANCE, DATABASE),
@@ -91,6 +109,11 @@ MAY_NOT = [
     ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
     ("app", "s3:PutObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
     ("app", "ssm:GetParameter", parameter("/shop/blue/mysql/root_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/mysql/root_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/redis/sentinel_password"), {}),
+    ("app", "ec2:CreateTags", INSTANCE, DATABASE | NAMING),
+    ("app", "ec2:CreateTags", INSTANCE, SERVER | NAMING | {"aws:RequestTag/Name": "mysql-1"}),
+    ("app", "ec2:CreateTags", INSTANCE, SERVER | {"aws:TagKeys": "Role"}),
     ("app", "ssm:GetParameter", parameter("/shop/green/app/secret_key"), {}),
     ("app", "ssm:GetParametersByPath", parameter("/shop/blue"), {}),
     ("app", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),

@@ -57,6 +57,26 @@ def test_hosts_have_names_zones_and_subnets_by_the_rule(fleet):
     }
 
 
+def test_an_application_host_ends_only_after_the_load_balancers_had_time_to_drain_it(fleet):
+    scaling = fleet().client("autoscaling")
+
+    def hook():
+        name = "flotilla-lab-app"
+        return scaling.describe_lifecycle_hooks(AutoScalingGroupName=name)["LifecycleHooks"][0]
+
+    assert hook()["DefaultResult"] == "CONTINUE", "without load balancers it ends all the same"
+    scaling.put_lifecycle_hook(
+        AutoScalingGroupName="flotilla-lab-app",
+        LifecycleHookName="drain",
+        LifecycleTransition="autoscaling:EC2_INSTANCE_TERMINATING",
+        HeartbeatTimeout=7200,
+        DefaultResult="ABANDON",
+    )
+    assert planned(fleet()) == ["change lifecycle hook flotilla-lab-app drain (at most 60 s)"]
+    parts.converge(fleet())
+    assert (hook()["HeartbeatTimeout"], hook()["DefaultResult"]) == (60, "CONTINUE")
+
+
 def test_security_groups_have_exactly_the_rules_of_the_table_and_the_default_none(fleet):
     world = fleet()
     groups = fleet_groups(world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from worlds import (
 from flotilla import environment
 from flotilla.rules.status import findings, is_well
 from flotilla.rules.status_finding import Severity
-from flotilla.rules.status_world import Disk, World
+from flotilla.rules.status_world import Disk, Follows, World
 
 PAGES = {page.stem for page in (environment.root() / "docs" / "runbooks").glob("*.md")}
 UNREADY = "RISK the application on app-2 cannot serve: its readiness page"
@@ -249,6 +250,28 @@ def test_a_load_balancer_that_does_not_know_a_host_or_knows_a_stranger():
     more = {f"app-{n}": server(f"app-{n}") for n in (1, 2, 3, 9)}
     fleet = world(balancers=(balancer("lb-1", "MASTER", servers=more), balancer("lb-2", "BACKUP")))
     assert only(fleet) == "NOTE lb-1 still has app-9, which the fleet no longer has"
+
+
+def follows(**changes: Any) -> Any:
+    return balancer("lb-1", "MASTER", follows=replace(Follows(1.0, hosts=3), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"trouble": "EC2 gave no answer"}, "RISK lb-1 keeps the servers it has, whoever comes or"),
+        ({"age_seconds": 300.0}, "RISK lb-1 looked at EC2 300 s ago for the last time: hosts that"),
+        ({"notes": ("not drained yet",)}, "NOTE lb-1: not drained yet"),
+    ],
+)
+def test_a_load_balancer_that_does_not_follow_the_hosts_says_why(changes, line):
+    fleet = world(balancers=(follows(**changes), balancer("lb-2", "BACKUP")))
+    assert only(fleet).startswith(line)
+
+
+def test_a_load_balancer_that_follows_the_hosts_is_well():
+    fleet = world(balancers=(follows(last="add app-3"), balancer("lb-2", "BACKUP")))
+    assert findings(fleet) == []
 
 
 def test_a_load_balancer_with_nobody_to_serve_is_down():

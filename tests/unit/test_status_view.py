@@ -89,6 +89,18 @@ def test_a_balancer_is_read_from_its_socket_and_its_own_state():
     assert {name: one.status for name, one in (found.servers or {}).items()} == {"app-1": "UP"}
 
 
+def test_a_balancer_tells_how_it_follows_the_hosts_and_what_it_did_last():
+    changes = [{"kind": "add", "name": "app-4", "at": 900.0}, {"kind": "drain", "name": "app-1"}]
+    report = {"at": 995.0, "hosts": 4, "trouble": "", "notes": [], "changes": changes}
+    said = answer(haproxy={"stat": stat()}, edge=None, discovery=report)
+    follows = asking.balancer(HOST, said, None).follows
+    assert follows
+    assert (follows.age_seconds, follows.last) == (5.0, "add app-4")
+    assert follows.last_age_seconds == 100.0
+    silent = answer(haproxy={"stat": stat()}, edge=None, discovery={"error": "PermissionError"})
+    assert asking.balancer(HOST, silent, None).follows is None
+
+
 def test_a_balancer_whose_socket_is_gone_says_so_and_keeps_its_vrrp_state():
     said = answer(haproxy={"error": "FileNotFoundError: no socket"}, edge={"vrrp": "FAULT"})
     found = asking.balancer(HOST, said, None)

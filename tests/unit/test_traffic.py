@@ -163,8 +163,18 @@ def test_close_clients_open_a_connection_each_and_keep_alive_clients_share(url: 
 def test_sticky_clients_bring_their_cookie_back_and_others_do_not(url: str) -> None:
     run(url, mix={"keep-alive": 1})
     assert App.cookies == {""}
-    run(url, mix={"sticky": 1})
+    report, _ = run(url, mix={"sticky": 1})
     assert "who=me" in App.cookies
+    assert report["cookies"] == {"who": 24}, "24 clients, and one may not keep another's cookie"
+
+
+def test_a_slow_request_is_late_only_by_what_it_did_not_ask_for(url: str) -> None:
+    App.delay = 0.3
+    report, _ = run(url, rate=20, mix={"slow": 1, "close": 1})
+    asked_for = Options(url=url).slow_seconds
+    assert report["kinds"]["close"]["p50_ms"] >= 300
+    assert report["kinds"]["slow"]["p50_ms"] < 300
+    assert report["kinds"]["slow"]["p50_ms"] >= 300 - asked_for * 1000
 
 
 def test_phases_and_the_report_come_from_a_process_of_its_own(url: str) -> None:
@@ -239,3 +249,28 @@ def test_the_gap_is_the_longest_time_without_an_answer() -> None:
     for at in (1.0, 1.5, 4.0, 4.2):
         tally.served("post", "start", at, 0.1)
     assert tally.report(5.0)["kinds"]["post"]["gap_seconds"] == 2.5
+
+
+def test_lateness_of_the_sender_is_told_apart_from_what_servers_took() -> None:
+    tally = Tally(["close"], 0.0)
+    for late in (0.001, 0.002, 0.150):
+        tally.sent("close", "start", late)
+        tally.served("close", "start", 1.0, late + 0.01)
+    report = tally.report(5.0)
+    assert (report["late_ms"], report["p99_ms"]) == (150.0, 160.0)
+    assert report["phases"]["start"]["late_ms"] == 150.0
+
+
+def test_every_phase_has_its_own_percentiles_kinds_and_reasons() -> None:
+    tally = Tally(["close", "post"], 0.0)
+    tally.served("close", "start", 1.0, 0.1)
+    tally.mark("during", 2.0)
+    tally.served("close", "during", 3.0, 0.4)
+    tally.failed("post", "during", "post: status 502")
+    # Sent before the deploy and answered during it: it belongs to where it was sent.
+    tally.served("post", "start", 3.5, 0.2, retries=1)
+    phases = tally.report(5.0)["phases"]
+    assert (phases["start"]["served"], phases["start"]["p99_ms"]) == (2, 200.0)
+    assert phases["start"]["kinds"]["post"]["retried"] == 1
+    assert phases["during"]["kinds"]["close"]["p50_ms"] == 400.0
+    assert phases["during"]["failures"] == {"post: status 502": 1}

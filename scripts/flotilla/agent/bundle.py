@@ -35,6 +35,14 @@ def bundle(module: str, carry: tuple[str, ...] = ()) -> bytes:
     return target.getvalue()
 
 
+def write(module: str, path: Path) -> None:
+    """Write the zip of ``module``, unless the file already holds the same bytes."""
+    content = bundle(module)
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def _packages(file: Path, package: Path) -> list[Path]:
     inside = [parent for parent in file.parents if parent.is_relative_to(package)]
     return [parent for parent in inside if (parent / "__init__.py").is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Release:
     size_bytes: int
     released_at: datetime
     released_by: str
+    etag: str = ""  # S3's own name for the content: another one, other bytes
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -62,7 +64,25 @@ class Artifacts:
             size_bytes=head["ContentLength"],
             released_at=head["LastModified"],
             released_by=head["Metadata"].get("released-by", ""),
+            etag=head["ETag"].strip('"'),
         )
+
+    def checksum(self, version: str) -> str:
+        """The SHA-256 of what is kept, byte for byte: all of it is read."""
+        digest = hashlib.sha256()
+        with described(self._settings, f"read release {version}"):
+            body = self._s3.get_object(Bucket=self.bucket, Key=rules.key(version))["Body"]
+            for chunk in body.iter_chunks(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def deleted_at(self, version: str) -> datetime | None:
+        """When a release that is not there any more was deleted; None when it never was there."""
+        key = rules.key(version)
+        with described(self._settings, f"look for versions of release {version}"):
+            found = self._s3.list_object_versions(Bucket=self.bucket, Prefix=key)
+        marks = [one for one in found.get("DeleteMarkers", ()) if one["Key"] == key]
+        return max((one["LastModified"] for one in marks), default=None)
 
     def list(self, *, newest: int = 50) -> list[Release]:
         """The newest releases, newest first."""

@@ -19,6 +19,15 @@ def address(settings: Settings) -> str:
     return str(found[0]["PublicIp"])
 
 
+def owners(settings: Settings) -> list[str]:
+    """The instances that EC2 says the edge address is with: one, or none while it is moved."""
+    with described(settings, "see who has the edge address"):
+        found = client(settings, "ec2").describe_addresses(
+            Filters=[{"Name": "tag:Name", "Values": [settings.name_of("edge")]}]
+        )["Addresses"]
+    return [str(one["InstanceId"]) for one in found if one.get("InstanceId")]
+
+
 def url(settings: Settings) -> str:
     """The address to open, without a path: https and the domain where a certificate is set."""
     if settings.lb.certificate_parameter:

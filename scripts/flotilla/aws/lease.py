@@ -72,7 +72,7 @@ def decide(
     """
     if action in {"renew", "release"}:
         if found is None or (found.holder, found.term) != (mine.holder, mine.term):
-            return f"{mine.holder} no longer holds {mine.key} (term {mine.term}): {_who(found)}"
+            return _lost(mine, found)
         if action == "release":
             return replace(found, holder="", expires_at=now)
         return replace(found, expires_at=max(found.expires_at, mine.expires_at))
@@ -80,6 +80,11 @@ def decide(
         return f"{mine.key} is taken: {_who(found)}"
     term = (found.term if found else 0) + 1
     return replace(mine, term=term, acquired_at=now)
+
+
+def lost(mine: Lease, found: Lease | None) -> Held:
+    """The error for a holder that reads a lease and finds it is not its own any more."""
+    return Held(found or mine, _lost(mine, found))
 
 
 def read(settings: Settings, table: str, key: str) -> Lease | None:
@@ -180,10 +185,18 @@ def _lease(item: Mapping[str, Any]) -> Lease:
     )
 
 
+def _lost(mine: Lease, found: Lease | None) -> str:
+    return f"{mine.holder} no longer holds {mine.key} (term {mine.term}): {_who(found)}"
+
+
 def _who(lease: Lease | None) -> str:
     if lease is None:
         return "nobody ever held it"
     if not lease.holder:
         return f"it is free since term {lease.term}"
+    since = datetime.fromtimestamp(lease.acquired_at, UTC)
     until = datetime.fromtimestamp(lease.expires_at, UTC)
-    return f"held by {lease.holder} in term {lease.term} until {until:%Y-%m-%d %H:%M:%S} UTC"
+    return (
+        f"held by {lease.holder} in term {lease.term} since {since:%Y-%m-%d %H:%M:%S} UTC, until "
+        f"{until:%Y-%m-%d %H:%M:%S} UTC unless it is renewed"
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flotilla.errors import FlotillaError
+from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.settings import Settings
 
 _FOLDER = "deploys"
@@ -46,6 +46,54 @@ class Journal:
                 next=f"df -h {path.parent}",
             ) from error
         return cls(path, clock)
+
+    @classmethod
+    def reopen(
+        cls,
+        settings: Settings,
+        deploy_id: str = "",
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> Journal:
+        """The journal of a deploy that was begun here, the newest one without ``deploy_id``.
+
+        Raises Refused when there is none, BadOption with those that exist for an unknown id.
+        """
+        every = cls.all(settings, clock)
+        found = [journal for journal in every if deploy_id in {"", journal.id}]
+        if found:
+            return found[0]
+        if every:
+            raise BadOption(
+                f"there is no deploy {deploy_id!r}; there are: "
+                + ", ".join(journal.id for journal in every[:5]),
+                untouched="Nothing was changed",
+                next="fab deploy.history",
+            )
+        raise Refused(
+            f"no deploy was begun from here: {settings.scratch / _FOLDER} has no journal",
+            untouched="Nothing was changed",
+            next="fab deploy.run --version V --adopt, which needs no journal",
+        )
+
+    @classmethod
+    def all(
+        cls, settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> list[Journal]:
+        """Every journal with at least one line, the newest first."""
+        return list(cls.each(settings, clock))
+
+    @classmethod
+    def each(
+        cls, settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> Iterator[Journal]:
+        """The same, read one after the other: there may be hundreds."""
+        for path in sorted((settings.scratch / _FOLDER).glob("*.jsonl"), reverse=True):
+            if read(path):
+                yield cls(path, clock)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What was written so far."""
+        return read(self.path)
 
     @property
     def id(self) -> str:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from flotilla import audit
-from flotilla.aws import edge
+from flotilla.aws import joining
+from flotilla.aws.artifacts import Release
+from flotilla.deploy import freeze, notify
+from flotilla.deploy.attend import INTERRUPTION, interruption, watched
+from flotilla.deploy.hooks import Hooks
 from flotilla.deploy.journal import Journal
-from flotilla.deploy.roll import Limits, Roll, Step
+from flotilla.deploy.late import Latecomers
+from flotilla.deploy.limits import conduct, limits
+from flotilla.deploy.proposal import Proposal, Terms, propose
+from flotilla.deploy.roll import Roll, Step
 from flotilla.deploy.run import Outcome, run
-from flotilla.deploy.survey import connect, look, prepare
-from flotilla.errors import INTERRUPTED, FlotillaError
+from flotilla.deploy.survey import connect
+from flotilla.deploy.world import World
+from flotilla.errors import INTERRUPTED, FlotillaError, Refused
 from flotilla.lock import Lock, holder
-from flotilla.rules.deploy import Options, Plan
+from flotilla.rules.deploy import Options
 from flotilla.settings import Settings
-from flotilla.traffic import Background
-
-# One request in 50 ms: an interruption of a second costs the probe 20 requests.
-PROBE_RATE = 20
-INTERRUPTION = "interrupted by the operator"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Seconds one host takes besides its own start: drain, three idle reads, switch, two checks at each
-# load balancer, return. Measured in the lab; requests that last longer add to it.
-HOST_SECONDS = 6.0
 
 
 class Interrupted(FlotillaError):  # noqa: N818  it says what happened, as its siblings do
@@ -36,25 +32,15 @@ class Interrupted(FlotillaError):  # noqa: N818  it says what happened, as its s
     exit_code = INTERRUPTED
 
 
-def planned(settings: Settings, version: str, options: Options) -> Plan:
-    """The plan as things are now. Raises what ``prepare`` raises."""
+def planned(
+    settings: Settings,
+    version: str,
+    options: Options,
+    terms: Terms = Terms(),  # noqa: B008  frozen
+) -> Proposal:
+    """The plan as things are now. Raises what ``propose`` raises."""
     with connect(settings) as (world, zones):
-        return prepare(settings, look(world, zones), version, options)[0]
-
-
-def described(plan: Plan, boot_seconds: float = 0) -> str:
-    """The plan for people."""
-    lines = [f"Deploy {plan.version}:"]
-    for number, batch in enumerate(plan.batches, 1):
-        moves = ", ".join(f"{host} ({plan.previous[host] or 'empty'})" for host in batch)
-        lines.append(f"  batch {number}{' (canary)' if number == 1 else ''}: {moves}")
-    lines += [f"  left alone: {host}, {why}" for host, why in plan.skipped.items()]
-    if not plan.batches:
-        lines.append("  nothing to do")
-    else:
-        seconds = len(plan.batches) * (HOST_SECONDS + boot_seconds)
-        lines.append(f"  about {seconds:.0f} s; a failure brings every host back")
-    return "\n".join(lines)
+        return propose(settings, world, zones, version, options, terms=terms)
 
 
 def deploy(
@@ -62,9 +48,10 @@ def deploy(
     version: str,
     options: Options,
     *,
-    confirmed: Callable[[Plan], None],
+    confirmed: Callable[[Proposal], None],
     said: Callable[[Step], None],
     take_over: bool = False,
+    terms: Terms = Terms(),  # noqa: B008  frozen
 ) -> Outcome:
     """Deploy; the outcome says what clients saw, a probe of our own among them.
 
@@ -72,31 +59,22 @@ def deploy(
     changed, HostFailed when staging or the migration failed, Interrupted when the operator stopped
     it and all is as before; ``raise_failure`` tells the rest.
     """
+    why = f"deploy {version}" + (f": {terms.reason}" if terms.reason else "")
     with connect(settings) as (world, zones):
-        plan, _ = prepare(settings, look(world, zones), version, options)
-        confirmed(plan)
+        proposal = propose(settings, world, zones, version, options, terms=terms)
+        _demand_open(settings, proposal, terms)
+        confirmed(proposal)
         with (
-            Lock(settings, "deploy", reason=f"deploy {version}", take_over=take_over) as lock,
-            _interruption() as stopping,
+            Lock(settings, "deploy", reason=why, take_over=take_over) as lock,
+            interruption() as stopping,
         ):
             # Somebody may have deployed while the operator was reading the plan.
-            survey = look(world, zones)
-            again, release = prepare(settings, survey, version, options)
-            if again != plan:
+            again = propose(settings, world, zones, version, options, terms=terms)
+            _demand_open(settings, again, terms)
+            if again.plan != proposal.plan:
                 confirmed(again)
-            journal = Journal.begin(settings, version)
-            journal.write("begin", version=version, by=holder(), plan=again.as_dict())
-            with _watched(settings, enabled=bool(again.hosts) and survey.is_serving) as seen:
-                outcome = run(
-                    world,
-                    again,
-                    release,
-                    journal,
-                    roll=lambda note: Roll(world, limits(settings), said=note, guard=lock.check),
-                    said=said,
-                    stopping=stopping,
-                )
-    _recorded(settings, _with_probe(outcome, seen))
+            run_of = _Run(settings, world.guarded(lock.check), again, terms, said, lock.check)
+            outcome = run_of.recorded(stopping)
     if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
         raise Interrupted(
             f"{INTERRUPTION}; {outcome.line}",
@@ -106,9 +84,120 @@ def deploy(
     return outcome
 
 
-def limits(settings: Settings) -> Limits:
-    """Time limits, with the application's own."""
-    return Limits(boot=float(settings.application.boot_seconds))
+def _demand_open(settings: Settings, proposal: Proposal, terms: Terms) -> None:
+    if not terms.override_freeze:
+        command = f"fab deploy.run --version {proposal.plan.version}"
+        freeze.demand_open(settings, proposal.closed, again=command)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One deploy under its lock, with everything that goes on around it."""
+
+    settings: Settings
+    world: World
+    proposal: Proposal
+    terms: Terms
+    said: Callable[[Step], None]
+    guard: Callable[[], None]
+
+    def recorded(self, stopping: Callable[[], str]) -> Outcome:
+        """Deploy; hooks, receivers and the audit hear of it however it ends."""
+        journal = Journal.begin(self.settings, self.proposal.plan.version)
+        hooks = Hooks(self.settings, journal.id, self.proposal.plan.version)
+        try:
+            outcome = self._with_hooks(hooks, journal, stopping)
+        except (FlotillaError, KeyboardInterrupt) as error:
+            what = error.what if isinstance(error, FlotillaError) else "cut off by the operator"
+            end = "refused" if isinstance(error, Refused) else "failed"
+            notes = self._ended(hooks, end, what, id=journal.id, error=what)
+            if isinstance(error, FlotillaError):
+                error.untouched = ". ".join([error.untouched or "No host was touched", *notes])
+            raise
+        figures = ("id", "served", "failed", "seconds", "reason")
+        text = f"{outcome.line}{f': {outcome.reason}' if outcome.reason else ''}"
+        told = {name: getattr(outcome, name) for name in figures}
+        outcome.notes += self._ended(hooks, outcome.result, text, **told)
+        return outcome
+
+    def _with_hooks(self, hooks: Hooks, journal: Journal, stopping: Callable[[], str]) -> Outcome:
+        plan = self.proposal.plan
+        try:
+            hooks.before()
+        except Refused:
+            # No host was touched and none will be: nothing is there to be resumed.
+            journal.path.unlink()
+            raise
+        journal.write("begin", version=plan.version, by=holder(), plan=plan.as_dict())
+        why = f": {self.terms.reason}" if self.terms.reason else ""
+        told = self._told("began", f"deploy of {plan.version} by {holder()}{why}", id=journal.id)
+        with watched(self.settings, enabled=bool(plan.hosts) and self.proposal.is_serving) as seen:
+            outcome = run(
+                self.world,
+                plan,
+                self.proposal.release,
+                journal,
+                roll=lambda note: Roll(
+                    self.world, limits(self.settings), said=note, guard=self.guard
+                ),
+                said=self.said,
+                stopping=stopping,
+                conduct=conduct(self.settings),
+                around=hooks.around,
+            )
+            self._completed(outcome, journal)
+        outcome.notes += told
+        return _with_probe(outcome, seen)
+
+    def _completed(self, outcome: Outcome, journal: Journal) -> None:
+        """New hosts start the release from now on, and those that came meanwhile get it."""
+        release = self.proposal.release
+        _made_current(self.settings, outcome, release)
+        if outcome.result == "done":
+            late = Latecomers(
+                self.settings, release, self.proposal.plan, journal, self.guard, self.said
+            )
+            late.bring_along(outcome)
+
+    def _ended(self, hooks: Hooks, end: str, text: str, **told: Any) -> list[str]:
+        """Notes of whatever did not work; none of it changes how the deploy ended."""
+        hooks.after(end)
+        line = text if end in text else f"deploy of {self.proposal.plan.version} {end}: {text}"
+        return [
+            *hooks.notes,
+            *self._told("ended", line, result=end, **told),
+            *self._audited(end, **told),
+        ]
+
+    def _told(self, event: str, text: str, **told: Any) -> list[str]:
+        why = {"why": self.terms.reason} if self.terms.reason else {}
+        told |= {"version": self.proposal.plan.version, "by": holder(), **why}
+        return notify.tell(self.settings, event, text, **told)
+
+    def _audited(self, result: str, **told: Any) -> list[str]:
+        terms, closed = self.terms, self.proposal.closed
+        if terms.reason:
+            told["why"] = terms.reason
+        if closed and terms.override_freeze:
+            told["freeze"] = {"window": closed.reason, "overridden_because": terms.override_freeze}
+        if terms.expected:
+            told["plan"] = terms.expected.id
+        try:
+            command = f"deploy.run --version {self.proposal.plan.version}"
+            audit.record(self.settings, command, result, **told)
+        except FlotillaError as error:
+            return [str(error)]
+        return []
+
+
+def _made_current(settings: Settings, outcome: Outcome, release: Release) -> None:
+    """Let hosts that start by themselves run what every host runs now."""
+    if outcome.result not in {"done", "nothing to do"}:
+        return
+    try:
+        joining.point(settings, "app", release.version, release.sha256)
+    except FlotillaError as error:
+        outcome.notes.append(f"new hosts will start the release of before: {error}")
 
 
 def _with_probe(outcome: Outcome, seen: dict[str, Any]) -> Outcome:
@@ -116,56 +205,3 @@ def _with_probe(outcome: Outcome, seen: dict[str, Any]) -> Outcome:
     outcome.probe = seen
     outcome.failed += sum(n for why, n in seen.get("failures", {}).items() if "status" not in why)
     return outcome
-
-
-def _recorded(settings: Settings, outcome: Outcome) -> None:
-    """Keep the audit line; that it could not be kept does not change how the deploy ended."""
-    told = {
-        name: getattr(outcome, name) for name in ("id", "served", "failed", "seconds", "reason")
-    }
-    try:
-        audit.record(settings, f"deploy.run --version {outcome.version}", outcome.result, **told)
-    except FlotillaError as error:
-        outcome.notes.append(str(error))
-
-
-@contextmanager
-def _watched(settings: Settings, *, enabled: bool) -> Iterator[dict[str, Any]]:
-    """A client of the edge address for as long as the block runs; its report is filled in after."""
-    seen: dict[str, Any] = {}
-    if not enabled:
-        yield seen
-        return
-    page = settings.application.health_path
-    arguments = ("--url", edge.url(settings), "--rate", str(PROBE_RATE), "--page", page)
-    with Background(*arguments, "--mix", "keep-alive=1,close=1") as traffic:
-        yield seen
-        report = traffic.stop()
-        seen |= {key: report[key] for key in ("served", "failed", "retried", "p50_ms", "p99_ms")}
-        seen |= {"failures": report["failures"], "gap_seconds": report["gap_seconds"]}
-
-
-@contextmanager
-def _interruption() -> Iterator[Callable[[], str]]:
-    """Ctrl-C or SIGTERM ends the deploy after the batch under way and rolls back.
-
-    A second one ends the process at once; the hosts of that moment stay as they are.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: ""
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        asked.set()
-        for one in _SIGNALS:
-            signal.signal(one, signal.default_int_handler)
-
-    for number in _SIGNALS:
-        signal.signal(number, note)
-    try:
-        yield lambda: INTERRUPTION if asked.is_set() else ""
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

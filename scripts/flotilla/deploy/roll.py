@@ -3,37 +3,37 @@
 The order is what keeps requests from failing, each step read back before the next:
 
 1. drain, so that no new request comes; wait until none is in flight, three reads in a row
-2. maintenance, which a client's cookie does not get around; wait again
+2. maintenance, which a client's cookie does not get around; wait again, also for processes of
+   before a reload, which were told neither
 3. the other release; the host itself must be ready and name the version
 4. drain and `health down` in one line: HAProxy forgets the check result of before and must see
    fresh passes; a server that leaves maintenance directly is given requests before any check
 5. ready, and UP on every load balancer
+6. with a part of its share at first if it is the canary, watched and compared with the others
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from flotilla.deploy.limits import Limits
+from flotilla.deploy.shift import Shift
+from flotilla.deploy.soak import Soak, Trial
 from flotilla.deploy.world import World
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.rules import deploy as rules
-from flotilla.rules import rotation
+from flotilla.rules.rotation import FULL
 from flotilla.wait import DeadlineError, until
 
+__all__ = ["Limits", "Roll", "Step", "Trial"]
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long each step may take, in seconds. ``boot`` is the application's own start."""
-
-    drain: float = 30.0
-    boot: float = 30.0
-    gate: float = 15.0
-    answer: float = 5.0
-    poll: float = 0.2
-    idle_reads: int = 3
+# What the release tool says while a command of a run that was killed still works on the host.
+AT_WORK = "another app-release is at work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,10 @@ class Step:
 
 
 class Roll:
-    """The steps, on one world. ``guard`` is called before every change and may raise to stop it."""
+    """The steps, on one world. ``guard`` is called before every change and may raise to stop it.
+
+    ``meant`` is told of a step before it begins, ``said`` when it is over.
+    """
 
     def __init__(
         self,
@@ -59,12 +62,15 @@ class Roll:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.limits = limits
+        self.meant: Callable[[str, str], None] = lambda host, step: None  # noqa: ARG005
         self._world = world
-        self._limits = limits
         self._said = said
         self._guard = guard
         self._clock = clock
         self._sleep = sleep
+        self.shift = Shift(world.balancers, limits, clock=clock, sleep=sleep)
+        self.soak = Soak(self.shift, clock=clock, sleep=sleep)
 
     def why_too_few(self, batch: Collection[str], least: int) -> str | None:
         """Why ``batch`` cannot be taken out; a host that is just coming back is waited for."""
@@ -72,83 +78,112 @@ class Roll:
 
         def enough() -> bool:
             nonlocal why
-            why = rules.why_too_few(self._world.balancers.servers(), batch, least)
+            try:
+                why = rules.why_too_few(self._world.balancers.servers(), batch, least)
+            except FlotillaError as error:
+                why = error.what
             return why is None
 
         try:
-            until(
-                enough,
-                seconds=self._limits.gate,
-                every=self._limits.poll,
-                clock=self._clock,
-                sleep=self._sleep,
-            )
+            self._until(enough, self.limits.gate)
         except DeadlineError:
             return why
         return None
 
-    def host(self, name: str, version: str | None) -> None:
-        """Bring one host to ``version``; None takes the application away. Raises FlotillaError."""
+    def host(self, name: str, version: str | None, trial: Trial | None = None) -> None:
+        """Bring one host to ``version``; None takes the application away. Raises FlotillaError.
+
+        With a ``trial`` it must prove itself before it counts as done.
+        """
         self.take_out(name)
         with self._step(name, f"switch to {version or 'nothing'}"):
             self._guard()
-            self._change(name, version)
+            self.shift.meanwhile(name, lambda: self._change(name, version))
         if version is None:
             self.leave_down(name)
             return
         with self._step(name, "ready on the host"):
-            self._call(name, "wait", version, "--seconds", f"{self._limits.boot:g}")
-        self.bring_back(name)
+            self.shift.meanwhile(name, lambda: self._ready(name, version))
+        self._return(name, trial)
 
     def take_out(self, name: str) -> None:
         """Steps 1 and 2. With sticky clients step 1 would never end, so it is left out."""
         with self._step(name, "drain"):
             self._guard()
-            sticky = self._world.balancers.is_sticky()
-            if not sticky:
-                self._order(name, "state drain")
-                self._until(name, rotation.why_not_leaving, self._limits.answer)
-                self._empty(name, self._limits.idle_reads)
-            self._order(name, "state maint")
-            self._until(name, self._is(rotation.MAINTENANCE), self._limits.answer)
-            # What was seen idle while draining has had no new request since.
-            self._empty(name, self._limits.idle_reads if sticky else 1)
+            self.shift.drain(name)
 
-    def bring_back(self, name: str) -> None:
-        """Steps 4 and 5."""
+    def hold_out(self, name: str) -> None:
+        """Maintenance at once, for a host that is not to serve; what is in flight may end."""
+        with self._step(name, "held out"):
+            self._guard()
+            self.shift.order(name, "state maint")
+
+    def bring_back(self, name: str, share: int = FULL) -> None:
+        """Steps 4 and 5, with ``share`` percent of its weight."""
         with self._step(name, "checked by every load balancer"):
             self._guard()
-            self._order(name, "state drain", "health down")
-            self._until(name, rotation.why_not_fit, self._limits.gate)
+            self.shift.gate(name, share)
         with self._step(name, "return"):
             self._guard()
-            self._order(name, "state ready")
-            self._until(name, rotation.why_not_up, self._limits.answer)
+            self.shift.give(name)
+            self.shift.weigh(name, share)
+
+    def prove(self, name: str, trial: Trial) -> None:
+        """Step 6. Raises HostFailed as soon as it serves worse than the others."""
+        for share in trial.shares:
+            if share != trial.shares[0]:
+                with self._step(name, f"{share}% of its share"):
+                    self._guard()
+                    self.shift.weigh(name, share)
+            if self.limits.soak:
+                label = "soak" if share == FULL else f"soak at {share}%"
+                with self._step(name, label):
+                    self.soak.watch(name, share, trial)
 
     def leave_down(self, name: str) -> None:
         """A host without a release, as before its first deploy: ready, and down by its checks."""
         with self._step(name, "left without a release"):
-            self._order(name, "state drain", "health down")
-            self._order(name, "state ready")
+            self.shift.order(name, f"weight {FULL}%", "state drain", "health down")
+            self.shift.order(name, "state ready")
 
-    def restore(self, name: str, previous: str | None) -> None:
-        """Bring a host whose roll failed back to what it ran, whatever step it failed at."""
-        status = self._world.releases.call(name, "status", seconds=self._limits.answer)
-        if status["current"] == previous and status["active"]:
-            self.bring_back(name)
+    def restore(self, name: str, version: str | None, trial: Trial | None = None) -> None:
+        """Bring a host to ``version`` whatever step it is at; what runs already is not restarted.
+
+        A load balancer that does not answer does not keep it out of rotation on the others; then
+        HostFailed is raised once it serves there.
+        """
+        balancers, silent = self.shift.balancers.answering()
+        if not silent or not any(balancers):
+            self._restore(name, version, trial)
+            return
+        part = copy.copy(self)
+        part.shift = self.shift.over(balancers)
+        part._restore(name, version, trial)  # noqa: SLF001  ourselves, over fewer load balancers
+        raise HostFailed("; ".join(silent.values()), next="fab fleet.status")
+
+    def _restore(self, name: str, version: str | None, trial: Trial | None) -> None:
+        status = self.status(name)
+        runs = status["current"] == version and not status.get("stale")
+        if runs and version is None:
+            self.leave_down(name)
+        elif runs and version and status["active"]:
+            with self._step(name, "ready on the host"):
+                self._ready(name, version)
+            self._return(name, trial)
         else:
-            self.host(name, previous)
+            self.host(name, version, trial)
 
-    def _empty(self, name: str, wanted: int) -> None:
-        reads = 0
+    def status(self, name: str) -> dict[str, Any]:
+        """What the release tool on a host reports."""
+        return self._world.releases.call(name, "status", seconds=self.limits.answer)
 
-        def why_not(views: rotation.Views) -> str | None:
-            nonlocal reads
-            why = rotation.why_not_idle(views)
-            reads = 0 if why else reads + 1
-            return why or (None if reads >= wanted else f"{name} was seen idle {reads} times")
+    def _ready(self, name: str, version: str) -> None:
+        self._call(name, "wait", version, "--seconds", f"{self.limits.boot:g}")
 
-        self._until(name, why_not, self._limits.drain)
+    def _return(self, name: str, trial: Trial | None) -> None:
+        self.bring_back(name, trial.shares[0] if trial else FULL)
+        if trial:
+            self.prove(name, trial)
 
     def _change(self, name: str, version: str | None) -> None:
         if version is None:
@@ -157,37 +192,31 @@ class Roll:
             self._call(name, "switch", version)
 
     def _call(self, name: str, *words: str) -> None:
-        self._world.releases.call(name, *words, seconds=self._limits.boot + self._limits.drain)
+        self.call(name, *words, limit=self.limits.boot + self.limits.drain)
 
-    def _order(self, name: str, *states: str) -> None:
-        self._world.balancers.order(name, *states)
+    def call(self, name: str, *words: str, limit: float) -> None:
+        """Run the release tool; one that a killed run left at work there is waited for."""
 
-    def _is(self, state: str) -> Callable[[rotation.Views], str | None]:
-        return lambda views: rotation.why_not_out(views, state)
-
-    def _until(
-        self, name: str, why_not: Callable[[rotation.Views], str | None], seconds: float
-    ) -> None:
-        reason = ""
-
-        def holds() -> bool:
-            nonlocal reason
-            reason = why_not(self._world.balancers.views(name)) or ""
-            return not reason
+        def done() -> bool:
+            try:
+                self._world.releases.call(name, *words, seconds=limit)
+            except HostFailed as error:
+                if AT_WORK not in error.what:
+                    raise
+                return False
+            return True
 
         try:
-            until(
-                holds,
-                seconds=seconds,
-                every=self._limits.poll,
-                clock=self._clock,
-                sleep=self._sleep,
-            )
+            self._until(done, limit)
         except DeadlineError as error:
-            raise HostFailed(f"{reason} after {error.seconds:g} s") from None
+            raise HostFailed(f"{name}: {AT_WORK} there since {error.seconds:g} s") from None
+
+    def _until(self, probe: Callable[[], bool], seconds: float) -> None:
+        until(probe, seconds=seconds, every=self.limits.poll, clock=self._clock, sleep=self._sleep)
 
     @contextmanager
     def _step(self, host: str, name: str) -> Iterator[None]:
+        self.meant(host, name)
         started = self._clock()
         try:
             yield

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from flotilla.errors import HostFailed, Refused, Unreachable
+from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts.haproxy import Output, Runtime
+from flotilla.rules.capacity import Load
 from flotilla.rules.rotation import Counters, Server, Views
+from flotilla.rules.soak import Sample
 
 TOOL = "/usr/local/sbin/app-release"
+# Verbs that change nothing.
+_LOOKS = frozenset({"status", "wait"})
 _GRACE_SECONDS = 10
+# Done while the host serves: clients come first, and unpacking a release takes a core for a second.
+_BEHIND = {"stage": "nice -n 19 ", "prune": "nice -n 19 "}
 
 T = TypeVar("T")
 
@@ -32,9 +38,19 @@ class Balancers:
     def __iter__(self) -> Any:
         return iter(self._runtimes)
 
-    def order(self, server: str, *states: str) -> None:
-        """Give ``server`` the states in one line, on every load balancer."""
-        self._each(lambda lb: lb.set_state(server, *states, backend=self._backend))
+    def order(self, server: str, *states: str, only: Collection[str] | None = None) -> None:
+        """Give ``server`` the states in one line, on every load balancer or on some of them."""
+        self.order_many({server: states}, only=only)
+
+    def order_many(
+        self, states: Mapping[str, Iterable[str]], only: Collection[str] | None = None
+    ) -> None:
+        """Give many servers their states: a hundred commands in one connection."""
+        self._each(lambda lb: lb.set_states(states, self._backend), only)
+
+    def cut_sessions(self, server: str) -> None:
+        """End what is in flight on a server, on every load balancer."""
+        self._each(lambda lb: lb.cut_sessions(server, self._backend))
 
     def servers(self) -> dict[str, dict[str, Server]]:
         """By load balancer: its servers by name."""
@@ -47,6 +63,45 @@ class Balancers:
             if server not in servers:
                 raise HostFailed(f"{balancer} no longer has the server {server}")
         return {balancer: servers[server] for balancer, servers in found.items()}
+
+    def loads(self) -> dict[str, Load]:
+        """By load balancer: what its backend carries and could carry."""
+        return self._each(lambda lb: lb.load(self._backend))
+
+    def guarded(self, check: Callable[[], None]) -> Balancers:
+        """The same ones; ``check`` is called before every change and may raise to forbid it."""
+        runtimes = {name: lb.guarded(check) for name, lb in self._runtimes.items()}
+        return Balancers(runtimes, self._backend)
+
+    def samples(self) -> dict[str, dict[str, Sample]]:
+        """By load balancer: what each of its servers has counted."""
+        return self._each(lambda lb: lb.samples(self._backend))
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """By load balancer and server: the percentage of its weight it has now."""
+        return self._each(lambda lb: lb.shares(self._backend))
+
+    def why_not_alone(self) -> str | None:
+        """A process of before a reload that still serves: it was not told what the new one was."""
+        for balancer, workers in self._each(lambda lb: lb.old_workers()).items():
+            if workers:
+                return f"{balancer} still has {workers} process(es) of before its reload"
+        return None
+
+    def answering(self) -> tuple[Balancers, dict[str, str]]:
+        """Those that answer, and why each of the others does not."""
+        silent: dict[str, str] = {}
+
+        def ask(name: str) -> None:
+            try:
+                self._runtimes[name].servers(self._backend)
+            except FlotillaError as error:
+                silent[name] = error.what
+
+        with ThreadPoolExecutor(max_workers=max(1, len(self._runtimes))) as pool:
+            list(pool.map(ask, self._runtimes))
+        left = {name: lb for name, lb in self._runtimes.items() if name not in silent}
+        return Balancers(left, self._backend), silent
 
     def counters(self) -> dict[str, Counters]:
         """By load balancer: what its backend has counted."""
@@ -68,10 +123,13 @@ class Balancers:
                 next=error.next or "fab fleet.status",
             ) from error
 
-    def _each(self, work: Callable[[Runtime], T]) -> dict[str, T]:
-        with ThreadPoolExecutor(max_workers=max(1, len(self._runtimes))) as pool:
-            answers = pool.map(work, self._runtimes.values())
-            return dict(zip(self._runtimes, answers, strict=True))
+    def _each(
+        self, work: Callable[[Runtime], T], only: Collection[str] | None = None
+    ) -> dict[str, T]:
+        asked = {n: lb for n, lb in self._runtimes.items() if only is None or n in only}
+        with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
+            answers = pool.map(work, asked.values())
+            return dict(zip(asked, answers, strict=True))
 
 
 class Releases(Protocol):
@@ -110,7 +168,7 @@ class OverSsh:
 
     def call(self, host: str, *words: str, seconds: float) -> dict[str, Any]:
         """Run one verb. Raises HostFailed with what the tool said, Unreachable."""
-        command = shlex.join([TOOL, *words])
+        command = _BEHIND.get(words[0], "") + shlex.join([TOOL, *words])
         allowed = seconds + _GRACE_SECONDS
         result = self._runner.run(host, command, sudo=True, seconds=allowed, check=False)
         try:
@@ -130,3 +188,21 @@ class World:
 
     balancers: Balancers
     releases: Releases
+
+    def guarded(self, check: Callable[[], None]) -> World:
+        """The same world; ``check`` is called before every change and may raise to forbid it."""
+        return World(self.balancers.guarded(check), _Guarded(self.releases, check))
+
+
+class _Guarded:
+    """A release tool that changes nothing without leave."""
+
+    def __init__(self, releases: Releases, check: Callable[[], None]) -> None:
+        self._releases = releases
+        self._check = check
+
+    def call(self, host: str, *words: str, seconds: float) -> dict[str, Any]:
+        """As ``Releases.call``, and what ``check`` raises."""
+        if words[0] not in _LOOKS:
+            self._check()
+        return self._releases.call(host, *words, seconds=seconds)

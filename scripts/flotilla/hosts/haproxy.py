@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Protocol
 
 from flotilla.errors import HostFailed, Refused, Unreachable
+from flotilla.rules.capacity import Load
 from flotilla.rules.rotation import Counters, Server
+from flotilla.rules.soak import Sample
 
 SOCKET = "/run/haproxy/admin.sock"
 # A line on the socket is at most one buffer (16 kB); 100 `set server` commands take some 5 kB.
 BATCH = 100
+# Five commands add a server; with its options they take some 340 bytes.
+ADD_BATCH = 5 * 40
+REGISTERED, DELETED = "New server registered.", "Server deleted."
 ANSWER_SECONDS = 5.0
 _AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
+_ANSWERS = ("1xx", "2xx", "3xx", "4xx", "5xx", "other")
 
 Ask = Callable[[str], str]
 Row = Mapping[str, str]
@@ -64,11 +70,26 @@ def local(path: Path) -> Ask:
 
 
 class Runtime:
-    """One HAProxy process. Safe to use from threads if ``ask`` is."""
+    """One HAProxy process. Safe to use from threads if ``ask`` is.
 
-    def __init__(self, name: str, ask: Ask) -> None:
+    ``master`` asks the process that starts workers; without one no reload can be seen.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ask: Ask,
+        master: Ask | None = None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self._ask = ask
+        self._master = master
+        self._guard = guard
+
+    def guarded(self, check: Callable[[], None]) -> Runtime:
+        """The same process; ``check`` is called before every change and may raise to forbid it."""
+        return Runtime(self.name, self._ask, self._master, check)
 
     def command(self, *commands: str) -> None:
         """Give commands that change something, in order.
@@ -78,6 +99,7 @@ class Runtime:
         """
         for batch in _batches(commands):
             line = "; ".join(batch)
+            self._guard()
             if said := self._send(line).strip():
                 raise HostFailed(
                     f"{self.name}: HAProxy answered {said.splitlines()[0]!r} to {line!r}",
@@ -87,6 +109,55 @@ class Runtime:
     def set_state(self, server: str, *states: str, backend: str = "app") -> None:
         """Give one server several states in one line: ``state drain``, ``health down``."""
         self.command(*(f"set server {backend}/{server} {state}" for state in states))
+
+    def set_states(self, states: Mapping[str, Iterable[str]], backend: str = "app") -> None:
+        """``set_state`` for many servers, a hundred commands on a connection."""
+        self.command(
+            *(f"set server {backend}/{name} {one}" for name, many in states.items() for one in many)
+        )
+
+    def cut_sessions(self, server: str, backend: str = "app") -> None:
+        """End every session on a server at once: clients in the middle of one see it broken off."""
+        self.command(f"shutdown sessions server {backend}/{server}")
+
+    def add(self, servers: Mapping[str, str], options: str, *, backend: str = "app") -> str:
+        """Add servers (name to ``address:port``) and admit them; what HAProxy said against it.
+
+        They inherit nothing from a ``default-server``: ``options`` must say it all. An answer other
+        than "" means that some were refused: read back which. A server is added and admitted by one
+        line, so that whoever is killed here leaves none behind in maintenance.
+        """
+        wanted = [
+            command
+            for name, address in servers.items()
+            for command in (
+                f"add server {backend}/{name} {address} {options}",
+                *_admission(name, backend),
+            )
+        ]
+        self._guard()
+        said = "".join(self._send("; ".join(batch)) for batch in _batches(wanted, ADD_BATCH))
+        lines = (line.strip() for line in said.splitlines())
+        return "; ".join(sorted({line for line in lines if line and line != REGISTERED}))
+
+    def admit(self, *servers: str, backend: str = "app") -> None:
+        """Let servers come up by their own fresh checks, from whatever state they are in."""
+        self.command(*(command for one in servers for command in _admission(one, backend)))
+
+    def delete(self, server: str, *, backend: str = "app") -> str:
+        """Put a server into maintenance and delete it; why HAProxy would not yet, or "".
+
+        It refuses while connections are open, idle ones of its own pool too: ask again later.
+        """
+        self.set_state(server, "state maint", backend=backend)
+        said = self._send(f"del server {backend}/{server}").strip()
+        return "" if said in {"", DELETED} else said
+
+    def dump(self) -> str:
+        """``show servers state`` of all backends, as a state file has it."""
+        text = self._send("show servers state")
+        parse_states(text, self.name)
+        return text
 
     def stat(self, backend: str | None = None) -> list[dict[str, str]]:
         """The rows of ``show stat``, all or of one proxy; columns by HAProxy's own names."""
@@ -111,6 +182,38 @@ class Runtime:
             retried=_number(row, "wretr"),
             redispatched=_number(row, "wredis"),
         )
+
+    def load(self, backend: str = "app") -> Load:
+        """What it carries, the most it ever carried, and what each server takes at once."""
+        rows = {row["svname"]: row for row in self.stat(backend)}
+        whole = rows.get("BACKEND", {})
+        return Load(
+            sessions=_number(whole, "scur"),
+            most_sessions=_number(whole, "smax"),
+            rate=_number(whole, "rate"),
+            most_rate=_number(whole, "rate_max"),
+            uptime_seconds=int(self.info().get("Uptime_sec", 0)),
+            limits={n: _number(row, "slim") for n, row in rows.items() if n not in _AGGREGATES},
+        )
+
+    def samples(self, backend: str = "app") -> dict[str, Sample]:
+        """By server: what it has answered, and how its checks went, since the process started."""
+        rows = self.stat(backend)
+        return {row["svname"]: as_sample(row) for row in rows if row["svname"] not in _AGGREGATES}
+
+    def shares(self, backend: str = "app") -> dict[str, float]:
+        """By server: the percentage of its configured weight that it has now."""
+        rows = state_rows(self._send(f"show servers state {backend}"), self.name)
+        return {
+            row["srv_name"]: 100 * int(row["srv_uweight"]) / max(1, int(row["srv_iweight"]))
+            for row in rows
+        }
+
+    def old_workers(self) -> int:
+        """Processes of earlier configurations that still serve; no command of ours reaches them."""
+        if self._master is None:
+            return 0
+        return parse_old_workers(self._send("show proc", self._master), self.name)
 
     def is_sticky(self, backend: str = "app") -> bool:
         """Whether clients are kept on a server by a cookie: draining such a server never ends."""
@@ -146,9 +249,9 @@ class Runtime:
             raise HostFailed(f"{self.name}: HAProxy has no backend {backend!r}")
         return row
 
-    def _send(self, line: str) -> str:
+    def _send(self, line: str, ask: Ask | None = None) -> str:
         try:
-            return self._ask(line + "\n")
+            return (ask or self._ask)(line + "\n")
         except OSError as error:
             raise Unreachable(
                 f"{self.name}: HAProxy's runtime socket does not answer ({error})",
@@ -181,24 +284,71 @@ def as_server(row: Row) -> Server:
 
 def parse_states(text: str, name: str = "HAProxy") -> dict[str, int]:
     """Server and its ``srv_admin_state`` bits from the text of ``show servers state``."""
+    return {row["srv_name"]: int(row["srv_admin_state"]) for row in state_rows(text, name)}
+
+
+def state_rows(text: str, name: str = "HAProxy") -> list[Row]:
+    """The rows of ``show servers state`` by its own column names. Raises HostFailed."""
     lines = [line for line in text.splitlines() if line.strip()]
     header = next((line for line in lines if line.startswith("# be_id")), None)
     if header is None:
         raise HostFailed(f"{name}: not an answer to 'show servers state': {text[:80]!r}")
     columns = header.removeprefix("# ").split()
     rows = (dict(zip(columns, line.split(), strict=False)) for line in lines)
-    return {row["srv_name"]: int(row["srv_admin_state"]) for row in rows if _is_data(row)}
+    return [row for row in rows if _is_data(row)]
+
+
+def as_sample(row: Row) -> Sample:
+    """A server's counters from its row of ``show stat``.
+
+    A server's own 5xx are answers it gave; one that broke off or took no connection is counted in
+    ``eresp`` and ``econ`` only, so the three add up without counting a request twice.
+    """
+    broken = _number(row, "eresp") + _number(row, "econ")
+    answers = sum(_number(row, f"hrsp_{kind}") for kind in _ANSWERS)
+    return Sample(
+        requests=answers + broken,
+        errors=_number(row, "hrsp_5xx") + broken,
+        time_ms=_number(row, "rtime"),
+        failed_checks=_number(row, "chkfail"),
+        downs=_number(row, "chkdown"),
+    )
+
+
+def parse_old_workers(text: str, name: str = "HAProxy") -> int:
+    """How many workers of earlier configurations still run, from the master's ``show proc``."""
+    section, count, known = "", 0, False
+    for line in text.splitlines():
+        if line.startswith("#"):
+            section = line.strip("# ")
+            known = True
+        elif section == "old workers" and line.split()[1:2] == ["worker"]:
+            count += 1
+    if not known:
+        raise HostFailed(f"{name}: not an answer to 'show proc': {text[:80]!r}")
+    return count
 
 
 def _is_data(row: Row) -> bool:
     return row.get("be_id", "").isdigit() and "srv_admin_state" in row
 
 
+def _admission(server: str, backend: str) -> list[str]:
+    """Leaving maintenance makes a server UP at once, leaving drain does not: so through drain,
+    where `health down` throws the old result away. DOWN and enabled, it waits for `rise` passes.
+    """
+    steps = ("state drain", "health down", "state ready")
+    return [
+        f"enable health {backend}/{server}",
+        *(f"set server {backend}/{server} {step}" for step in steps),
+    ]
+
+
 def _number(row: Row, key: str) -> int:
     return int(row.get(key) or 0)
 
 
-def _batches(commands: Iterable[str]) -> Iterator[list[str]]:
+def _batches(commands: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
     pending = list(commands)
-    for start in range(0, len(pending), BATCH):
-        yield pending[start : start + BATCH]
+    for start in range(0, len(pending), size):
+        yield pending[start : start + size]

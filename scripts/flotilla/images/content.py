@@ -23,7 +23,9 @@ from flotilla.settings import Settings
 _SHARED = ("playbooks/bake_image.yml", "roles/base/tasks/bake.yml", "roles/base/tasks/seal.yml")
 _NOT_BAKED = {"README.md", "meta", "molecule", "__pycache__"}
 # Sections of fleet.yml that no role bakes: sizes, and what is rendered when a host is configured.
-_NOT_BAKED_KEYS = {"tiers", "images", "inventory", "cloudwatch", "lb", "env", "domain", "zones"}
+_NOT_BAKED_KEYS = {
+    *("tiers", "images", "inventory", "cloudwatch", "lb", "env", "domain", "zones", "deploy"),
+}
 
 
 def fleet(settings: Settings) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flotilla.errors import Refused
 from flotilla.mysql.record import Records
-from flotilla.provision import network, templates
+from flotilla.provision import hooks, network, templates
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World, tag
 from flotilla.rules import placement
@@ -48,7 +48,12 @@ def stages(world: World, *, shrink: Sequence[str] = ()) -> list[Stage]:
     ]
     scaled = [change for role in sorted(SCALED) for change in _group(world, role)]
     naming = [change for role in sorted(SCALED) for change in _naming(world, role, found)]
-    return [[*fixed, *scaled], naming]
+    holding = [
+        change
+        for role in sorted(SCALED)
+        for change in hooks.changes(world, role, exists=_found_group(world, role) is not None)
+    ]
+    return [[*fixed, *scaled], [*naming, *holding]]
 
 
 def instances(world: World, states: Sequence[str] = PRESENT) -> list[Instance]:

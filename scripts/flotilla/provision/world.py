@@ -70,6 +70,10 @@ class World:
             self._images[role] = images.latest_tested(self.settings, role)
         return self._images[role]
 
+    def use(self, image: Image) -> None:
+        """Give new hosts of its role this image, instead of the newest tested one."""
+        self._images[image.role] = image
+
     def id(self, kind: str, name: str) -> str:
         """The id of something seen or made before; FlotillaError when there is none."""
         try:

@@ -37,6 +37,28 @@ def faults(lines: Sequence[bytes]) -> list[str]:
     return found
 
 
+def name(lines: Sequence[bytes]) -> str:
+    """The name of a chain: no two chains begin with the same line."""
+    return _hash(lines[0])[:16]
+
+
+def differences(lines: Sequence[bytes], kept: Mapping[int, bytes]) -> list[str]:
+    """What is wrong between a chain and its copy, whose lines are by number, from 1.
+
+    The copy may begin later, never end later or have a gap; the end of a chain, which has nobody
+    after it, is vouched for by the copy.
+    """
+    found = []
+    for number in range(min(kept, default=1), max([*kept, len(lines)], default=0) + 1):
+        if number > len(lines):
+            found.append(f"line {number} is in the bucket and not in the file")
+        elif number not in kept:
+            found.append(f"line {number} is not in the bucket")
+        elif kept[number] != lines[number - 1]:
+            found.append(f"line {number} is another one in the bucket")
+    return found
+
+
 def _hash(line: bytes | None) -> str:
     return BEGINNING if line is None else hashlib.sha256(line).hexdigest()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
 
-from flotilla.rules.rotation import Server, Views
+from flotilla.rules.rotation import FULL, Server, Views
 
 _SIZE = re.compile(r"(\d+)(%?)")
 
@@ -26,6 +26,7 @@ class Host:
     """An application host as it is: what runs there, and how each load balancer sees it.
 
     ``version`` is None before the first deploy; ``stale`` means its settings changed after start.
+    ``share`` is the least part of its weight that a load balancer gives it, in percent.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Host:
     active: bool
     stale: bool
     views: Views
+    share: float = FULL
 
     @property
     def is_serving(self) -> bool:
@@ -107,20 +109,20 @@ def faults(
 
 def why_unneeded(host: Host, version: str) -> str | None:
     """Why a host can be left alone, None when it has to be changed."""
-    if host.version != version or not host.is_serving:
+    if host.version != version or not host.is_serving or host.share < FULL:
         return None
     return None if host.stale else f"runs {version} already"
 
 
-def plan(hosts: Sequence[Host], version: str, options: Options) -> Plan | str:
+def plan(hosts: Sequence[Host], version: str, options: Options, needed: int = 0) -> Plan | str:
     """The batches for ``version``, or the reason why the floor cannot be kept.
 
-    ``faults`` must have found nothing.
+    ``faults`` must have found nothing. ``needed`` hosts must serve for the load's sake.
     """
     skipped = {h.name: why for h in hosts if (why := why_unneeded(h, version))}
     todo = [host for host in hosts if host.name not in skipped]
     serving = sum(host.is_serving for host in hosts)
-    least = 0 if options.outage else floor(serving, options.floor_percent)
+    least = 0 if options.outage else max(needed, floor(serving, options.floor_percent))
     spare = serving - least
     in_rotation = [host.name for host in spread(host for host in todo if host.is_serving)]
     elsewhere = [host.name for host in spread(host for host in todo if not host.is_serving)]
@@ -154,6 +156,21 @@ def why_too_few(
 def floor(serving: int, percent: int) -> int:
     """How many of ``serving`` hosts must stay in rotation: the share, rounded up, one at least."""
     return max(1, math.ceil(serving * percent / 100)) if serving else 0
+
+
+def lowered_floor(
+    least: int, seen: Mapping[str, Mapping[str, Server]], lost: Collection[str]
+) -> int:
+    """The floor for going back after hosts were lost.
+
+    They cannot come back now, so where the floor no longer leaves room for a single host, one may
+    still go: staying on two versions is worse than serving with one host less for a while.
+    """
+    if not lost or not least:
+        return least
+    up = [{s.name for s in servers.values() if s.is_serving} for servers in seen.values()]
+    serving = len(set.intersection(*up)) if up else 0
+    return min(least, max(1, serving - 1))
 
 
 def batch_sizes(batches: Sequence[str], hosts: int) -> Iterator[int]:

@@ -15,9 +15,9 @@ Document = dict[str, Any]
 PLACEHOLDER = re.compile(r"<([a-z_]+)>")
 VERSION = "2012-10-17"
 
-# EC2's Describe calls and PutMetricData cannot be limited to a resource: AWS accepts only "*" for
-# them.
-NO_RESOURCE = ("ec2:Describe*", "cloudwatch:PutMetricData")
+# Describe calls of EC2 and Auto Scaling and PutMetricData cannot be limited to a resource: AWS
+# accepts only "*" for them.
+NO_RESOURCE = ("ec2:Describe*", "autoscaling:Describe*", "cloudwatch:PutMetricData")
 
 
 def render(document: Mapping[str, Any], values: Mapping[str, str]) -> Document:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 MAINTENANCE = "MAINT"
 DRAINED = "DRAIN"
 UP = "UP"
+# Of its configured weight; a share is a percentage of that.
+FULL = 100
 PASSED = frozenset({"L4OK", "L6OK", "L7OK"})
 
 
@@ -56,6 +58,26 @@ def why_not_out(views: Views, state: str) -> str | None:
 def why_not_leaving(views: Views) -> str | None:
     """No load balancer gives it new requests. One that was down stays "DOWN" when drained."""
     return _first(views, lambda s: f"is still {s.status}" if s.is_serving else None)
+
+
+def forgotten(views: Views, state: str) -> list[str]:
+    """The load balancers that no longer hold a server in ``state`` (DRAINED or MAINTENANCE).
+
+    One that was started again knows nothing of what it was told. In maintenance nothing but
+    maintenance is right: a server shown DOWN would be given requests as soon as it is up. A drained
+    one that was down is shown DOWN, and its checks go on, so only one that serves is forgotten.
+    """
+    if state == MAINTENANCE:
+        return sorted(lb for lb, s in views.items() if not s.status.startswith(MAINTENANCE))
+    return sorted(lb for lb, server in views.items() if server.is_serving)
+
+
+def why_not_share(name: str, shares: Mapping[str, float], percent: int) -> str | None:
+    """Every load balancer must give the server ``percent`` of its weight; they round down."""
+    for balancer, share in sorted(shares.items()):
+        if not percent - 1 < share <= percent:
+            return f"{name} has {share:g}% of its weight on {balancer}, not {percent}%"
+    return None
 
 
 def why_not_idle(views: Views) -> str | None:

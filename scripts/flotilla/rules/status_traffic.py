@@ -20,8 +20,11 @@ from flotilla.rules.status_world import App, Host, World
 # Proxies of the HAProxy on an application host.
 WRITER, READERS, CACHE = "mysql_writer", "mysql_readers", "redis_primary"
 
+# It tells at every look, and those are at most 12 s apart.
+SILENT_SECONDS = 30.0
+
 LOST, SLOW, LOCKED = "load-balancer-is-lost", "site-is-slow-or-down", "lock-is-held"
-FAILED_DEPLOY = "deploy-failed"
+FAILED_DEPLOY, UNFOLLOWED = "deploy-failed", "load-balancer-does-not-follow"
 
 
 def edge(world: World) -> Iterator[Finding]:
@@ -87,6 +90,22 @@ def balancers(world: World) -> Iterator[Finding]:
             yield Finding(Severity.DOWN if has_it else Severity.RISK, balancer.name, what, after)
 
 
+def following(world: World) -> Iterator[Finding]:
+    """Whether each load balancer follows the application hosts in EC2."""
+    for one in world.balancers:
+        logs = f"fab fleet.logs {one.name} --unit flotilla-discovery"
+        if one.follows is None:
+            continue  # its unit is told of as one that is not active
+        if one.follows.age_seconds > SILENT_SECONDS:
+            what = f"{one.name} looked at EC2 {one.follows.age_seconds:.0f} s ago for the last time"
+            yield risk(one.name, f"{what}: hosts that come or go are not noticed", logs, UNFOLLOWED)
+        elif one.follows.trouble:
+            what = f"{one.name} keeps the servers it has, whoever comes or goes"
+            yield risk(one.name, f"{what}: {one.follows.trouble}", logs, UNFOLLOWED)
+        for sentence in one.follows.notes:
+            yield note(one.name, f"{one.name}: {sentence}", logs)
+
+
 def servers(world: World) -> Iterator[Finding]:
     """Application hosts that a load balancer does not send requests to."""
     views = {one.name: one.servers for one in world.balancers if one.servers is not None}
@@ -95,7 +114,8 @@ def servers(world: World) -> Iterator[Finding]:
         missing = [lb for lb, servers in views.items() if name not in servers]
         if missing:
             what = f"{listed(missing)} does not know {name}, so it gets no requests from there"
-            yield risk(name, what, "fab fleet.configure --limit lb")
+            logs = f"fab fleet.logs {missing[0]} --unit flotilla-discovery"
+            yield risk(name, what, logs, UNFOLLOWED)
         bad = {
             lb: servers[name]
             for lb, servers in views.items()

@@ -77,11 +77,27 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Follows:
+    """How a load balancer follows the application hosts in EC2.
+
+    ``trouble`` is why it does not, ``notes`` what it left undone for safety, ``last`` its newest
+    change ("add app-4", "" for none).
+    """
+
+    age_seconds: float
+    hosts: int = 0
+    trouble: str = ""
+    notes: tuple[str, ...] = ()
+    last: str = ""
+    last_age_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Balancer:
     """One load balancer: its servers by its runtime socket, its VRRP state by its own word.
 
     ``servers`` is None, with ``error``, when the socket did not answer; ``traffic`` is None when
-    the statistics page did not. ``vrrp`` is "" when nothing on the host knows.
+    the statistics page did not. ``vrrp`` is "" and ``follows`` None when nothing on the host knows.
     """
 
     name: str
@@ -91,6 +107,7 @@ class Balancer:
     servers: Mapping[str, Server] | None = None
     traffic: Traffic | None = None
     error: str = ""
+    follows: Follows | None = None
 
 
 @dataclass(frozen=True, slots=True)

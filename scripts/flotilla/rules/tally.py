@@ -14,6 +14,7 @@ class Count:
     """One kind of request, or one phase. Times are seconds on one monotonic clock."""
 
     latencies: list[float] = field(default_factory=list)
+    lateness: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     retried: int = 0
     last_served: float | None = None
@@ -33,13 +34,18 @@ class Count:
         self.retried += retries
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures; times in milliseconds, ``gap_seconds`` between two answers."""
+        """The figures; times in milliseconds, ``gap_seconds`` between two answers.
+
+        ``late_ms``: 99 of 100 requests were sent at most so long after they were due. It is part of
+        every latency, so a ``p99_ms`` that is not far above it tells of the sender, not the fleet.
+        """
         return {
             "served": len(self.latencies),
             "failed": sum(self.failures.values()),
             "retried": self.retried,
             "p50_ms": milliseconds(percentile(self.latencies, 50)),
             "p99_ms": milliseconds(percentile(self.latencies, 99)),
+            "late_ms": milliseconds(percentile(self.lateness, 99)),
             "gap_seconds": round(self.gap, 3),
         }
 
@@ -53,6 +59,7 @@ class Tally:
     def __init__(self, kinds: Iterable[str], started: float) -> None:
         self.kinds = {kind: Count() for kind in kinds}
         self.phases: dict[str, Count] = {}
+        self.cells: dict[tuple[str, str], Count] = {}
         self._begun: dict[str, float] = {}
         self._ended: dict[str, float] = {}
         self.total = Count()
@@ -68,21 +75,34 @@ class Tally:
         self.phases.setdefault(phase, Count())
         self._begun.setdefault(phase, at)
 
+    def sent(self, kind: str, phase: str, late: float) -> None:
+        """Note that a request was sent ``late`` seconds after it was due."""
+        for count in self._of(kind, phase):
+            count.lateness.append(late)
+
     def served(self, kind: str, phase: str, at: float, seconds: float, retries: int = 0) -> None:
         """Count an answer."""
-        for count in (self.total, self.kinds[kind], self.phases[phase]):
+        for count in self._of(kind, phase):
             count.served(at, seconds, retries)
 
     def failed(self, kind: str, phase: str, reason: str, retries: int = 0) -> None:
         """Count a request whose client did not get what it asked for."""
-        for count in (self.total, self.kinds[kind], self.phases[phase]):
+        for count in self._of(kind, phase):
             count.failed(reason, retries)
 
+    def _of(self, kind: str, phase: str) -> tuple[Count, ...]:
+        cell = self.cells.setdefault((phase, kind), Count())
+        return (self.total, self.kinds[kind], self.phases[phase], cell)
+
     def report(self, now: float) -> dict[str, Any]:
-        """Everything as JSON types."""
+        """Everything as JSON types; every phase has its ``failures`` and its ``kinds`` too."""
         phases = {
             name: count.as_dict()
-            | {"seconds": round(self._ended.get(name, now) - self._begun[name], 3)}
+            | {
+                "seconds": round(self._ended.get(name, now) - self._begun[name], 3),
+                "failures": dict(count.failures.most_common()),
+                "kinds": {k: c.as_dict() for (phase, k), c in self.cells.items() if phase == name},
+            }
             for name, count in self.phases.items()
         }
         return {

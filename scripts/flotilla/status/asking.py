@@ -13,19 +13,20 @@ from flotilla.errors import FlotillaError, HostFailed
 from flotilla.hosts import haproxy, redis
 from flotilla.rules.redis import Member
 from flotilla.rules.rotation import Server
-from flotilla.rules.status_world import App, Balancer, Disk, Report, Traffic
+from flotilla.rules.status_world import App, Balancer, Disk, Follows, Report, Traffic
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 
 SOURCE = Path(__file__).with_name("probe.py")
 EDGE_STATE = "/run/flotilla-address/state.json"
+DISCOVERY_REPORT = "/var/lib/flotilla-discovery/report.json"
 BACKEND = "app"
 _AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
 
 # What has to run on a host of each role; everything else is only told of when it failed.
 UNITS = {
     "bastion": ("ssh",),
-    "lb": ("ssh", "haproxy", "keepalived", "flotilla-address"),
+    "lb": ("ssh", "haproxy", "keepalived", "flotilla-address", "flotilla-discovery"),
     "app": ("ssh", "nginx", "haproxy", "app"),
     "mysql": ("ssh", "mysql", "flotilla-mysql-agent"),
     "redis": ("ssh", "redis-server", "redis-sentinel", "redis-health"),
@@ -41,6 +42,7 @@ def command(settings: Settings, role: str) -> str:
         wanted["haproxy"] = haproxy.SOCKET
     if role == "lb":
         wanted["edge"] = EDGE_STATE
+        wanted["discovery"] = DISCOVERY_REPORT
     if role == "app":
         site = "http://127.0.0.1"
         wanted["app"] = {
@@ -79,7 +81,11 @@ def report(answer: Mapping[str, Any], *, now: float) -> Report:
 def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> Balancer:
     """A load balancer's own part."""
     edge = answer["edge"] or {}
-    known = {"vrrp": edge.get("vrrp", ""), "note": edge.get("note", edge.get("error", ""))}
+    known: dict[str, Any] = {
+        "vrrp": edge.get("vrrp", ""),
+        "note": edge.get("note", edge.get("error", "")),
+        "follows": _follows(answer.get("discovery"), answer["at"]),
+    }
     try:
         rows = haproxy.parse_stat(_stat(answer), host.name)
     except FlotillaError as error:
@@ -90,6 +96,21 @@ def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> 
         if row["pxname"] == BACKEND and row["svname"] not in _AGGREGATES
     }
     return Balancer(host.name, host.instance_id, **known, servers=servers, traffic=traffic)
+
+
+def _follows(found: Any, now: float) -> Follows | None:
+    """What the discovery said last, on the host's own clock."""
+    if not isinstance(found, Mapping) or "at" not in found:
+        return None
+    changes = found.get("changes") or [{}]
+    return Follows(
+        age_seconds=max(0.0, now - found["at"]),
+        hosts=found["hosts"],
+        trouble=found["trouble"],
+        notes=tuple(found["notes"]),
+        last=" ".join(str(changes[0].get(key, "")) for key in ("kind", "name")).strip(),
+        last_age_seconds=max(0.0, now - changes[0].get("at", now)),
+    )
 
 
 def application(host: Host, answer: Mapping[str, Any]) -> App:

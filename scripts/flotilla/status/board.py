@@ -94,6 +94,7 @@ def _balancer(balancer: Balancer) -> Document:
         if balancer.servers is not None
         else None,
         "traffic": asdict(balancer.traffic) if balancer.traffic else None,
+        "follows": asdict(balancer.follows) if balancer.follows else None,
     }
 
 
@@ -185,7 +186,9 @@ def _edge(seen: Document) -> Text:
 
 
 def _lb(seen: Document) -> Table | None:
-    table = _table("lb", "vrrp", "requests/s", "sessions", "5xx", "ms", "servers")
+    table = _table(
+        "lb", "vrrp", "requests/s", "sessions", "5xx", "ms", "last change by EC2", "servers"
+    )
     for one in seen["lb"]:
         traffic = one["traffic"] or {}
         keys = ("requests_per_second", "sessions", "errors", "milliseconds")
@@ -193,9 +196,19 @@ def _lb(seen: Document) -> Table | None:
             one["name"],
             one["vrrp"] or "-",
             *(str(traffic.get(key, "-")) for key in keys),
+            _follows(one["follows"]),
             _servers(one["servers"]) if one["servers"] is not None else one["error"],
         )
     return table if seen["lb"] else None
+
+
+def _follows(follows: Mapping[str, Any] | None) -> str:
+    """What the discovery did last, and when; or that it does nothing."""
+    if follows is None or follows["trouble"]:
+        return "not followed"
+    if not follows["last"]:
+        return "none"
+    return f"{follows['last']}, {_age(follows['last_age_seconds'])} ago"
 
 
 def _servers(servers: Iterable[Mapping[str, Any]]) -> Text:

@@ -2,8 +2,9 @@
 
 Only Python's standard library, of any version since 3.11; nothing is installed. Its one argument is
 a JSON object: ``units`` and ``disks`` (paths) to look at, and which of ``haproxy`` (socket path),
-``app`` (release tool, version_url, ready_url), ``redis`` (reporter) and ``edge`` (state file) there
-are. Each part that cannot be had is ``{"error": why}``; the others are there all the same.
+``app`` (release tool, version_url, ready_url), ``redis`` (reporter), ``edge`` (state file) and
+``discovery`` (report file) there are. Each part that cannot be had is ``{"error": why}``; the
+others are there all the same.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ def main() -> None:
         found["haproxy"] = tried(haproxy, wanted["haproxy"])
     if "edge" in wanted:
         found["edge"] = tried(read_json, wanted["edge"])
+    if "discovery" in wanted:
+        found["discovery"] = tried(read_json, wanted["discovery"])
     if "app" in wanted:
         found["app"] = tried(app, wanted["app"])
     if "redis" in wanted:

@@ -1,8 +1,10 @@
 """Open-loop load: a request is sent when it is due, not when the one before was answered.
 
 A closed loop sends less while the servers are slow and so hides the very seconds one looks for.
-Latency is counted from the moment a request was due. Nothing is retried in silence: aiohttp sends
-an idempotent request again when a kept connection was closed under it, and that counts as retried.
+Latency is counted from the moment a request was due, for slow ones without the time they asked the
+server to take: else 3 of 100 slow ones would be the 99th percentile, whatever the others wait.
+Nothing is retried in silence: aiohttp sends an idempotent request again when a kept connection was
+closed under it, and that counts as retried.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import chain, cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,12 +24,15 @@ import aiohttp
 from flotilla.errors import BadOption
 from flotilla.rules.tally import Tally, schedule
 
-# keep-alive and close: pages, on kept and on new connections; sticky: pages with a cookie jar;
-# slow: a request of a second; post: an entry under an id of its own, safe to send again.
+# keep-alive and close: pages, on kept and on new connections; sticky: pages asked by clients that
+# keep cookies; slow: a request of a second; post: an entry under an id of its own, safe to send
+# again.
 MIX = {"keep-alive": 45, "close": 20, "sticky": 15, "slow": 3, "post": 17}
 KINDS = tuple(MIX)
 # A request line may have 4,094 bytes at gunicorn, and an id has 20.
 _IDS_AT_ONCE = 100
+# Clients with a cookie jar each, in turn: a single one would sit on one server of many.
+_STICKY_CLIENTS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,8 @@ class Options:
     duration: float | None = None
     mix: dict[str, int] = field(default_factory=lambda: dict(MIX))
     page: str = "/"
-    slow_page: str = "/slow?seconds=1"
+    slow_page: str = "/slow?seconds={seconds:g}"
+    slow_seconds: float = 1.0
     post_page: str = "/api/entries"
     timeout: float = 15.0
     # A post is tried again this long; then it has failed.
@@ -71,7 +78,7 @@ class Load:
         self.tally = Tally(self._kinds, clock())
         self.acked: list[str] = []
         self._stopped = asyncio.Event()
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._sessions: dict[str, list[aiohttp.ClientSession]] = {}
 
     def stop(self) -> None:
         """Send no new requests; those under way are still counted."""
@@ -83,7 +90,10 @@ class Load:
 
     async def run(self) -> None:
         """Send requests at the rate until it is time to stop, and wait for the last answers."""
-        self._sessions = {kind: self._session(kind) for kind in self._kinds}
+        self._sessions = {
+            kind: [self._session(kind) for _ in range(_STICKY_CLIENTS if kind == "sticky" else 1)]
+            for kind in self._kinds
+        }
         under_way: set[asyncio.Task[None]] = set()
         kinds = cycle(schedule(self.options.mix, sum(self.options.mix.values())))
         begun = self._clock()
@@ -98,7 +108,7 @@ class Load:
             if under_way:
                 await asyncio.wait(under_way)
         finally:
-            for session in self._sessions.values():
+            for session in chain.from_iterable(self._sessions.values()):
                 await session.close()
 
     def report(self) -> dict[str, Any]:
@@ -107,7 +117,13 @@ class Load:
             "url": self.options.url,
             "rate": self.options.rate,
             "acked": len(self.acked),
+            "cookies": self._cookies(),
         }
+
+    def _cookies(self) -> dict[str, int]:
+        """By name of cookie, how many of the sticky clients were given it."""
+        jars = [session.cookie_jar for session in self._sessions.get("sticky", [])]
+        return dict(Counter(cookie.key for jar in jars for cookie in jar))
 
     async def lost(self) -> list[str]:
         """Acknowledged entries that the application does not have. Raises aiohttp.ClientError."""
@@ -167,27 +183,38 @@ class Load:
         return aiohttp.ClientTimeout(total=self.options.timeout)
 
     async def _request(self, kind: str, due: float) -> None:
-        phase = self.tally.phase
+        phase, client = self.tally.phase, self._client(kind)
+        self.tally.sent(kind, phase, self._clock() - due)
+        asked = self.options.slow_seconds if kind == "slow" else 0.0
         connections: list[int] = []
         attempts = 0
         while True:
             attempts += 1
-            why = await self._attempt(kind, connections, f"{self.options.run}-{due:.6f}")
+            why = await self._attempt(kind, client, connections, f"{self.options.run}-{due:.6f}")
             # One more connection than attempts: aiohttp has sent a request again by itself.
             retries = max(len(connections), attempts) - 1
             now = self._clock()
             if why is None:
-                self.tally.served(kind, phase, now, now - due, retries)
+                self.tally.served(kind, phase, now, now - due - asked, retries)
                 return
             if kind != "post" or now - due > self.options.retry_for:
                 self.tally.failed(kind, phase, why, retries)
                 return
             await asyncio.sleep(0.1)
 
-    async def _attempt(self, kind: str, connections: list[int], entry: str) -> str | None:
+    def _client(self, kind: str) -> aiohttp.ClientSession:
+        """Whose turn it is."""
+        sessions = self._sessions[kind]
+        sessions.append(sessions.pop(0))
+        return sessions[-1]
+
+    async def _attempt(
+        self, kind: str, session: aiohttp.ClientSession, connections: list[int], entry: str
+    ) -> str | None:
         """Why the request was not answered as it should be; None when it was."""
-        session, options = self._sessions[kind], self.options
-        page = {"slow": options.slow_page, "post": options.post_page}.get(kind, options.page)
+        options = self.options
+        slow_page = options.slow_page.format(seconds=options.slow_seconds)
+        page = {"slow": slow_page, "post": options.post_page}.get(kind, options.page)
         body = {"id": entry, "author": "traffic", "text": f"entry {entry}"}
         try:
             async with session.request(

@@ -1,0 +1,23 @@
+#!/usr/bin/env python3
+"""Pack what follows the application hosts on a load balancer into one file, for the role."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from flotilla.agent.bundle import write
+
+
+def main() -> None:
+    """Write the file, unless it already holds the same bytes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="where to write the zip file")
+    write("flotilla.discovery.service", parser.parse_args().output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Watch a host that came back, and compare it with the others, for as long as a soak lasts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from flotilla.deploy.shift import Shift
+from flotilla.errors import HostFailed, Unreachable
+from flotilla.rules import rotation, soak
+from flotilla.rules.rotation import FULL
+
+# Often enough that a release that fails everything costs few requests; each look is one question
+# to each load balancer.
+LOOK_SECONDS = 0.25
+# Caches are cold at first: times are compared over the rest of the soak.
+WARMING = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How a host proves itself: with which ``shares`` of its weight, one soak for each, against
+    whom. ``judged`` are hosts on the new release that serve already and are watched along."""
+
+    shares: tuple[int, ...] = (FULL,)
+    judged: Collection[str] = ()
+    peers: Collection[str] = ()
+
+
+class Soak:
+    """Soaks of one roll. ``seen`` is what was counted, by host."""
+
+    def __init__(
+        self,
+        shift: Shift,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._shift = shift
+        self._clock = clock
+        self._sleep = sleep
+        self.seen: dict[str, dict[str, float | None]] = {}
+
+    def watch(self, name: str, share: int, trial: Trial) -> None:
+        """Watch for ``limits.soak`` seconds. Raises HostFailed as soon as something is wrong."""
+        seconds, started = self._shift.limits.soak, self._clock()
+        before = warm = self._shift.balancers.samples()
+        judged = [name, *(host for host in trial.judged if host != name)]
+        while True:
+            left = seconds - (self._clock() - started)
+            self._sleep(max(0.0, min(LOOK_SECONDS, left)))
+            try:
+                now = self._shift.balancers.samples()
+                self._kept(name, share)
+            except Unreachable:
+                if left <= 0:
+                    raise
+                continue
+            if seconds - left < seconds * WARMING:
+                warm = now
+            for host in judged:
+                self._judge(host, before, warm, now, trial)
+            if why := self._shift.overdue():
+                raise HostFailed(why)
+            if left <= 0:
+                break
+        self._settled(name)
+
+    def _judge(
+        self,
+        host: str,
+        before: soak.Samples,
+        warm: soak.Samples,
+        now: soak.Samples,
+        trial: Trial,
+    ) -> None:
+        peers = [peer for peer in trial.peers if peer != host]
+        mine, others = (
+            soak.timed(soak.seen(before, now, hosts), soak.seen(warm, now, hosts))
+            for hosts in ([host], peers)
+        )
+        self.seen[host] = mine.as_dict()
+        if why := soak.why_unfit(host, mine, others):
+            raise HostFailed(why)
+
+    def _kept(self, name: str, share: int) -> None:
+        """A load balancer that was started again gives a canary its full share."""
+        if share != FULL and self._shift.why_not_share(name, share):
+            self._shift.weigh(name, share)
+
+    def _settled(self, name: str) -> None:
+        """A soak ends with the host UP and no check failed: "UP 1/2" is on its way down."""
+        self._shift.until(name, rotation.why_not_up, self._shift.limits.answer)
