@@ -1,4 +1,4 @@
-"""Write a file so that a reader, or a crash, never meets half of it."""
+"""Write a file so that a reader, or a crash, never meets half of it; say what a disk refused."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def replace(target: Path, text: str, *, mode: int = 0o600) -> Path:
             next=f"df -h {target.parent}",
         ) from error
     return target
+
+
+def refused(error: OSError) -> FlotillaError:
+    """What to raise for a file or folder that the machine would not give us."""
+    named = error.filename if isinstance(error.filename, str) else ""
+    folder = next((p for p in Path(named).parents if p.is_dir()), Path())
+    return FlotillaError(
+        f"{named or 'the system'}: {error.strerror or error}",
+        why="it is needed for this command",
+        next=f"df -h {folder} && ls -ld {folder}",
+    )
