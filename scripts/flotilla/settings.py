@@ -6,10 +6,12 @@ here would be seen by Python and not by the roles. Nothing in this module reads 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +21,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     StringConstraints,
-    model_validator,
 )
 
 ROLES = ("bastion", "lb", "app", "mysql", "redis")
@@ -31,7 +32,41 @@ _SIZES = r"(nano|micro|small|medium|large|\d*xlarge|metal(-\d+xl)?)"
 
 
 def _network(text: str) -> str:
-    IPv4Network(text)
+    # Python also reads 10.0.0.0/255.255.0.0 and 10.0.0.0; EC2 does not.
+    if str(network := IPv4Network(text)) != text:
+        raise ValueError(f"write it as {network}")
+    return text
+
+
+def _different(values: tuple[str, ...]) -> tuple[str, ...]:
+    # EC2 refuses a rule that names a network twice, when half of the fleet is there.
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{', '.join(twice)} is named twice")
+    return values
+
+
+def _port(number: int) -> int:
+    if number in TAKEN_PORTS:
+        raise ValueError(f"port {number} is {TAKEN_PORTS[number]}'s; choose another one")
+    return number
+
+
+def _command(text: str) -> str:
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"no shell reads this: {str(error).lower()}") from None
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = bool(parts.hostname) and parts.port != 0  # reading the port checks it
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("it must be an address with a host, and a port of 1 to 65535 or none")
     return text
 
 
@@ -56,16 +91,56 @@ Name = Annotated[
     Field(max_length=24),
 ]
 Network = Annotated[str, AfterValidator(_network)]
-UrlPath = Annotated[str, Text(r"/[^\s?#]*", "the path of a URL, beginning with /")]
-Url = Annotated[str, Text(r"https?://[^\s/]+(/\S*)?", "an http:// or https:// address, or null")]
+# It stands in the configuration of HAProxy, where a quote or a # would end it.
+UrlPath = Annotated[
+    str,
+    Text(
+        r"/[A-Za-z0-9._~:@%+/-]*",
+        "the path of a URL, beginning with /, of letters, digits and any of . _ ~ : @ % + / -",
+    ),
+]
+Url = Annotated[
+    str,
+    Text(r"https?://[^\s/]+(/\S*)?", "an http:// or https:// address, or null"),
+    AfterValidator(_address),
+]
 InstanceType = Annotated[
     str, Text(rf"[a-z][a-z0-9-]*\.{_SIZES}", "an EC2 instance type such as t3.medium")
 ]
 Region = Annotated[str, Text(r"[a-z]{2}(-[a-z]+)+-\d", "an AWS region such as eu-central-1")]
-Line = Annotated[str, Text(r"\S[^\r\n]*", "one line of text, not empty")]
+Line = Annotated[
+    str,
+    Text(
+        r"\S[^\x00-\x1f\x7f-\x9f\u{2028}\u{2029}]*",
+        "one line of text, not empty, without control characters",
+    ),
+]
+Command = Annotated[Line, AfterValidator(_command)]
+# A path on the operator's machine. ssh_config has no way to write a quote, and reads % itself.
+LocalPath = Annotated[
+    str,
+    Text(
+        r'(~/|[^\s~"%])[^\x00-\x1f\x7f"%]*',
+        "a path on this machine, without quotes and %; ~/ is your home",
+    ),
+]
+Folder = Annotated[
+    str,
+    Text(
+        r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*",
+        "a folder inside the release, of letters, digits and any of _ . - /",
+    ),
+]
+Word = Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9.+~:_/-]*", "one word, as apt knows it")]
 Account = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}", "a Unix account such as admin")]
 Names = Annotated[tuple[Line, ...], BeforeValidator(_listed), Field(min_length=1)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_listed), Field(min_length=1)]
+Words = Annotated[tuple[Word, ...], BeforeValidator(_listed), Field(min_length=1)]
+Networks = Annotated[
+    tuple[Network, ...],
+    BeforeValidator(_listed),
+    Field(min_length=1),
+    AfterValidator(_different),
+]
 
 
 class Section(BaseModel):
@@ -78,7 +153,7 @@ class Aws(Section):
     """Which account and API the fleet lives in."""
 
     profile: Line | None
-    credentials_file: Line | None
+    credentials_file: LocalPath | None
     endpoint_url: Url | None
     instance_endpoint_url: Url | None
     hint: Line
@@ -88,7 +163,7 @@ class Ssh(Section):
     """How operators log in."""
 
     user: Account
-    key_file: Line
+    key_file: LocalPath
     allow_from: Networks
 
 
@@ -138,31 +213,24 @@ class Application(Section):
     name: Name
     # One of the two: what builds the tarball ({version} and {output} are filled in), or where it is
     # (a path or an s3:// address; {version} is filled in).
-    build: Annotated[str, Text(r".*\{output\}.*", "a command with {output} in it")] | None
+    build: (
+        Annotated[
+            str, Text(r".*\{output\}.*", "a command with {output} in it"), AfterValidator(_command)
+        ]
+        | None
+    )
     artifact: Line | None
-    start: Line
-    port: Annotated[int, Field(ge=1024, le=65535)]
+    start: Command
+    port: Annotated[int, Field(ge=1024, le=65535), AfterValidator(_port)]
     health_path: UrlPath
     ready_path: UrlPath
     version_path: UrlPath
-    static_dir: Line | None
-    migrate: Line | None
+    static_dir: Folder | None
+    migrate: Command | None
     boot_seconds: Annotated[int, Field(ge=1, le=900)]
     environment: dict[
         Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", "the name of a variable, in upper case")], str
     ]
-
-    @model_validator(mode="after")
-    def _free_port(self) -> Application:
-        if self.port in TAKEN_PORTS:
-            raise ValueError(f"port {self.port} is {TAKEN_PORTS[self.port]}'s; choose another one")
-        return self
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Application:
-        if (self.build is None) == (self.artifact is None):
-            raise ValueError("set exactly one of build and artifact; the other one is null")
-        return self
 
 
 class SourceImage(Section):
@@ -199,11 +267,11 @@ class AptSource(Section):
     """The package source that real MySQL is installed from."""
 
     uri: Url | None
-    suite: Line
-    components: Names
+    suite: Word
+    components: Words
     signing_key: Line | None
     check_valid_until: bool
-    packages: Names
+    packages: Words
 
 
 class Mysql(Section):
