@@ -3,25 +3,30 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from flotilla.agent.bundle import bundle
+from flotilla.options import Parser, finish
 
 
-def main() -> None:
-    """Write the file, unless it already holds the same bytes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Write the file, unless it already holds the same bytes; returns the exit code."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="where to write the zip file")
     path = parser.parse_args().output
-    content = bundle("flotilla.agent.mysql")
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+
+    def act() -> int:
+        content = bundle("flotilla.agent.mysql")
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return 0
+
+    return finish(act)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
