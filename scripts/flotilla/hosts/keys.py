@@ -67,7 +67,9 @@ def _make(path: Path, *, comment: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            fresh = _generated(Path(folder) / "key", comment)
+            fresh = Path(folder) / "key"
+            if fault := _generated(fresh, comment):
+                raise _not_made(path, fault)
             # A link fails where a rename would replace: of two that make a key at once, one wins
             # and both use it.
             try:
@@ -79,7 +81,8 @@ def _make(path: Path, *, comment: str) -> None:
         raise _not_made(path, error.strerror or str(error)) from error
 
 
-def _generated(path: Path, comment: str) -> Path:
+def _generated(path: Path, comment: str) -> str:
+    """Make a key; returns what ssh-keygen said when it could not, in its last words."""
     done = subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
         check=False,
@@ -87,9 +90,8 @@ def _generated(path: Path, comment: str) -> Path:
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        raise _not_made(path, f"ssh-keygen: {done.stderr.strip() or done.returncode}")
-    return path
+    said = done.stderr.strip().rpartition(": ")[2] or "no reason given"
+    return f"ssh-keygen: {said}" if done.returncode else ""
 
 
 def _not_made(path: Path, why: str) -> FlotillaError:
