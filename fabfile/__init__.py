@@ -17,6 +17,11 @@ for _source in (_here.parent / "scripts", _here.parent):
     if str(_source) not in sys.path:
         sys.path.insert(0, str(_source))
 
+from fabfile import _commandline  # noqa: E402  needs the path above
+
+_commandline.open_streams()
+_commandline.install()
+
 # Every module here is a noun, and its tasks the verbs: adding a module is all it takes.
 namespace = Collection()
 for _module in sorted(

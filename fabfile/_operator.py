@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from invoke.exceptions import Exit
 
+from flotilla import files
 from flotilla.errors import INTERRUPTED, FlotillaError, Refused
 
 _T = TypeVar("_T")
@@ -24,8 +27,19 @@ def said(text: str) -> None:
 
 
 def show(data: Mapping[str, Any] | list[Any], *, json: bool, text: str) -> None:
-    """The result, on stdout."""
-    sys.stdout.write((jsonlib.dumps(data) if json else text) + "\n")
+    """The result, on stdout. A reader that has gone takes nothing from what was done."""
+    try:
+        sys.stdout.write((jsonlib.dumps(data) if json else text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would be tried again, and complained about, on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Exit(
+            f"the result could not be written to stdout: {error.strerror}. What was done stands.",
+            code=1,
+        ) from error
 
 
 def attempt(act: Callable[[], _T], *, json: bool = False) -> _T:
@@ -33,11 +47,20 @@ def attempt(act: Callable[[], _T], *, json: bool = False) -> _T:
     try:
         return act()
     except FlotillaError as error:
-        if json:
-            show({"error": error.as_dict()}, json=True, text="")
-        raise Exit(str(error), code=error.exit_code) from error
+        raise ended(error, json=json) from error
+    except OSError as error:
+        raise ended(files.refused(error), json=json) from error
     except KeyboardInterrupt as error:
         raise Exit("Interrupted.", code=INTERRUPTED) from error
+
+
+def ended(error: FlotillaError, *, json: bool) -> Exit:
+    """The exit to raise for ``error``, whose JSON is on stdout by then."""
+    if json:
+        # A stdout that takes nothing does not change what went wrong first.
+        with suppress(Exit):
+            show({"error": error.as_dict()}, json=True, text="")
+    return Exit(str(error), code=error.exit_code)
 
 
 def confirm(plan: str, *, yes: bool, again: str) -> None:

@@ -29,7 +29,7 @@ def release(
     from flotilla.release import publish
     from flotilla.rules.release import default_version
 
-    wanted = version or default_version(datetime.now(UTC))
+    wanted = default_version(datetime.now(UTC)) if version is None else version
     made = attempt(lambda: publish(config.load(), wanted, artifact=artifact), json=json)
     how = "was released before, with the same content" if made.already else "is released"
     show(made.as_dict(), json=json, text=wanted)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json as jsonlib
+from typing import Any
+
 from invoke.context import Context
 from invoke.tasks import task
 
-from fabfile._operator import JSON, attempt, show
+from fabfile._operator import JSON, attempt, said, show
 
 
 @task(name="list", help={"last": "how many lines (default 20)", **JSON})
 def list_(_: Context, last: int = 20, json: bool = False) -> None:
     """Show what was done from this machine, oldest first."""
-    import json as jsonlib
-
     from flotilla import audit, config
+    from flotilla.options import at_least
 
-    found = attempt(lambda: audit.lines(config.load()), json=json)[-last:]
-    entries = [jsonlib.loads(line) for line in found if line.endswith(b"}")]
+    def act() -> list[bytes]:
+        at_least("--last", last, 1)
+        return audit.lines(config.load())
+
+    found = attempt(act, json=json)[-last:]
+    read = [_entry(line) for line in found]
+    entries = [entry for entry in read if entry]
+    if len(entries) < len(read):
+        said(f"{len(read) - len(entries)} lines cannot be read. Next: fab audit.verify")
     text = "\n".join(
-        f"{one['at'][:19]} {one['by']:32} {one['command']}: {one['result']}" for one in entries
+        f"{str(one['at'])[:19]} {one['by']!s:32} {one['command']}: {one['result']}"
+        for one in entries
     )
     show(entries, json=json, text=text or "nothing was recorded yet")
 
@@ -47,3 +57,12 @@ def verify(_: Context, json: bool = False) -> None:
 
     count = attempt(act, json=json)
     show({"lines": count, "whole": True}, json=json, text=f"{count} lines, all in their place")
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A line of the file; None for one that was cut off or is not ours."""
+    try:
+        entry = jsonlib.loads(line)
+        return entry if {"at", "by", "command", "result"} <= entry.keys() else None
+    except (ValueError, AttributeError):
+        return None

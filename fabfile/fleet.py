@@ -110,7 +110,7 @@ def destroy(
 )
 def configure(
     _: Context,
-    limit: str = "",
+    limit: str | None = None,
     *,
     check: bool = False,
     take_over: bool = False,
@@ -126,12 +126,12 @@ def configure(
     from flotilla import configure as configuring
 
     settings = attempt(config.load, json=json)
-    again = "fab fleet.configure" + (f" --limit {limit}" if limit else "")
+    again = "fab fleet.configure" + ("" if limit is None else f" --limit {limit}")
     run = attempt(
         lambda: configuring.configure(
             settings,
             check=check,
-            limit=limit or None,
+            limit=limit,
             take_over=take_over,
             confirmed=lambda hosts: confirm(
                 configuring.described(settings, hosts), yes=yes, again=again

@@ -32,7 +32,7 @@ def bake(
     settings = attempt(config.load, json=json)
     request = attempt(lambda: images.plan(settings, images.chosen(only), force=force), json=json)
     lines = [str(step) for step in request.steps]
-    again = "fab images.bake" + (f" --only {only}" if only else "") + (" --force" * force)
+    again = "fab images.bake" + ("" if only is None else f" --only {only}") + (" --force" * force)
     start = time.monotonic()
 
     def act() -> list[images.Done]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from fabfile._operator import JSON, attempt, said, show
+from flotilla.errors import BadOption
 from lab import control
 from lab.errors import LabError
 from lab.layout import layout
@@ -19,26 +20,19 @@ from lab.layout import layout
 _T = TypeVar("_T")
 # Filling a disk copies what is in the directory first.
 _SLOWEST_SECONDS = 300.0
-_JSON = {"json": "print one JSON object on stdout and nothing else"}
 
 
-def _said(text: str) -> None:
-    sys.stderr.write(text + "\n")
-
-
-def _tried(act: Callable[[], _T]) -> _T:
-    """Run `act`; an error the lab foresaw becomes its message and exit code."""
+def _tried(act: Callable[[], _T], *, json: bool = False) -> _T:
+    """Run `act`; an error the lab foresaw becomes its message, its JSON and its exit code."""
     try:
         return act()
     except LabError as error:
+        if json:
+            show({"error": error.as_dict()}, json=True, text="")
         raise Exit(str(error), code=error.exit_code) from error
 
 
-def _show(answer: Mapping[str, Any], *, json: bool, text: str) -> None:
-    sys.stdout.write((jsonlib.dumps(answer) if json else text) + "\n")
-
-
-@task(help=_JSON)
+@task(help=JSON)
 def up(_: Context, json: bool = False) -> None:
     """Start the lab; on one that is up already, say so.
 
@@ -46,31 +40,32 @@ def up(_: Context, json: bool = False) -> None:
     minute). Exit 0 up, 3 a prerequisite is missing and nothing was changed.
     """
     done = _tried(
-        lambda: control.up(layout(), lambda s: _said(f"{s['step']} ... ok {s['seconds']:.1f} s"))
+        lambda: control.up(layout(), lambda s: said(f"{s['step']} ... ok {s['seconds']:.1f} s")),
+        json=json,
     )
     how = "is up already" if done["already"] else f"is up after {done['seconds']:.1f} s"
-    _show(done, json=json, text=f"the lab {how}: {done['endpoint']} ({done['region']})")
+    show(done, json=json, text=f"the lab {how}: {done['endpoint']} ({done['region']})")
 
 
-@task(help=_JSON)
+@task(help=JSON)
 def down(_: Context, json: bool = False) -> None:
     """Stop the lab and remove all of it; its machine images stay in the cache.
 
     Works after a crash too. Exit 0 nothing is left.
     """
-    found = _tried(lambda: control.down(layout()))
-    _show(
+    found = _tried(lambda: control.down(layout()), json=json)
+    show(
         {"leftovers": found},
         json=json,
         text=f"the lab is down{f', {len(found)} leftovers removed' * bool(found)}",
     )
 
 
-@task(help=_JSON)
+@task(help=JSON)
 def status(_: Context, json: bool = False) -> None:
     """Show the lab's hosts and machine images. Exit 4 when no lab is up."""
-    answer = _tried(lambda: control.ask("status"))
-    _show(answer, json=json, text=_board(answer))
+    answer = _tried(lambda: control.ask("status"), json=json)
+    show(answer, json=json, text=_board(answer))
 
 
 def _board(answer: Mapping[str, Any]) -> str:
@@ -115,7 +110,7 @@ def console(_: Context, host: str) -> None:
         "host": "tag Name or instance id; a zone for kind `zone`, api for slow-api and api-outage",
         "kind": "what goes wrong; an unknown kind lists them",
         "option": "what the kind takes, NAME=VALUE, again for each; an unknown name lists them",
-        **_JSON,
+        **JSON,
     },
 )
 def fault(_: Context, host: str, kind: str, option: list[str], json: bool = False) -> None:
@@ -126,27 +121,37 @@ def fault(_: Context, host: str, kind: str, option: list[str], json: bool = Fals
     --option action=StopInstances --option seconds=30. Exit 5 for a kind, target or option that
     there is not; nothing was changed then.
     """
-    wrong = [given for given in option if "=" not in given]
-    if wrong:
-        raise Exit(f"--option {wrong[0]}: write NAME=VALUE. Nothing was changed.", code=5)
-    args = dict(given.split("=", 1) for given in option)
+    args = attempt(lambda: _options(option, again=f"fab lab.fault {host} {kind}"), json=json)
     body = {"target": host, "kind": kind, "args": args}
-    answer = _tried(lambda: control.ask("fault", body, timeout=_SLOWEST_SECONDS))
-    _show(answer, json=json, text=f"{_fault_line(answer)}\nundo: fab lab.heal")
+    answer = _tried(lambda: control.ask("fault", body, timeout=_SLOWEST_SECONDS), json=json)
+    show(answer, json=json, text=f"{_fault_line(answer)}\nundo: fab lab.heal")
 
 
 @task(
     optional=["host"],
-    help={"host": "only the faults of this host (tag Name or instance id), zone or api", **_JSON},
+    help={"host": "only the faults of this host (tag Name or instance id), zone or api", **JSON},
 )
 def heal(_: Context, host: str | None = None, json: bool = False) -> None:
     """Undo every fault that is in force. Exit 2 when one could not be undone; it stays listed."""
-    answer = _tried(lambda: control.ask("heal", {"target": host}, timeout=_SLOWEST_SECONDS))
+    answer = _tried(
+        lambda: control.ask("heal", {"target": host}, timeout=_SLOWEST_SECONDS), json=json
+    )
     lines = [f"healed: {_fault_line(fault)}" for fault in answer["healed"]]
     lines += [f"failed: {_fault_line(fault)}: {fault['error']}" for fault in answer["failed"]]
-    _show(answer, json=json, text="\n".join(lines) or "there was nothing to heal")
+    show(answer, json=json, text="\n".join(lines) or "there was nothing to heal")
     if answer["failed"]:
         raise Exit(code=2)
+
+
+def _options(given: list[str], *, again: str) -> dict[str, str]:
+    wrong = [option for option in given if "=" not in option]
+    if wrong:
+        raise BadOption(
+            f"--option is {wrong[0]!r}: it must be NAME=VALUE",
+            untouched="Nothing was changed",
+            next=f"{again} --option NAME=VALUE",
+        )
+    return dict(option.split("=", 1) for option in given)
 
 
 def _fault_line(fault: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def ensure(_: Context, *, yes: bool = False, json: bool = False) -> None:
     }
 )
 def switchover(
-    _: Context, to: str = "", writers: int = 4, *, yes: bool = False, json: bool = False
+    _: Context, to: str | None = None, writers: int = 4, *, yes: bool = False, json: bool = False
 ) -> None:
     """Move the primary to another host, without losing a write and with a pause below a second.
 
@@ -73,7 +73,7 @@ def switchover(
     done = attempt(
         lambda: operate.switchover(
             settings,
-            to or None,
+            to,
             writers=writers,
             confirmed=lambda plan: confirm(plan, yes=yes, again="fab mysql.switchover"),
             said=said,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from os import _exit as os_exit
 from os import environ, execv
 from pathlib import Path
 
@@ -43,9 +44,25 @@ def hit(root: Path, env: str) -> bytes | None:
                 and 0 <= time.time() - header["fetched_at"] <= limit
                 and header["digest"] == hashlib.sha256(fleet.read_bytes()).hexdigest()
             )
-            return file.readline().strip()[len(b'"ansible":') : -1] if good else None
+            line = file.readline()
+            # Half a document would be taken for a fleet without hosts. The next line is read to
+            # know that this one and its successor reached the disk.
+            whole = line.startswith(b'"ansible":{') and line.endswith(b"},\n") and file.read(1)
+            return line.strip()[len(b'"ansible":') : -1] if good and whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def shown(listing: bytes) -> int:
+    """Print the document; a reader that has gone, or a full disk, is an exit code."""
+    try:
+        sys.stdout.buffer.write(listing + b"\n")
+        sys.stdout.buffer.flush()
+    except (OSError, AttributeError) as error:  # a closed stdout is None
+        sys.stderr.write(f"error: the hosts could not be written to stdout: {error}\n")
+        # What is left in the buffer would be tried again, and complained about, on the way out.
+        os_exit(1)
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -53,8 +70,7 @@ def main(arguments: list[str]) -> int:
     root, env = place(Path(__file__))
     listing = hit(root, env) if arguments == ["--list"] else None
     if listing is not None:
-        sys.stdout.buffer.write(listing + b"\n")
-        return 0
+        return shown(listing)
     python = root / ".venv" / "bin" / "python"
     if python.exists() and Path(sys.prefix) != root / ".venv":
         execv(python, [str(python), __file__, *arguments])  # noqa: S606  ourselves, no shell

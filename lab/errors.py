@@ -20,6 +20,16 @@ class LabError(Exception):
             parts.append(f"Next: {next_command}")
         super().__init__(" ".join(parts))
 
+    def as_dict(self) -> dict[str, str | int]:
+        """The same for ``--json``: kind, exit_code, what, why, next."""
+        return {
+            "kind": type(self).__name__,
+            "exit_code": self.exit_code,
+            "what": self.what,
+            "why": self.why,
+            "next": self.next_command,
+        }
+
 
 class Unmet(LabError):
     """A prerequisite is missing; nothing was changed."""

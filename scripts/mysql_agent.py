@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from flotilla.agent.bundle import write
+from flotilla.options import Parser, finish
 
 
-def main() -> None:
-    """Write the file, unless it already holds the same bytes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Write the file, unless it already holds the same bytes; returns the exit code."""
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="where to write the zip file")
-    write("flotilla.agent.mysql", parser.parse_args().output)
+    path = parser.parse_args().output
+
+    def act() -> int:
+        write("flotilla.agent.mysql", path)
+        return 0
+
+    return finish(act)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from flotilla import config
-from flotilla.errors import INTERRUPTED, FlotillaError, Refused
+from flotilla.errors import Refused
 from flotilla.mysql import operate
-from flotilla.options import Parser
+from flotilla.options import Parser, finish
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options.yes:
             raise Refused("this was the plan", untouched="Nothing was changed", next="add --yes")
 
-    try:
+    def act() -> int:
         settings = config.load(options.env)
         if options.command == "status":
             outcome = operate.status(settings)
@@ -41,12 +41,10 @@ def main(argv: list[str] | None = None) -> int:
                 settings, confirmed=confirmed, said=lambda line: sys.stderr.write(line + "\n")
             )
         sys.stdout.write(json.dumps(outcome) + "\n")
-    except FlotillaError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+        sys.stdout.flush()
+        return 0
+
+    return finish(act)
 
 
 if __name__ == "__main__":

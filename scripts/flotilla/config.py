@@ -24,7 +24,23 @@ from flotilla.settings import Settings
 __all__ = ["Settings", "load", "parse"]
 
 _UNTOUCHED = "Nothing was changed"
+# The example has 8 kB. A file this large is something else, and a megabyte takes a second to read.
+_MOST_BYTES = 256 * 1024
+# No key is deeper; an anchor that contains itself has no end.
+_MOST_LEVELS = 8
+# A value longer than this tells nobody more.
+_MOST_SHOWN = 120
 _EXAMPLE = "inventory/production.example/group_vars/all/fleet.yml"
+
+
+# Where pydantic's own words are about Python.
+_IN_WORDS = {
+    "tuple_type": "it must be a list",
+    "dict_type": "it must be a mapping",
+    "model_type": "it must be a mapping",
+    "too_short": "it must have at least {min_length} entry",
+    "string_too_long": "it must have at most {max_length} characters",
+}
 
 
 def load(env: str | None = None, *, root: Path | None = None) -> Settings:
@@ -89,6 +105,8 @@ def _refusal(shown: str, faults: Sequence[str]) -> Refused:
 
 
 def _read(content: bytes, shown: str) -> tuple[yaml.Node | None, Any]:
+    if len(content) > _MOST_BYTES:
+        raise _refusal(shown, [f"it has {len(content)} bytes and may have {_MOST_BYTES}"])
     try:
         return yaml.compose(content, yaml.SafeLoader), yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
@@ -97,6 +115,8 @@ def _read(content: bytes, shown: str) -> tuple[yaml.Node | None, Any]:
         raise _refusal(
             shown, [f"{where}not valid YAML: {error.problem or error.context}"]
         ) from None
+    except RecursionError:
+        raise _refusal(shown, ["it is nested too deeply"]) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise _refusal(shown, [f"not valid YAML: {str(error).splitlines()[0]}"]) from None
 
@@ -109,13 +129,13 @@ def _structure(tree: yaml.Node | None, values: Any) -> Iterator[str]:
         if key != "fleet":
             yield _at(_line(tree, (key,)), f"{key!r} is not a key here; the only one is fleet")
     if not isinstance(values.get("fleet"), Mapping):
-        yield f"the key fleet must hold a mapping, not {values.get('fleet')!r}"
+        yield f"the key fleet must hold a mapping, not {_shown(values.get('fleet'))}"
     yield from _repeated(tree, ())
 
 
 def _repeated(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[str]:
     """YAML keeps the last of two equal keys and says nothing; people rarely meant that."""
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and len(path) < _MOST_LEVELS:
         first: dict[str, int] = {}
         for key, value in node.value:
             here = (*path, str(key.value))
@@ -134,7 +154,12 @@ def _fault(detail: ErrorDetails, tree: yaml.Node | None) -> str:
     where = _line(tree, path)
     if detail["type"] == "extra_forbidden":
         return _at(where, f"{_dotted(path)} is not a key{_siblings(path)}")
-    return _at(where, f"{_dotted(path)} is {detail['input']!r}: {_allowed(detail)}")
+    return _at(where, f"{_dotted(path)} is {_shown(detail['input'])}: {_allowed(detail)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
 
 
 def _allowed(detail: ErrorDetails) -> str:
@@ -143,6 +168,8 @@ def _allowed(detail: ErrorDetails) -> str:
         return f"it must be {words(context['pattern'])}"
     if detail["type"] == "value_error":
         return str(context["error"])
+    if detail["type"] in _IN_WORDS:
+        return _IN_WORDS[detail["type"]].format(**context)
     return detail["msg"].replace("Input should be", "it must be")
 
 

@@ -44,7 +44,7 @@ def configure(
     makes of the ending, Refused with nothing changed when somebody else holds the lock.
     """
     snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings))
-    hosts = selection.hosts(snapshot, limit or selection.ALL)
+    hosts = selection.hosts(snapshot, selection.ALL if limit is None else limit)
     unknown = access.prepare(settings, snapshot)
     for host in unknown:
         say(f"{host.name}: its host key is not known yet; it will not be connected to")

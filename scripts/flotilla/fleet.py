@@ -9,9 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from flotilla import audit, inventory, selection
-from flotilla.errors import FlotillaError, HostFailed, Unreachable
+from flotilla.errors import BadOption, FlotillaError, HostFailed, Unreachable
 from flotilla.hosts import access
 from flotilla.hosts.ssh import Result, Results, Runner
+from flotilla.options import at_least
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 from flotilla.status.once import OnceRunner
@@ -53,6 +54,14 @@ def run(
 
     A host ends the command after ``seconds``. Raises BadOption or Refused with nothing run.
     """
+    # To timeout(1), 0 is for ever.
+    at_least("--seconds", seconds, 1)
+    if not command.strip():
+        raise BadOption(
+            "the command is empty",
+            untouched="Nothing was run",
+            next=f"fab fleet.run --on {shlex.quote(on)} uptime",
+        )
     with reached(settings, on) as (runner, hosts):
 
         def work(host: Host) -> Result:

@@ -12,6 +12,7 @@ from typing import Any
 from flotilla import fleet
 from flotilla.errors import BadOption, FlotillaError
 from flotilla.hosts.ssh import Runner
+from flotilla.options import at_least
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 
@@ -35,7 +36,8 @@ def command(unit: str, since: str, lines: int, *, follow: bool = False) -> str:
 def read(
     settings: Settings, on: str, *, unit: str, since: str, lines: int
 ) -> tuple[dict[str, list[str]], dict[str, FlotillaError]]:
-    """By host, its lines, and why a host has none. Raises BadOption for a time that is none."""
+    """By host, its lines, and why a host has none. Raises BadOption for no such time."""
+    at_least("--lines", lines, 1)
     with fleet.reached(settings, on) as (runner, hosts):
         asked = command(unit, since, lines)
         results = runner.run_on(hosts, asked, sudo=True, seconds=SECONDS, check=False)
@@ -70,6 +72,7 @@ def follow(settings: Settings, on: str, *, unit: str, lines: int, line: Say, say
 
     ``say`` is told of hosts that cannot be followed; when none can, the first's error is raised.
     """
+    at_least("--lines", lines, 1)
     with fleet.reached(settings, on) as (runner, hosts):
         channels, errors = _opened(runner, hosts, command(unit, "", lines, follow=True))
         if not channels:

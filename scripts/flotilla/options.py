@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from flotilla import files
 from flotilla.errors import INTERRUPTED, BadOption, FlotillaError
 
 
@@ -18,6 +19,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(BadOption.exit_code, f"{self.prog}: {message}\nNext: {self.prog} --help\n")
 
 
+def at_least(option: str, value: float, least: float) -> None:
+    """Raise BadOption for a number that would mean something else, or nothing, on a host."""
+    if not least <= value < float("inf"):
+        raise BadOption(
+            f"{option} is {value:g}: it must be {least:g} or more", untouched="Nothing was changed"
+        )
+
+
 def finish(act: Callable[[], int]) -> int:
     """What ``act`` returns; an error we foresaw becomes its message on stderr and its exit code."""
     try:
@@ -25,6 +34,9 @@ def finish(act: Callable[[], int]) -> int:
     except FlotillaError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"{files.refused(error)}\n")
+        return FlotillaError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED

@@ -80,6 +80,13 @@ def obtain(settings: Settings, store: Artifacts, version: str, artifact: str | N
     target.parent.mkdir(parents=True, exist_ok=True)
     origin = artifact or (application.artifact or "").replace("{version}", version)
     if origin.startswith("s3://"):
+        bucket, _, key = origin.removeprefix("s3://").partition("/")
+        if not bucket or not key:
+            raise BadOption(
+                f"the artifact {origin!r} is no s3://BUCKET/KEY",
+                untouched=_UNTOUCHED,
+                next="fab app.release --artifact PATH",
+            )
         store.fetch(origin, target)
         return target
     if origin:
@@ -135,7 +142,8 @@ def demand_tarball(path: Path) -> None:
         with tarfile.open(path) as tar:
             names = [member.name for member in tar]
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise _no_tarball(path, str(error)) from error
+        # The lines that follow are one for each compression that it is not.
+        raise _no_tarball(path, str(error).splitlines()[0].rstrip(":")) from error
     if not names:
         raise _no_tarball(path, "it is empty")
     for name in names:

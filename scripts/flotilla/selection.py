@@ -13,8 +13,8 @@ ALL = "all"
 def hosts(snapshot: Snapshot, wanted: str) -> list[Host]:
     """The running hosts that ``wanted`` names, each once, in the fleet's order.
 
-    Raises BadOption with the valid choices for a word that is none, Unreachable for a named host
-    that does not run, Refused when nothing is left.
+    Raises BadOption with the valid choices for a word that is none, and for no word at all,
+    Unreachable for a named host that does not run, Refused when nothing is left.
     """
     if not snapshot.hosts:
         raise Refused(
@@ -22,9 +22,11 @@ def hosts(snapshot: Snapshot, wanted: str) -> list[Host]:
             untouched="Nothing was changed",
             next="fab fleet.provision",
         )
-    found: set[str] = set()
-    for word in filter(None, (part.strip() for part in wanted.split(","))):
-        found |= {host.instance_id for host in _named(snapshot, word)}
+    words = [part.strip() for part in wanted.split(",") if part.strip()]
+    if not words:
+        # An unset variable in somebody's script: it must not come to mean every host.
+        raise _unknown(snapshot, wanted)
+    found = {host.instance_id for word in words for host in _named(snapshot, word)}
     chosen = [host for host in snapshot.hosts if host.instance_id in found]
     if not chosen:
         raise Refused(

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from flotilla.kinds import (
     Account,
+    Command,
+    Folder,
     InstanceType,
     Line,
+    LocalPath,
     Name,
     Names,
     Network,
@@ -26,7 +29,10 @@ from flotilla.kinds import (
     Text,
     Url,
     UrlPath,
+    Word,
+    Words,
     listed,
+    split_by_shell,
 )
 from flotilla.settings_deploy import DeploySection
 
@@ -36,11 +42,17 @@ ROLES = ("bastion", "lb", "app", "mysql", "redis")
 TAKEN_PORTS = {22: "SSH", 80: "nginx", 3306: "MySQL writer", 3307: "MySQL readers", 6379: "Redis"}
 
 
+def _port(number: int) -> int:
+    if number in TAKEN_PORTS:
+        raise ValueError(f"port {number} is {TAKEN_PORTS[number]}'s; choose another one")
+    return number
+
+
 class Aws(Section):
     """Which account and API the fleet lives in."""
 
     profile: Line | None
-    credentials_file: Line | None
+    credentials_file: LocalPath | None
     endpoint_url: Url | None
     instance_endpoint_url: Url | None
     hint: Line
@@ -50,7 +62,7 @@ class Ssh(Section):
     """How operators log in."""
 
     user: Account
-    key_file: Line
+    key_file: LocalPath
     allow_from: Networks
 
 
@@ -97,31 +109,26 @@ class Application(Section):
     name: Name
     # One of the two: what builds the tarball ({version} and {output} are filled in), or where it is
     # (a path or an s3:// address; {version} is filled in).
-    build: Annotated[str, Text(r".*\{output\}.*", "a command with {output} in it")] | None
+    build: (
+        Annotated[
+            str,
+            Text(r".*\{output\}.*", "a command with {output} in it"),
+            AfterValidator(split_by_shell),
+        ]
+        | None
+    )
     artifact: Line | None
-    start: Line
-    port: Annotated[int, Field(ge=1024, le=65535)]
+    start: Command
+    port: Annotated[int, Field(ge=1024, le=65535), AfterValidator(_port)]
     health_path: UrlPath
     ready_path: UrlPath
     version_path: UrlPath
-    static_dir: Line | None
-    migrate: Line | None
+    static_dir: Folder | None
+    migrate: Command | None
     boot_seconds: Annotated[int, Field(ge=1, le=900)]
     environment: dict[
         Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", "the name of a variable, in upper case")], str
     ]
-
-    @model_validator(mode="after")
-    def _free_port(self) -> Application:
-        if self.port in TAKEN_PORTS:
-            raise ValueError(f"port {self.port} is {TAKEN_PORTS[self.port]}'s; choose another one")
-        return self
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Application:
-        if (self.build is None) == (self.artifact is None):
-            raise ValueError("set exactly one of build and artifact; the other one is null")
-        return self
 
 
 class SourceImage(Section):
@@ -158,11 +165,11 @@ class AptSource(Section):
     """The package source that real MySQL is installed from."""
 
     uri: Url | None
-    suite: Line
-    components: Names
+    suite: Word
+    components: Words
     signing_key: Line | None
     check_valid_until: bool
-    packages: Names
+    packages: Words
 
 
 class Mysql(Section):

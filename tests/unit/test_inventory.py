@@ -431,6 +431,48 @@ def test_one_host_can_be_asked_for(repo):
     assert "there is no active host 'app-99'" in unknown.stderr
 
 
+@pytest.mark.parametrize("kept", [0, 40, 400, "header", "listing"])
+def test_half_a_snapshot_is_never_listed(repo, api, kept):
+    first = script(repo, "--list")
+    path = repo / "var" / "lab" / "inventory.json"
+    header, listing, _ = path.read_bytes().splitlines(keepends=True)
+    ends = {"header": len(header), "listing": len(header + listing)}
+    path.write_bytes((header + listing)[: ends.get(kept, kept)])
+    assert script(repo, "--list").stdout == first.stdout
+    assert api.calls["DescribeInstances"] == 2
+
+
+def test_a_damaged_list_is_renewed(repo):
+    script(repo, "--list")
+    path = repo / "var" / "lab" / "inventory.json"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"x\n" + lines[2])
+    assert json.loads(script(repo, "--host", "app-1").stdout)["fleet_number"] == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["--nope"], ["--host"], ["--host", ""], ["--list", "--host", "x"]]
+)
+def test_the_script_has_the_exit_code_of_every_bad_option(repo, words):
+    done = script(repo, *words)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "Next: " in done.stderr
+
+
+@pytest.mark.parametrize("fresh", ["3600", "0"])
+def test_a_list_that_cannot_be_written_is_one_sentence(repo, fresh):
+    script(repo, "--list")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(repo / "inventory" / "lab" / "ec2.py"), "--list"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            env=os.environ | {"FLOTILLA_INVENTORY_FRESH": fresh},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "could not be written to stdout: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ansible_itself_reads_the_script(repo):
     (repo / "ansible.cfg").write_text("[inventory]\nany_unparsed_is_failed = true\n")
     listing = subprocess.run(

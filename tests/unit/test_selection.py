@@ -51,6 +51,12 @@ def test_an_unknown_word_is_answered_with_what_there_is():
     assert "zones: eu-central-1a, eu-central-1b" in str(caught.value)
 
 
+@pytest.mark.parametrize("nothing", ["", " ", ",", " , "])
+def test_no_word_is_no_host_and_never_all_of_them(nothing):
+    with pytest.raises(BadOption):
+        names(nothing)
+
+
 def test_one_unknown_word_among_known_ones_is_still_refused():
     with pytest.raises(BadOption):
         names("app,nobody")

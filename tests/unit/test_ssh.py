@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ssh_server import SshServer
 
 from flotilla import config
-from flotilla.errors import HostFailed, Refused, Unreachable
+from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts import access, keys, known_hosts, ssh
 from flotilla.hosts.ssh import Result, Results, Runner
 from flotilla.settings import Settings
@@ -195,6 +195,31 @@ def test_the_key_is_made_once_and_only_its_owner_can_read_it(settings):
     )
     assert keys.public(settings).split()[:2] == derived.stdout.split()[:2]
     assert sorted(p.name for p in path.parent.iterdir()) == ["operator", "operator.pub"]
+
+
+def test_a_key_that_cannot_be_made_is_one_sentence_with_the_place(settings):
+    settings.scratch.mkdir(parents=True)
+    (settings.scratch / "keys").write_text("not a folder")
+    with pytest.raises(
+        FlotillaError, match=r"could not make the SSH key .*/keys/operator: "
+    ) as told:
+        keys.ensure(settings)
+    assert told.value.next.startswith("df -h ")
+
+
+def test_a_folder_is_not_a_key(settings):
+    settings.path(settings.ssh.key_file).mkdir(parents=True)
+    with pytest.raises(Refused, match="is not a file, and should be the SSH key"):
+        keys.ensure(settings)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"i-1": 5}', '{"i-1": [5]}', "\x00"])
+def test_a_damaged_cache_of_host_keys_gives_no_key_that_is_not_text(settings, content):
+    settings.scratch.mkdir(parents=True)
+    (settings.scratch / "host_keys.json").write_text(content)
+    assert all(
+        isinstance(key, str) for theirs in known_hosts.load(settings).values() for key in theirs
+    )
 
 
 def test_the_operators_own_key_is_never_made_for_them(settings, tmp_path):

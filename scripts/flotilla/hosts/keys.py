@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from flotilla.errors import Refused
+from flotilla.errors import FlotillaError, Refused
 from flotilla.settings import Settings
 
 
@@ -29,6 +29,13 @@ def ensure(settings: Settings) -> Path:
                 next=f"ssh-keygen -t ed25519 -f {path}",
             )
         _make(path, comment=f"operator@{settings.prefix}")
+    if not path.is_file():
+        raise Refused(
+            f"{path} is not a file, and should be the SSH key",
+            why=f"fleet.ssh.key_file of environment {settings.env!r} names it",
+            untouched="Nothing was changed",
+            next=f"ls -ld {path}",
+        )
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise Refused(
             f"the SSH key {path} can be read by others, and ssh refuses to use such a key",
@@ -57,18 +64,39 @@ def public(settings: Settings) -> str:
 
 
 def _make(path: Path, *, comment: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        fresh = Path(folder) / "key"
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(fresh)],
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        # A link fails where a rename would replace: of two that make a key at once, one wins
-        # and both use it.
-        try:
-            os.link(fresh, path)
-        except FileExistsError:
-            return
-        Path(f"{fresh}.pub").replace(f"{path}.pub")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            fresh = Path(folder) / "key"
+            if fault := _generated(fresh, comment):
+                raise _not_made(path, fault)
+            # A link fails where a rename would replace: of two that make a key at once, one wins
+            # and both use it.
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                return
+            Path(f"{fresh}.pub").replace(f"{path}.pub")
+    except OSError as error:
+        raise _not_made(path, error.strerror or str(error)) from error
+
+
+def _generated(path: Path, comment: str) -> str:
+    """Make a key; returns what ssh-keygen said when it could not, in its last words."""
+    done = subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    said = done.stderr.strip().rpartition(": ")[2] or "no reason given"
+    return f"ssh-keygen: {said}" if done.returncode else ""
+
+
+def _not_made(path: Path, why: str) -> FlotillaError:
+    return FlotillaError(
+        f"could not make the SSH key {path}: {why}",
+        untouched="Nothing was changed",
+        next=f"df -h {path.parent}",
+    )

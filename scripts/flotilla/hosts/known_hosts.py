@@ -47,8 +47,8 @@ def load(settings: Settings) -> Keys:
     """The cached keys of every host seen so far; empty when there is no cache."""
     try:
         stored = json.loads(_cache(settings).read_text(encoding="utf-8"))
-        return {instance: tuple(keys) for instance, keys in stored.items()}
-    except (OSError, ValueError, AttributeError):
+        return {instance: tuple(map(str, keys)) for instance, keys in stored.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 

@@ -39,7 +39,9 @@ class State:
 
 def chosen(names: str | None) -> tuple[str, ...]:
     """The images a comma separated option names, all without one. Raises BadOption."""
-    wanted = tuple(name.strip() for name in names.split(",")) if names else rules.NAMES
+    if names is None:
+        return rules.NAMES
+    wanted = tuple(name.strip() for name in names.split(","))
     unknown = [name for name in wanted if name not in rules.NAMES]
     if unknown:
         raise BadOption(

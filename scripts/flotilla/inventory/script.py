@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from flotilla import config
+from flotilla import config, files
 from flotilla.errors import BadOption, FlotillaError
 from flotilla.hosts import access
 from flotilla.inventory import store
 from flotilla.inventory.source import load
+from flotilla.options import Parser
 from flotilla.settings import Settings
 from flotilla.snapshot import Snapshot
 
@@ -33,21 +34,22 @@ def main(root: Path, env: str, arguments: list[str]) -> int:
             _say(f"warning: {sentence}")
         _reach(settings, snapshot)
         if options.list:
-            sys.stdout.buffer.write(listing + b"\n")
-        elif options.host:
+            _show(listing.decode())
+        elif options.host is not None:
             _host(listing, options.host)
         else:
             _say(f"{len(snapshot.hosts)} hosts in {store.path(settings)}")
     except FlotillaError as error:
         _say(f"error: {error}")
         return error.exit_code
+    except OSError as error:
+        _say(f"error: {files.refused(error)}")
+        return FlotillaError.exit_code
     return 0
 
 
-def _parser(env: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ec2.py", description=f"Ansible's inventory of environment {env}."
-    )
+def _parser(env: str) -> Parser:
+    parser = Parser(prog="ec2.py", description=f"Ansible's inventory of environment {env}.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print all groups and hosts as JSON")
     what.add_argument("--host", metavar="NAME", help="print the variables of one host as JSON")
@@ -75,7 +77,21 @@ def _host(listing: bytes, name: str) -> None:
     variables = json.loads(listing)["_meta"]["hostvars"]
     if name not in variables:
         raise BadOption(f"there is no active host {name!r}", next="fab fleet.status")
-    sys.stdout.write(json.dumps(variables[name], indent=2) + "\n")
+    _show(json.dumps(variables[name], indent=2))
+
+
+def _show(text: str) -> None:
+    """Print what was asked for, to its end: an error on the way out would be a traceback."""
+    if sys.stdout is None:
+        raise FlotillaError("stdout is closed; there is nowhere to write the hosts to")
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise FlotillaError(
+            f"the hosts could not be written to stdout: {error.strerror}"
+        ) from error
 
 
 def _say(sentence: str) -> None:

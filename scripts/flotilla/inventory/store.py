@@ -62,7 +62,8 @@ def read(settings: Settings) -> Stored | None:
             header = _value(file.readline())
             if header["schema"] != SCHEMA:
                 return None
-            file.readline()
+            if not _whole(file.readline()):
+                return None
             hosts = tuple(Host.from_dict(one) for one in _value(file.readline()))
         snapshot = Snapshot(header["fetched_at"], hosts, tuple(header["problems"]))
         made_from = (header["digest"], header["root"])
@@ -81,6 +82,11 @@ def listing(settings: Settings) -> bytes:
 
 def _value(line: bytes) -> Any:
     return json.loads(_bare(line))
+
+
+def _whole(line: bytes) -> bool:
+    """Whether the ``ansible`` line begins and ends as ``save`` writes it; not parsed, for speed."""
+    return line.startswith(b'"ansible":{') and line.endswith(b"},\n")
 
 
 def _bare(line: bytes) -> bytes:

@@ -22,6 +22,7 @@ from flotilla.mysql.ensure import Ensure
 from flotilla.mysql.record import Records
 from flotilla.mysql.session import Session, session
 from flotilla.mysql.switchover import Move, Moved
+from flotilla.options import at_least
 from flotilla.rules.mysql import Repair, Switchover
 from flotilla.settings import Settings
 
@@ -71,6 +72,7 @@ def switchover(
     failed, unknown, lost}; what the writers saw is None without writers. Raises Refused when it
     was not begun or was called off, HostFailed when it must be finished (``fab mysql.ensure``).
     """
+    at_least("--writers", writers, 0)
     with ExitStack() as stack:
         opened = stack.enter_context(session(settings, fresh=True))
         _demand_member(opened, to)

@@ -10,11 +10,12 @@ from itertools import groupby
 
 from flotilla import audit
 from flotilla.aws.lease import Held
-from flotilla.errors import FlotillaError, Refused
+from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.lock import Lock
 from flotilla.provision import destroy, parts, ready, storage
 from flotilla.provision.change import Change
 from flotilla.provision.world import World
+from flotilla.rules.placement import STATEFUL
 from flotilla.settings import Settings
 from flotilla.snapshot import Snapshot
 
@@ -63,9 +64,10 @@ def provision(
     """Make AWS as fleet.yml says.
 
     ``confirmed`` is given the plan and raises to stop; ``said`` gets a line for each part. Raises
-    Refused with nothing changed, FlotillaError where AWS does not end as it should.
+    BadOption or Refused with nothing changed, FlotillaError where AWS does not end as it should.
     """
     start = clock()
+    _demand_stateful(shrink)
     plan = parts.plan(World(settings), shrink=shrink)
     if not plan:
         return Outcome((), clock() - start)
@@ -80,6 +82,16 @@ def provision(
             lambda: parts.converge(world, shrink=shrink, told=_steps(said)),
         )
     return Outcome(tuple(done), clock() - start)
+
+
+def _demand_stateful(roles: Sequence[str]) -> None:
+    if unknown := [role for role in roles if role not in STATEFUL]:
+        raise BadOption(
+            f"--shrink is {', '.join(unknown)}: it must be of {', '.join(sorted(STATEFUL))}; "
+            "the other tiers shrink without it",
+            untouched="Nothing was changed",
+            next="fab fleet.provision",
+        )
 
 
 def await_hosts(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from itertools import chain
+from string import ascii_lowercase
 from typing import Any
 
 Fault = tuple[tuple[str, ...], str]
@@ -18,6 +19,10 @@ PRIVATE = tuple(IPv4Network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168
 
 # AWS keeps the first four addresses and the last one of every subnet.
 RESERVED_ADDRESSES = 5
+
+TAKEN_DATABASES = frozenset({"mysql", "sys", "information_schema", "performance_schema", "ops"})
+TAKEN_ACCOUNTS = frozenset({"root", "flotilla_agent", "replication", "monitor"})
+TAKEN_VARIABLES = frozenset({"PORT", "DATABASE_PASSWORD", "CACHE_PASSWORD", "SECRET_KEY"})
 
 
 def faults(settings: Any, *, env: str) -> Iterator[Fault]:
@@ -28,6 +33,8 @@ def faults(settings: Any, *, env: str) -> Iterator[Fault]:
         _counts(settings),
         _network(settings),
         _ages(settings),
+        _regions(settings),
+        _database(settings),
         _application(settings),
     )
 
@@ -52,7 +59,8 @@ def _zones(settings: Any) -> Iterator[Fault]:
     for zone, times in Counter(settings.zones).items():
         if times > 1:
             yield ("zones",), f"names {zone} {times} times"
-        if not (zone.startswith(settings.region) and len(zone) == len(settings.region) + 1):
+        letter = zone.removeprefix(settings.region)
+        if not (letter != zone and len(letter) == 1 and letter in ascii_lowercase):
             yield (
                 ("zones",),
                 (
@@ -140,8 +148,45 @@ def _ages(settings: Any) -> Iterator[Fault]:
         )
 
 
+def _regions(settings: Any) -> Iterator[Fault]:
+    for region, times in Counter((settings.region, *settings.inventory.other_regions)).items():
+        if times > 1:
+            yield (
+                ("inventory", "other_regions"),
+                f"names {region} again: its hosts would be listed twice under one name",
+            )
+
+
+def _database(settings: Any) -> Iterator[Fault]:
+    for key, taken in (("database", TAKEN_DATABASES), ("user", TAKEN_ACCOUNTS)):
+        value = getattr(settings.mysql, key)
+        if value in taken:
+            yield ("mysql", key), f"is {value!r}, which MySQL or Flotilla itself uses"
+
+
 def _application(settings: Any) -> Iterator[Fault]:
     paths = settings.application
+    if (paths.build is None) == (paths.artifact is None):
+        yield (
+            ("application", "artifact"),
+            (
+                f"is {paths.artifact!r} and build is {paths.build!r}: "
+                "set exactly one of them; the other one is null"
+            ),
+        )
+    for name in sorted(TAKEN_VARIABLES & set(paths.environment)):
+        yield (
+            ("application", "environment", name),
+            "is set by Flotilla; a value given here would be lost",
+        )
+    if paths.version_path in {paths.health_path, paths.ready_path}:
+        yield (
+            ("application", "version_path"),
+            (
+                f"is {paths.version_path!r}, the same as health_path or ready_path: "
+                "its answer is the release that runs and nothing else"
+            ),
+        )
     if paths.health_path == paths.ready_path:
         yield (
             ("application", "ready_path"),

@@ -1,0 +1,64 @@
+"""A command line that asks for what there is not: one sentence, the next command, exit code 5.
+
+Invoke itself exits with 1 for an unknown task or option, which reads as "our fault", and with a
+traceback for ``--lines x``. Its parser has no hook for either, so two of its methods are wrapped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from invoke.exceptions import Exit, ParseError
+from invoke.parser.argument import Argument
+from invoke.program import Program
+
+from flotilla.errors import BadOption
+
+_set_value = Argument.set_value
+_parse_tasks = Program.parse_tasks
+
+
+def install() -> None:
+    """Have the ``fab`` that is loading us refuse as every other command of ours does."""
+    Argument.set_value = _checked  # type: ignore[method-assign]
+    Program.parse_tasks = _refusing  # type: ignore[method-assign]
+
+
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr an empty one.
+
+    Python leaves None there, and the first word to or from the operator would be a traceback.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def refusal(error: ParseError) -> BadOption:
+    """What to say instead of ``error``."""
+    task = getattr(error.context, "name", None)
+    return BadOption(
+        str(error).rstrip("!").replace("<Argument: ", "--").replace(">", ""),
+        untouched="Nothing was changed",
+        next=f"fab --help {task}" if task else "fab --list",
+    )
+
+
+def _checked(self: Argument, value: Any, cast: bool = True) -> None:
+    try:
+        _set_value(self, value, cast)
+    except ValueError:
+        raise ParseError(f"--{self.name} is {value!r}: it must be a whole number") from None
+
+
+def _refusing(self: Program) -> None:
+    try:
+        _parse_tasks(self)
+    except ParseError as error:
+        refused = refusal(error)
+        if "--json" in sys.argv:
+            sys.stdout.write(json.dumps({"error": refused.as_dict()}) + "\n")
+        raise Exit(str(refused), code=refused.exit_code) from error
