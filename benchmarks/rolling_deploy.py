@@ -265,10 +265,11 @@ def limit_of(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
 
 def batches_of(hosts: Sequence[str]) -> list[Sequence[str]]:
     """The hosts in batches of the sizes that every way has."""
-    found, sizes = [], batch_sizes(BATCHES, len(hosts))
-    while sum(map(len, found)) < len(hosts):
-        start = sum(map(len, found))
-        found.append(hosts[start : start + next(sizes)])
+    sizes, left, found = batch_sizes(BATCHES, len(hosts)), list(hosts), []
+    while left:
+        size = next(sizes)
+        found.append(left[:size])
+        left = left[size:]
     return found
 
 
