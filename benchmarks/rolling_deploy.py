@@ -265,7 +265,8 @@ def limit_of(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
 
 def batches_of(hosts: Sequence[str]) -> list[Sequence[str]]:
     """The hosts in batches of the sizes that every way has."""
-    sizes, left, found = batch_sizes(BATCHES, len(hosts)), list(hosts), []
+    sizes, left = batch_sizes(BATCHES, len(hosts)), list(hosts)
+    found: list[Sequence[str]] = []
     while left:
         size = next(sizes)
         found.append(left[:size])
