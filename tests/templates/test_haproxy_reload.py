@@ -71,3 +71,62 @@ def test_the_state_file_is_replaced_whole(script: ModuleType, tmp_path: Path) ->
     script.save("new dump\n", target)
     assert target.read_text() == "new dump\n"
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+CONFIGURED = """frontend edge
+    default_backend app
+
+backend app
+    balance random(2)
+    # Servers: written by flotilla-discovery
+    server app-1 10.77.3.1:80
+    server app-2 10.77.3.22:80
+    # End of the servers
+
+backend lb_peers
+    server lb-2 10.77.2.2:8404
+"""
+
+
+def rows(script: ModuleType, dump: str) -> dict[str, list[str]]:
+    """By server, its address, operational and administrative state."""
+    found = script.starting(dump, script.configured(CONFIGURED)).splitlines()
+    return {row.split()[3]: row.split()[4:7] for row in found if row[0].isdigit() and " " in row}
+
+
+def test_only_servers_of_the_application_are_started_from_states(script: ModuleType) -> None:
+    assert list(script.configured(CONFIGURED)) == ["app-1", "app-2"]
+    assert script.configured("backend other\n    server x 10.0.0.1:80\n") == {}
+
+
+def test_a_server_that_is_new_or_another_host_now_starts_down(script: ModuleType) -> None:
+    assert rows(script, DUMP.format(one=1, two=1)) == {
+        "app-1": ["10.77.3.1", "0", "1"],  # known: in maintenance, as before
+        "app-2": ["10.77.3.22", "0", "0"],  # its name, another address
+    }
+    assert rows(script, "") == {
+        "app-1": ["10.77.3.1", "0", "0"],
+        "app-2": ["10.77.3.22", "0", "0"],
+    }
+
+
+def test_who_was_primary_is_not_remembered_over_a_stop(script: ModuleType) -> None:
+    other = DUMP.format(one=0, two=0).replace(" app ", " mysql_writer ")
+    assert "mysql_writer" not in script.only_backend(other)
+    assert script.forced_states(script.only_backend(other)) == {}
+
+
+def test_the_followed_servers_are_told_only_where_they_are_followed(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "haproxy.cfg"
+    monkeypatch.setattr(script, "CONFIGURATION", file)
+    file.write_text(CONFIGURED)
+    assert script.followed() == 0
+    assert capsys.readouterr().out == '{"app-1": "10.77.3.1", "app-2": "10.77.3.22"}\n'
+    file.write_text(CONFIGURED.replace("# Servers:", "#"))
+    assert script.followed() == 0
+    assert capsys.readouterr().out == ""

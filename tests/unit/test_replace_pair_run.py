@@ -12,11 +12,12 @@ import pytest
 
 from flotilla.deploy.journal import Journal, read
 from flotilla.errors import FlotillaError, HostFailed
-from flotilla.replace.pair import Told
+from flotilla.replace.pair import Told, is_known
 from flotilla.replace.pair_run import PairExchange
 from flotilla.rules import replace as rules
 from flotilla.rules.replace import Plan
 from flotilla.rules.replace_pair import Balancer
+from flotilla.snapshot import Host
 
 OLD, NEW = "ami-old", "ami-new"
 ZONES = ("a", "b", "c")
@@ -207,3 +208,22 @@ def test_what_a_load_balancer_says_of_itself():
 )
 def test_one_that_could_not_take_over_does_not_take_part(text: str) -> None:
     assert not Told(text).takes_part
+
+
+def told_of(*addresses: str) -> Told:
+    configuration = "\n".join(addresses)
+    return Told(f"{STATE}\n1001\n{configuration}\n")
+
+
+def test_one_is_fit_only_when_those_that_serve_know_it():
+    new = Host(
+        "lb-3", "i-3", "lb", 3, "a", "running", "10.77.0.30", None, NEW, "t3.small",
+        datetime(2026, 1, 1, tzinfo=UTC), {}, None,
+    )  # fmt: skip
+    serving = told_of("10.77.0.4", "10.77.0.20")
+    mine = told_of("10.77.0.4", "10.77.0.30")
+    assert not is_known(new, {"lb-1": serving, "lb-3": mine}), "its adverts would be met by none"
+    serving = told_of("10.77.0.4", "10.77.0.20", "10.77.0.30")
+    assert is_known(new, {"lb-1": serving, "lb-3": mine})
+    assert is_known(new, {"lb-1": None, "lb-3": mine}), "one that is silent cannot speak against it"
+    assert not is_known(new, {"lb-1": serving, "lb-3": None})

@@ -86,7 +86,7 @@ class Pair:
                 instance_id=host.instance_id,
                 zone=host.zone,
                 image_id=host.image_id,
-                fit=serving[host.name] and _is_known(host, told),
+                fit=serving[host.name] and is_known(host, told),
                 owner=host.instance_id in owners,
             )
             for host in hosts
@@ -235,7 +235,7 @@ class Pair:
         return any(server.is_serving for server in servers.values())
 
 
-def _is_known(host: Host, told: dict[str, Told | None]) -> bool:
+def is_known(host: Host, told: dict[str, Told | None]) -> bool:
     """Whether it takes part in VRRP, and everybody who does knows it."""
     mine = told[host.name]
     others = [one for name, one in told.items() if name != host.name and one and one.knows]
