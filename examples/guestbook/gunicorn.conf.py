@@ -15,3 +15,11 @@ timeout = 60
 # The workers share the loaded application's memory.
 preload_app = True
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108  a heartbeat file must not wait for a disk
+
+
+def post_worker_init(worker):
+    """Each worker opens its connections before it takes requests."""
+    # Late: this file is read before the application's folder is on the path.
+    from guestbook.web import warm  # noqa: PLC0415
+
+    warm(worker.app.wsgi())

@@ -33,6 +33,8 @@ RATE = 60
 FAST = ("--batches", "1,100%", "--floor", "30")
 ONE_BY_ONE = ("--batches", "1", "--floor", "50")
 WHOLE_SECONDS = 60.0
+# A server in maintenance whose host is gone is deleted after 24 answers of EC2 without it.
+GONE_SECONDS = 100.0
 SOCKET = "/run/haproxy/admin.sock"
 
 
@@ -106,9 +108,13 @@ class Rolling:
         )
 
     def is_replaced(self, lost: Host) -> bool:
-        """Whether as many hosts as there should be serve, without that one."""
+        """Whether there are as many hosts as there should be, without that one, and all answer."""
         hosts = [host.instance_id for host in self.hosts("app")]
-        return lost.instance_id not in hosts and len(self.up()) == self.settings.tiers.app.count
+        return (
+            lost.instance_id not in hosts
+            and len(hosts) == self.settings.tiers.app.count
+            and self.can_be_seen()
+        )
 
     def is_locked(self) -> bool:
         """Whether somebody holds the deploy lock, or has not been dead for long enough."""
@@ -211,9 +217,19 @@ class Rolling:
             if version and not self.why_not_whole(version):
                 self.version = version
                 return
-        until(self.can_be_seen, WHOLE_SECONDS, "every host answers again")
+        until(self.is_known, GONE_SECONDS, "load balancers have the hosts that there are")
         fab("deploy.run", "--version", self.releases.a, "--adopt", "--take-over", "--yes")
         self.is_whole(self.releases.a)
+
+    def is_known(self) -> bool:
+        """Whether every host answers, and every load balancer has these and no others."""
+        try:
+            with deploy.connect(self.settings) as (made, zones):
+                found = look(made, zones)
+        except FlotillaError:
+            return False
+        names = {host.name for host in found.hosts}
+        return all(set(servers) == names for servers in found.balancers.values())
 
     def can_be_seen(self) -> bool:
         """Whether every host and load balancer answers."""
@@ -280,9 +296,8 @@ def on_host(command: str, host: str = "") -> str:
 @contextmanager
 def struck(target: str, kind: str, **options: str) -> Iterator[None]:
     """Something is broken for as long as the block lasts."""
-    given = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
-    fab("lab.fault", target, kind, *given)
+    control("fault", {"target": target, "kind": kind, "args": options})
     try:
         yield
     finally:
-        fab("lab.heal", target)
+        assert not control("heal", {"target": target})["failed"]

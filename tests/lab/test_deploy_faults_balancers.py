@@ -151,7 +151,7 @@ def test_a_load_balancer_that_hangs_in_the_middle_stops_the_deploy_before_an_app
             outcome = run.exits(2)
         assert outcome["result"] in {"rolled back", "stopped"}
         assert fleet.running() == {fleet.version}
-        fab("lab.heal")
+        fleet.heal()
         until(fleet.can_be_seen, 60, "the load balancer answers again")
         fab("deploy.run", "--version", fleet.version, "--adopt", "--yes")
         clients.saw_nothing()

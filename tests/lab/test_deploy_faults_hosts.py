@@ -56,7 +56,7 @@ def test_a_host_that_is_lost_in_maintenance_stays_out_and_the_others_serve(fleet
         assert {server.status for server in views.values()} == {"MAINT"}
         told = fleet.deploy(code=4)
         assert canary.name in told["error"]["what"]
-        fab("lab.heal")
+        fleet.heal()
         until(fleet.can_be_seen, 60, "the host answers again")
         fleet.deploy(fleet.version, "--adopt")
         clients.saw_nothing()
@@ -104,7 +104,8 @@ def test_a_host_that_is_lost_in_the_middle_is_named_and_its_successor_gets_the_r
         ) as run:
             outcome = run.exits(2)
         assert lost.name in outcome["reason"]
-        until(lambda: fleet.is_replaced(lost), 120, "another host has taken its place")
+        until(lambda: fleet.is_replaced(lost), 100, "another host has taken its place")
+        until(fleet.is_known, 100, "load balancers know it")
         fleet.deploy(wanted, "--adopt")
         seen = clients.stop()
     # What was in flight on a host that loses its power may be lost with it; nothing else is.

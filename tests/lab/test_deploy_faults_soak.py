@@ -58,7 +58,7 @@ def test_a_way_back_that_breaks_stops_with_the_names_and_the_others_serve(fleet:
             outcome = run.exits(2)
         assert outcome["result"] == "stopped"
         assert list(outcome["left"]) == [canary.name]
-        fab("lab.heal")
+        fleet.heal()
         until(fleet.can_be_seen, 60, "the host answers again")
         fab("deploy.abort", "--yes")
         clients.saw_nothing()

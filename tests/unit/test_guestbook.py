@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -139,6 +140,56 @@ def test_a_connection_cut_while_idle_costs_one_new_connection_and_no_error(
     database.read("SELECT 1")
     assert servers.connected == [READER, READER]
     assert clock.now == 0
+
+
+def test_one_connection_serves_many_threads_one_after_the_other(database, servers) -> None:
+    threads = [threading.Thread(target=database.read, args=("SELECT 1",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert servers.connected == [READER]
+
+
+def test_requests_at_the_same_time_have_a_connection_each(database, servers) -> None:
+    both = threading.Barrier(2, timeout=5)
+
+    def work(_: object) -> None:
+        both.wait()
+
+    threads = [
+        threading.Thread(target=database._retry, args=(read(ENV).reader, work, 0)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert servers.connected == [READER, READER]
+
+
+def test_a_break_costs_one_new_connection_however_many_were_idle(database, servers, clock) -> None:
+    database.warm(3)
+    servers.errors[READER] = [gone()]
+    database.read("SELECT 1")
+    assert servers.connected.count(READER) == 4
+    database.read("SELECT 1")
+    assert servers.connected.count(READER) == 4
+    assert clock.now == 0
+
+
+def test_a_warm_process_opens_nothing_for_its_first_requests(database, servers) -> None:
+    database.warm(2)
+    assert sorted(servers.connected) == [WRITER, WRITER, READER, READER]
+    database.read("SELECT 1")
+    database.insert("INSERT ...", ("id",))
+    assert len(servers.connected) == 4
+
+
+def test_a_process_starts_while_the_database_is_away(database, servers) -> None:
+    servers.down.update({WRITER, READER})
+    database.warm(2)
+    servers.down.clear()
+    servers.rows[READER] = [{"n": 1}]
+    assert database.read("SELECT n") == [{"n": 1}]
 
 
 @pytest.mark.parametrize("code", [1040, 1053, 1290, 1836, 2006, 2013, 3032])

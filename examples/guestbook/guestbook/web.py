@@ -24,6 +24,8 @@ from guestbook.sessions import Sessions, Visitor
 from guestbook.settings import Settings, read
 
 SLOW_LIMIT_SECONDS = 10.0
+# Of a worker to the primary and to a replica: about as many requests are at work at the same time.
+WARM_CONNECTIONS = 2
 Answer = Response | str | tuple[Response | str, int]
 
 pages = Blueprint("pages", __name__)
@@ -41,7 +43,16 @@ def create(settings: Settings | None = None) -> Flask:
     )
     app.extensions["guestbook"] = (settings, Database(settings), Sessions(settings))
     app.register_blueprint(pages)
+    # Compiled once, before workers are forked, and not by the first request of each.
+    app.jinja_env.get_template("index.html")
     return app
+
+
+def warm(app: Flask) -> None:
+    """Open what the first requests of a process would have to wait for."""
+    _, database, sessions = app.extensions["guestbook"]
+    database.warm(WARM_CONNECTIONS)
+    sessions.ping()
 
 
 def _parts() -> tuple[Settings, Database, Sessions]:

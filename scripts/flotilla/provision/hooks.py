@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from flotilla.provision.change import Change
+from flotilla.provision.change import Change, Verb
 from flotilla.provision.world import World
 
 NAME = "drain"
@@ -19,7 +19,7 @@ def changes(world: World, role: str, *, exists: bool) -> list[Change]:
     present = _present(world, group) if exists else None
     if present and all(present.get(key) == value for key, value in wanted.items()):
         return []
-    verb = "change" if present else "create"
+    verb: Verb = "change" if present else "create"
     detail = f"at most {wanted['HeartbeatTimeout']} s"
     act = partial(_put, world, group, wanted)
     return [Change(verb, "lifecycle hook", f"{group} {NAME}", act, detail)]
