@@ -91,7 +91,10 @@ def webs() -> Iterator[dict[str, Web]]:
 
 
 def hosts(*numbers: int, **changed: str) -> list[Host]:
-    return [Host(f"app-{number}", f"127.0.7.{number}", **changed) for number in numbers]
+    return [
+        Host(f"app-{number}", f"127.0.7.{number}", instance_id=f"i-{number}", **changed)
+        for number in numbers
+    ]
 
 
 def status_of(url: str) -> int:
@@ -151,7 +154,7 @@ def test_hosts_come_and_go_and_no_request_fails(follower, webs) -> None:
     follower.until_up("app-1", "app-2", "app-3", "app-4")
     follower.answers.now = [*hosts(1, 4), *hosts(2, 3, lifecycle="Terminating:Wait")]
     follower.until_up("app-1", "app-4")
-    gone = [Host(name, "", "terminated") for name in ("app-2", "app-3")]
+    gone = [Host(f"app-{n}", "", "terminated", instance_id=f"i-{n}") for n in (2, 3)]
     follower.answers.now = [*hosts(1, 4), *gone]
     until(lambda: follower.rounds() or set(follower.edge.statuses()) == {"app-1", "app-4"}, 15)
     served, failed = client.stop()
