@@ -188,7 +188,7 @@ def test_the_role_and_the_discovery_write_the_same_lines(render: Render) -> None
         assert haproxy_file.servers(text) == servers
         assert haproxy_file.with_servers(text, servers, port=80) == text
         options = haproxy_file.options(text, "app-10")
-        assert options.startswith("check inter 1s ")
+        assert options.startswith("check inter ")
         assert options.endswith(" cookie app-10") is sticky
 
 
