@@ -96,7 +96,10 @@ def one_round(count: int) -> dict[str, float]:
 
 def measured(balancer: Balancer, count: int) -> dict[str, float]:
     """A round on a HAProxy without servers."""
-    hosts = [Host(f"app-{n}", f"127.8.{n // 250}.{n % 250 + 1}") for n in range(count)]
+    hosts = [
+        Host(f"app-{n}", f"127.8.{n // 250}.{n % 250 + 1}", instance_id=f"i-{n}")
+        for n in range(count)
+    ]
     seconds = {}
     seconds["added_and_read_back"], _ = timed(lambda: settled(balancer, hosts, len(hosts)))
     seconds["written_and_checked"], _ = timed(balancer.write_servers)
@@ -109,7 +112,8 @@ def measured(balancer: Balancer, count: int) -> dict[str, float]:
         replace(host, state="terminated") if number % 4 == 0 else host
         for number, host in enumerate(hosts)
     ]
-    seconds["quarter_drained"], memory = timed(lambda: look(balancer, left, Memory()).memory)
+    known = Memory(instances={host.name: host.instance_id for host in hosts})
+    seconds["quarter_drained"], memory = timed(lambda: look(balancer, left, known).memory)
     seconds["quarter_deleted"], _ = timed(lambda: look(balancer, left, memory))
     assert len(balancer.servers()) == count - len(hosts[::4])
     return {key: round(value, 3) for key, value in seconds.items()}

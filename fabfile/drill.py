@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from invoke.context import Context
@@ -70,6 +71,9 @@ def deploy(
     attempt(options.demand, json=json)
     plan = drill.described(settings, options)
     attempt(lambda: _meant(settings, plan, env_confirmed, yes=yes), json=json)
+    # Faults are undone however it ends: SIGTERM and a closed terminal end it as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     told = attempt(
         lambda: drill.deploys(settings, options, said=said, outside=_outside(settings)), json=json
     )

@@ -20,7 +20,7 @@ from flotilla.snapshot import Host
 pytestmark = [needs_lab, pytest.mark.drill]
 
 RELOAD = "systemctl reload haproxy"
-RELOADS = 10
+RELOADS = 5  # of each load balancer
 IDLE_CLIENTS = 20
 # A socket that hangs is given up after 5 s, and whoever asks has other things to do before that.
 TOLD_SECONDS = 20
@@ -29,8 +29,8 @@ MOVE_SECONDS = 15
 
 
 def test_reloads_in_the_middle_of_a_deploy_bring_nobody_back_too_early(fleet: Rolling) -> None:
-    """Of both load balancers, for every host: in maintenance, switched, and just given back."""
-    moment = r"after (order \S+ state maint|call \S+ wait .*|order \S+ state ready)"
+    """Of both load balancers, for every host: in maintenance, and just given back."""
+    moment = r"after order \S+ state (maint|ready)"
     with (
         fleet.clients() as clients,
         fleet.deploying(moment, on_host(RELOAD, "lb"), every=True) as run,
@@ -41,7 +41,7 @@ def test_reloads_in_the_middle_of_a_deploy_bring_nobody_back_too_early(fleet: Ro
     fleet.is_whole(fleet.other)
 
 
-def test_ten_reloads_cut_no_idle_client(fleet: Rolling) -> None:
+def test_reloads_cut_no_idle_client(fleet: Rolling) -> None:
     with fleet.clients() as clients, IdleClients(fleet) as idle:
         for _ in range(RELOADS):
             fab("fleet.run", "--on", "lb", "--sudo", RELOAD)

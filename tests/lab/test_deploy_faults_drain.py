@@ -13,6 +13,7 @@ import pytest
 from guests import needs_lab, until
 from rolling import Rolling, on_host
 
+from flotilla.snapshot import Host
 from flotilla.traffic import Background
 
 pytestmark = [needs_lab, pytest.mark.drill]
@@ -26,14 +27,19 @@ def test_an_application_that_dies_costs_no_reader_anything_and_no_entry_is_lost(
     fleet: Rolling,
 ) -> None:
     with fleet.clients() as clients:
-        clients.mark("dying")
         for host in fleet.hosts("app")[:2]:
+            before = restarts(fleet, host)
             fleet.command(host.name, KILL_APP)
-            until(lambda: not fleet.why_not_whole(fleet.version), 30, "it is back")
-        seen = clients.stop()
-    # A client may send an entry again, because it has an id: nobody else may.
-    assert seen["failed"] == 0, seen["failures"]
+            until(lambda: restarts(fleet, host) > before, 20, "systemd starts it again")  # noqa: B023
+            until(lambda: not fleet.why_not_whole(fleet.version), 30, "it serves again")
+        # A client may send an entry again, because it has an id: nobody else may.
+        clients.saw_nothing()
     fleet.is_whole(fleet.version)
+
+
+def restarts(fleet: Rolling, host: Host) -> int:
+    """How often the application of a host was started again after it died."""
+    return int(fleet.command(host.name, "systemctl show app.service -P NRestarts"))
 
 
 def test_an_application_that_dies_while_it_is_drained_does_not_stop_the_deploy(
@@ -88,7 +94,7 @@ def test_an_answer_that_never_ends_is_cut_at_the_deadline_and_counted(fleet: Rol
             outcome = run.exits(1)
         clients.saw_nothing()
     assert outcome["result"] == "done"
-    assert outcome["cut"] == outcome["failed"] > 0, "a cut answer is a failed one"
+    assert 0 < outcome["cut"] <= outcome["failed"], "a cut answer is a failed one"
     assert 0 < stream.cuts <= len(outcome["steps"])
     fleet.is_whole(fleet.releases.a)
 

@@ -187,7 +187,9 @@ def test_the_role_and_the_discovery_write_the_same_lines(render: Render) -> None
         )
         assert haproxy_file.servers(text) == servers
         assert haproxy_file.with_servers(text, servers, port=80) == text
-        assert haproxy_file.options(text).startswith("check inter 1s ")
+        options = haproxy_file.options(text, "app-10")
+        assert options.startswith("check inter ")
+        assert options.endswith(" cookie app-10") is sticky
 
 
 def test_servers_that_the_host_follows_win_over_those_of_the_inventory(render: Render) -> None:

@@ -46,7 +46,8 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         with self._lock:
-            self.now += seconds
+            # Less than the last digit of a float would leave the clock where it is, for ever.
+            self.now += max(seconds, 1e-6)
 
 
 @dataclass

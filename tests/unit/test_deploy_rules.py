@@ -269,3 +269,12 @@ def test_counters_of_a_process_that_was_replaced_count_from_zero() -> None:
 def test_a_host_that_was_left_with_a_part_of_its_weight_is_not_left_alone() -> None:
     hosts = [host(1, version="2"), replace(host(2, version="2"), share=10.0), host(3, version="2")]
     assert planned(hosts).hosts == ["app-2"]
+
+
+def test_a_host_that_one_load_balancer_still_holds_out_is_not_left_alone() -> None:
+    """Commands that a load balancer was given while it hung are carried out once it goes on."""
+    held = host(2, version="2")
+    held = replace(held, views={**held.views, "lb-2": server("app-2", "DRAIN")})
+    hosts = [host(1, version="2"), held, host(3, version="2")]
+    assert not faults(hosts, seen_by(hosts), Options(adopt=True))
+    assert planned(hosts).hosts == ["app-2"]

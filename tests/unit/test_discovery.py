@@ -91,7 +91,10 @@ def webs() -> Iterator[dict[str, Web]]:
 
 
 def hosts(*numbers: int, **changed: str) -> list[Host]:
-    return [Host(f"app-{number}", f"127.0.7.{number}", **changed) for number in numbers]
+    return [
+        Host(f"app-{number}", f"127.0.7.{number}", instance_id=f"i-{number}", **changed)
+        for number in numbers
+    ]
 
 
 def status_of(url: str) -> int:
@@ -151,7 +154,7 @@ def test_hosts_come_and_go_and_no_request_fails(follower, webs) -> None:
     follower.until_up("app-1", "app-2", "app-3", "app-4")
     follower.answers.now = [*hosts(1, 4), *hosts(2, 3, lifecycle="Terminating:Wait")]
     follower.until_up("app-1", "app-4")
-    gone = [Host(name, "", "terminated") for name in ("app-2", "app-3")]
+    gone = [Host(f"app-{n}", "", "terminated", instance_id=f"i-{n}") for n in (2, 3)]
     follower.answers.now = [*hosts(1, 4), *gone]
     until(lambda: follower.rounds() or set(follower.edge.statuses()) == {"app-1", "app-4"}, 15)
     served, failed = client.stop()
@@ -250,7 +253,7 @@ def test_a_killed_service_goes_on_where_it_was(follower, webs) -> None:
 def test_a_server_added_just_before_a_kill_is_written_by_the_next_service(follower, webs) -> None:
     follower.answers.now = hosts(1)
     follower.until_up("app-1")
-    follower.edge.runtime.add({"app-2": f"127.0.7.2:{PORT}"}, "check inter 100ms rise 2")
+    follower.edge.runtime.add({"app-2": f"127.0.7.2:{PORT} check inter 100ms rise 2"})
     follower.answers.now = hosts(1, 2)
     follower.again()
     follower.until_up("app-1", "app-2")
@@ -302,7 +305,17 @@ def test_a_host_is_let_go_when_it_is_drained_on_every_load_balancer(tmp_path, we
         assert first.answers.ended[0] == "app-2"
 
 
-def test_sticky_servers_come_by_a_reload_and_wait_for_their_checks_too(tmp_path, webs) -> None:
+def cookies(url: str) -> set[str]:
+    """The servers that new clients are told to stay with."""
+    found = set()
+    for _ in range(20):
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            found.add(answer.headers["Set-Cookie"].partition(";")[0].partition("=")[2])
+    return found
+
+
+def test_sticky_servers_have_their_cookies_and_wait_for_their_checks_too(tmp_path, webs) -> None:
+    """By command, or by a reload where HAProxy takes no cookie by command."""
     cookie = "    cookie FLOTILLA insert indirect nocache httponly\n"
     with edge(tmp_path, listen=next(PORTS), more=cookie) as made:
         follower = Follower(made, Answers())
@@ -310,7 +323,11 @@ def test_sticky_servers_come_by_a_reload_and_wait_for_their_checks_too(tmp_path,
         follower.answers.now = hosts(1, 2)
         follower.until_up("app-1")
         assert made.statuses()["app-2"].startswith("DOWN")
-        assert "server app-1 127.0.7.1:18480 cookie app-1" in made.places.config.read_text()
+        assert cookies(made.url) == {"app-1"}
+        webs["app-2"].fit = True
+        follower.until_up("app-1", "app-2")
+        assert cookies(made.url) == {"app-1", "app-2"}
+        assert webs["app-1"].served
         follower.answers.now = [*hosts(1), *hosts(2, lifecycle="Terminating:Wait")]
         follower.rounds(2)
         assert made.statuses()["app-2"] == "MAINT"

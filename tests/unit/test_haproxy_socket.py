@@ -199,7 +199,7 @@ def test_nothing_is_changed_once_the_guard_says_no(lb: Runtime) -> None:
         lambda: guarded.cut_sessions("app-1"),
         lambda: guarded.admit("app-1"),
         lambda: guarded.delete("app-1"),
-        lambda: guarded.add({"app-3": "127.0.0.1:1"}, "check"),
+        lambda: guarded.add({"app-3": "127.0.0.1:1 check"}),
     ):
         with pytest.raises(Refused, match="the lock was lost"):
             change()

@@ -40,11 +40,11 @@ VERSION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 RECORD = ".release.json"
 UNIT = "app.service"
 MIGRATE_SECONDS = 600
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 # A release that ends this often while it should start will not get better by waiting.
 CRASHES = 3
-# Nor one that runs and names another version: ten answers are two seconds.
-WRONG_ANSWERS = 10
+# Nor one that runs and names another version: twenty answers are two seconds.
+WRONG_ANSWERS = 20
 WRONG_VERSION = "names version"
 ANSWER_SECONDS = 3
 # Answers in a row before a host counts as ready: one may come from a worker while another one is

@@ -7,9 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import ClientError
-
-from flotilla.aws.errors import code
 from flotilla.aws.session import client, described
 from flotilla.aws.waiters import paginate
 from flotilla.errors import FlotillaError
@@ -18,8 +15,6 @@ from flotilla.wait import DeadlineError, until
 
 # On their way out: Auto Scaling replaces them, or was told not to.
 LEAVING = ("Terminating", "Detaching", "Terminated")
-HELD = "Terminating:Wait"
-ENDING = "autoscaling:EC2_INSTANCE_TERMINATING"
 # What would launch or end hosts for reasons of its own while hosts are exchanged one by one. Not
 # suspended: Launch and Terminate, which do the exchange, and what replaces a host that dies.
 DISTURBING = ("AZRebalance", "AlarmNotification", "ScheduledActions", "InstanceRefresh")
@@ -133,41 +128,6 @@ def end(settings: Settings, role: str, instance_id: str) -> None:
     _read_back(
         settings, role, lambda seen: instance_id not in seen.staying, f"{instance_id} leaving"
     )
-
-
-def let_go(settings: Settings, role: str, instances: Collection[str]) -> None:
-    """Tell Auto Scaling that it need not wait with the end of these: the caller has drained them.
-
-    Its hooks hold a host back until the load balancers have let go of it, or their time is over.
-    """
-    held = {
-        member.instance_id
-        for member in group(settings, role).members
-        if member.instance_id in instances and member.lifecycle == HELD
-    }
-    if not held:
-        return
-    name, scaling = settings.name_of(role), client(settings, "autoscaling")
-    with described(settings, f"let {', '.join(sorted(held))} go"):
-        hooks = scaling.describe_lifecycle_hooks(AutoScalingGroupName=name)["LifecycleHooks"]
-        for instance_id in held:
-            for hook in hooks:
-                if hook["LifecycleTransition"] == ENDING:
-                    _complete(scaling, name, hook["LifecycleHookName"], instance_id)
-
-
-def _complete(scaling: Any, name: str, hook: str, instance_id: str) -> None:
-    try:
-        scaling.complete_lifecycle_action(
-            AutoScalingGroupName=name,
-            LifecycleHookName=hook,
-            InstanceId=instance_id,
-            LifecycleActionResult="CONTINUE",
-        )
-    except ClientError as error:
-        # A load balancer was first: it waits no more.
-        if code(error) != "ValidationError":
-            raise
 
 
 def suspend(settings: Settings, role: str, processes: Collection[str]) -> None:

@@ -7,7 +7,9 @@ The order is what keeps requests from failing, each step read back before the ne
    before a reload, which were told neither
 3. the other release; the host itself must be ready and name the version
 4. drain and `health down` in one line: HAProxy forgets the check result of before and must see
-   fresh passes; a server that leaves maintenance directly is given requests before any check
+   fresh passes; a server that leaves maintenance directly is given requests before any check.
+   Without sticky clients a drained server is given nothing, so its checks begin to run while the
+   application still starts
 5. ready, and UP on every load balancer
 6. with a part of its share at first if it is the canary, watched and compared with the others
 """
@@ -27,7 +29,7 @@ from flotilla.deploy.soak import Soak, Trial
 from flotilla.deploy.world import World
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.rules import deploy as rules
-from flotilla.rules.rotation import FULL
+from flotilla.rules.rotation import DRAINED, FULL, MAINTENANCE
 from flotilla.wait import DeadlineError, until
 
 __all__ = ["Limits", "Roll", "Step", "Trial"]
@@ -102,9 +104,17 @@ class Roll:
         if version is None:
             self.leave_down(name)
             return
+        share = trial.shares[0] if trial else FULL
         with self._step(name, "ready on the host"):
-            self.shift.meanwhile(name, lambda: self._ready(name, version))
-        self._return(name, trial)
+            sticky = self.shift.balancers.is_sticky()
+            if not sticky:
+                self._guard()
+                self.shift.arm(name, share)
+            held = MAINTENANCE if sticky else DRAINED
+            self.shift.meanwhile(name, lambda: self._ready(name, version), held)
+        self.bring_back(name, share, armed=not sticky)
+        if trial:
+            self.prove(name, trial)
 
     def take_out(self, name: str) -> None:
         """Steps 1 and 2. With sticky clients step 1 would never end, so it is left out."""
@@ -118,11 +128,13 @@ class Roll:
             self._guard()
             self.shift.order(name, "state maint")
 
-    def bring_back(self, name: str, share: int = FULL) -> None:
-        """Steps 4 and 5, with ``share`` percent of its weight."""
+    def bring_back(self, name: str, share: int = FULL, *, armed: bool = False) -> None:
+        """Steps 4 and 5, with a share of its weight in percent; ``armed``: its checks run."""
         with self._step(name, "checked by every load balancer"):
-            self._guard()
-            self.shift.gate(name, share)
+            if not armed:
+                self._guard()
+                self.shift.arm(name, share)
+            self.shift.gate(name)
         with self._step(name, "return"):
             self._guard()
             self.shift.give(name)
@@ -169,7 +181,9 @@ class Roll:
         elif runs and version and status["active"]:
             with self._step(name, "ready on the host"):
                 self._ready(name, version)
-            self._return(name, trial)
+            self.bring_back(name, trial.shares[0] if trial else FULL)
+            if trial:
+                self.prove(name, trial)
         else:
             self.host(name, version, trial)
 
@@ -179,11 +193,6 @@ class Roll:
 
     def _ready(self, name: str, version: str) -> None:
         self._call(name, "wait", version, "--seconds", f"{self.limits.boot:g}")
-
-    def _return(self, name: str, trial: Trial | None) -> None:
-        self.bring_back(name, trial.shares[0] if trial else FULL)
-        if trial:
-            self.prove(name, trial)
 
     def _change(self, name: str, version: str | None) -> None:
         if version is None:

@@ -31,6 +31,8 @@ _AGAIN = {MAINTENANCE: ("state maint",), DRAINED: ("state drain", "health down")
 # How often a server is looked at while its host is worked on; each look is a question to every load
 # balancer, and one that forgot it needs longer than this to be reached by a client.
 KEEP_SECONDS = 0.25
+# Between two looks that must both be good.
+AGAIN_SECONDS = 0.05
 
 
 class Shift:
@@ -78,9 +80,12 @@ class Shift:
         self._empty(name, MAINTENANCE, self.limits.idle_reads if sticky else 1)
         self._alone(name)
 
-    def gate(self, name: str, share: int) -> None:
-        """Drained with its checks on, until every load balancer has seen fresh ones pass."""
+    def arm(self, name: str, share: int) -> None:
+        """Drained with its checks on, and nothing they have seen so far counts."""
         self.order(name, f"weight {share}%", *_AGAIN[DRAINED])
+
+    def gate(self, name: str) -> None:
+        """Wait until every load balancer has seen fresh checks pass since ``arm``."""
         self.until(
             name,
             rotation.why_not_fit,
@@ -141,25 +146,31 @@ class Shift:
 
         ``held``: the state it must be in meanwhile; where it is lost, it is ordered again.
         """
-        reason, passed = "", 0
+        reason = ""
 
         def holds() -> bool:
-            nonlocal reason, passed
+            nonlocal reason
             if why := self.overdue():
                 raise HostFailed(why)
-            try:
-                views = self.balancers.views(name)
-                reason = self.keep(name, held, views) or why_not(views) or ""
-            except (Unreachable, HostFailed) as error:
-                reason = error.what
-            passed = 0 if reason else passed + 1
-            return passed >= reads
+            for number in range(reads):
+                if number:
+                    self._sleep(AGAIN_SECONDS)
+                reason = self._why_not(name, why_not, held)
+                if reason:
+                    return False
+            return True
 
         try:
             self._until(holds, seconds)
         except DeadlineError as error:
-            seen = reason or f"{name} was fit only {passed} times in a row"
-            raise HostFailed(f"{seen} after {error.seconds:g} s") from None
+            raise HostFailed(f"{reason} after {error.seconds:g} s") from None
+
+    def _why_not(self, name: str, why_not: WhyNot, held: str) -> str:
+        try:
+            views = self.balancers.views(name)
+            return self.keep(name, held, views) or why_not(views) or ""
+        except (Unreachable, HostFailed) as error:
+            return error.what
 
     def keep(self, name: str, held: str, views: rotation.Views | None = None) -> str:
         """Order its state again where it was lost, and say where that was."""
@@ -173,15 +184,15 @@ class Shift:
         self.notes.append(said)
         return said
 
-    def meanwhile(self, name: str, work: Callable[[], object]) -> None:
-        """Do ``work`` on the host and keep it in maintenance until that is over."""
+    def meanwhile(self, name: str, work: Callable[[], object], held: str = MAINTENANCE) -> None:
+        """Do ``work`` on the host and keep it out of rotation until that is over."""
         done = threading.Event()
         with ThreadPoolExecutor(max_workers=1) as pool:
             future = pool.submit(work)
             future.add_done_callback(lambda _: done.set())
             while not done.wait(KEEP_SECONDS):
                 try:
-                    self.keep(name, MAINTENANCE)
+                    self.keep(name, held)
                 except FlotillaError:
                     continue  # a load balancer that does not answer is met at the gate
             future.result()

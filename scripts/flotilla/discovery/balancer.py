@@ -87,21 +87,23 @@ class Balancer:
     def _add(self, orders: Sequence[Order]) -> list[str]:
         if not orders:
             return []
-        options = self._options()
-        wanted = {order.name: f"{order.address}:{self._port}" for order in orders}
-        said = self._runtime.add(wanted, options, backend=BACKEND)
+        text = self._text()
+        try:
+            wanted = {
+                order.name: (
+                    f"{order.address}:{self._port} {haproxy_file.options(text, order.name)}"
+                )
+                for order in orders
+            }
+        except ValueError as error:
+            raise HostFailed(f"{self._places.config}: {error}") from None
+        said = self._runtime.add(wanted, backend=BACKEND)
         there = self._runtime.servers(BACKEND)
         refused = {order.name: order.address for order in orders if order.name not in there}
         return self._by_reload(refused, said) if refused else []
 
-    def _options(self) -> str:
-        try:
-            return haproxy_file.options(self._text())
-        except ValueError as error:
-            raise HostFailed(f"{self._places.config}: {error}") from None
-
     def _by_reload(self, refused: Mapping[str, str], said: str) -> list[str]:
-        """A server with a cookie of its own cannot be added by command: the file and a reload can.
+        """HAProxy 2.6 takes no server with a cookie by command; the file and a reload it does.
 
         The reload starts servers that are new to it DOWN, so these wait for their checks as well.
         """

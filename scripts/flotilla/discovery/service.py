@@ -1,7 +1,7 @@
 """The service: ask EC2 every few seconds, let the rule decide, act, read back, say what was done.
 
-Killed at any moment it goes on from what HAProxy has: nothing but the names of the servers that it
-drained itself is remembered, and those are written before the drain.
+Killed at any moment it goes on from what HAProxy has. Remembered are only which servers it drained
+itself, written before the drain, and which instances they lead to.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Service:
         self._answer: Future[list[Host]] | None = None
         self._due = clock()
         self._failures = 0
-        self._memory = Memory(drained=_read(self._memory_file).get("drained", {}))
+        kept = _read(self._memory_file)
+        self._memory = Memory({}, kept.get("drained", {}), kept.get("instances", {}))
         self._report = Report(changes=tuple(_read(self._report_file).get("changes", ())))
         self._said: str | None = None
 
@@ -128,7 +129,8 @@ class Service:
         except (FlotillaError, OSError) as error:
             self._tell(f"not followed: {error}")
             return
-        self._report.answered_at, self._report.hosts = self._now(), len(hosts)
+        self._report.answered_at = self._now()
+        self._report.hosts = sum(host.is_wanted for host in hosts)
         self._report.notes = tuple(notes)
         self._tell("")
 
@@ -136,9 +138,9 @@ class Service:
         out_bit = self._balancer.out_bit()
         limits = replace(self._limits, out_bit=out_bit)
         decision = decide(hosts, self._balancer.servers(), self._memory, limits)
-        if decision.memory.drained != self._memory.drained:
-            content = json.dumps({"drained": dict(decision.memory.drained)})
-            files.replace(self._memory_file, content)
+        if replace(decision.memory, absences={}) != replace(self._memory, absences={}):
+            kept = {name: dict(getattr(decision.memory, name)) for name in ("drained", "instances")}
+            files.replace(self._memory_file, json.dumps(kept))
         self._memory = decision.memory
         self._note(decision.orders)
         refused = self._balancer.carry_out(decision.orders, out_bit) if decision.orders else []

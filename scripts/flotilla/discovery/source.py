@@ -85,26 +85,25 @@ def _client(service: str) -> Any:
 def as_hosts(instances: Sequence[Mapping[str, Any]], lifecycles: Mapping[str, str]) -> list[Host]:
     """Hosts with the names that the fleet's inventory gives them.
 
-    ``instances`` as DescribeInstances has them, ``lifecycles`` by instance id. A host that is gone
-    keeps its name until another one has it. A new host takes its name before it is configured:
-    without one it cannot serve, and a server under an interim name would soon have to go again.
+    ``instances`` as DescribeInstances has them, ``lifecycles`` by instance id. Hosts that are gone
+    may have the names of others: a name is free as soon as its host ends. A new host takes its name
+    before it is configured: without one it cannot serve, and a server under an interim name would
+    soon have to go again.
     """
-    alive = [one for one in instances if one["State"]["Name"] not in GONE and not _is_nameless(one)]
     gone = [one for one in instances if one["State"]["Name"] in GONE]
+    alive = [one for one in instances if one["State"]["Name"] not in GONE and not _is_nameless(one)]
     names = {**_names(gone), **_names(alive)}
-    taken = {names[one["InstanceId"]] for one in alive}
-    kept = [one for one in gone if names[one["InstanceId"]] not in taken]
-    hosts = {
-        names[one["InstanceId"]]: Host(
+    hosts = [
+        Host(
             name=names[one["InstanceId"]],
             address=one.get("PrivateIpAddress") or "",
             state=one["State"]["Name"],
             lifecycle=lifecycles.get(one["InstanceId"], ""),
             instance_id=one["InstanceId"],
         )
-        for one in [*kept, *alive]
-    }
-    return [hosts[name] for name in sorted(hosts)]
+        for one in (*gone, *alive)
+    ]
+    return sorted(hosts, key=lambda host: (host.name, host.instance_id))
 
 
 def _is_nameless(instance: Mapping[str, Any]) -> bool:

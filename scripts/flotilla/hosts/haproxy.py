@@ -120,22 +120,20 @@ class Runtime:
         """End every session on a server at once: clients in the middle of one see it broken off."""
         self.command(f"shutdown sessions server {backend}/{server}")
 
-    def add(self, servers: Mapping[str, str], options: str, *, backend: str = "app") -> str:
-        """Add servers (name to ``address:port``) and admit them; what HAProxy said against it.
+    def add(self, servers: Mapping[str, str], *, backend: str = "app") -> str:
+        """Add servers and admit them; what HAProxy said against it.
 
-        They inherit nothing from a ``default-server``: ``options`` must say it all. An answer other
-        than "" means that some were refused: read back which. A server is added and admitted by one
-        line, so that whoever is killed here leaves none behind in maintenance.
+        ``servers`` is by name the address, port and options, as in a file: they inherit nothing
+        from a ``default-server``. An answer other than "" means that some were refused: read back
+        which. A server is added and admitted by one line, so that whoever is killed here leaves
+        none behind in maintenance.
         """
+        self._guard()
         wanted = [
             command
-            for name, address in servers.items()
-            for command in (
-                f"add server {backend}/{name} {address} {options}",
-                *_admission(name, backend),
-            )
+            for name, text in servers.items()
+            for command in (f"add server {backend}/{name} {text}", *_admission(name, backend))
         ]
-        self._guard()
         said = "".join(self._send("; ".join(batch)) for batch in _batches(wanted, ADD_BATCH))
         lines = (line.strip() for line in said.splitlines())
         return "; ".join(sorted({line for line in lines if line and line != REGISTERED}))

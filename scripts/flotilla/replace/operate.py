@@ -92,7 +92,8 @@ def exchange(
                     going_back=ON_REQUEST if options.back else agreed.why_back,
                 )
 
-            outcome = _carry_out(settings, agreed, world.balancers, made)
+            ours = world.guarded(lock.check).balancers
+            outcome = _carry_out(settings, agreed, ours, made)
     recorded(settings, outcome)
     if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
         raise Interrupted(

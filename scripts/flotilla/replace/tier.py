@@ -131,12 +131,10 @@ class Scaled:
         for host in hosts:
             scaling.end(self._settings, self._role, host.instance_id)
         names = {host.name for host in hosts}
-        ended = {host.instance_id for host in hosts}
         left: set[str] = set()
 
         def forgotten() -> bool:
             nonlocal left
-            scaling.let_go(self._settings, self._role, ended)
             left = {n for mine in self._balancers.servers().values() for n in mine if n in names}
             return not left
 

@@ -109,7 +109,8 @@ def faults(
 
 def why_unneeded(host: Host, version: str) -> str | None:
     """Why a host can be left alone, None when it has to be changed."""
-    if host.version != version or not host.is_serving or host.share < FULL:
+    everywhere = host.is_serving and not host.is_out and not host.is_disputed
+    if host.version != version or not everywhere or host.share < FULL:
         return None
     return None if host.stale else f"runs {version} already"
 

@@ -5,6 +5,8 @@ Invariants, whatever EC2 answers:
 - an answer that is empty or failed orders nothing;
 - the last server that serves is never drained, and in one round at most ``most_percent`` of the
   servers are drained, or deleted, or one of them where that is less than one;
+- a server's host is gone by EC2's word only if that word is about the instance that was seen behind
+  it: instances that ended keep their names for an hour, and names are given again;
 - a host that only is not listed counts as gone after ``absences`` answers in a row; an answer in
   which more than ``most_percent`` of the servers are missing while they pass their checks is not
   believed;
@@ -18,7 +20,7 @@ own fresh checks bring it up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from flotilla.rules.rotation import Server
@@ -107,10 +109,12 @@ class Memory:
 
     ``absences``: by server, in how many answers in a row its host was not listed. ``drained``: the
     servers that we drained, with their addresses; every other drain or maintenance is somebody's.
+    ``instances``: by server, the id of the instance that it leads to.
     """
 
     absences: Mapping[str, int] = field(default_factory=dict)
     drained: Mapping[str, str] = field(default_factory=dict)
+    instances: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,45 +159,85 @@ class _Leaver:
     is_absent: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """An answer beside what HAProxy has.
+
+    ``present`` are hosts that are not gone, ``matching`` those whose server has their name and
+    address. By server: ``gone`` why its instance is, ``absences`` as in ``Memory``.
+    """
+
+    present: Sequence[Host]
+    matching: Mapping[str, Host]
+    drained: Mapping[str, str]
+    instances: Mapping[str, str]
+    gone: Mapping[str, str]
+    absences: Mapping[str, int]
+
+
 def decide(
     hosts: Sequence[Host],
     servers: Mapping[str, Seen],
     memory: Memory,
     limits: Limits = Limits(),
 ) -> Decision:
-    """One round, from one good answer. ``hosts`` have different names."""
-    drained = _still_drained(servers, memory, limits)
-    if not any(host.is_wanted for host in hosts):
+    """One round, from one good answer. ``hosts`` that are not gone have different names."""
+    look = _look(hosts, servers, memory, limits)
+    drained = dict(look.drained)
+    if not any(host.is_wanted for host in look.present):
         why = f"EC2 lists no application host that is to serve; {len(servers)} servers stay"
-        return Decision((), Memory({}, drained), (why,) if servers else ())
-    absences = _absences(hosts, servers, memory)
+        return Decision((), Memory({}, drained, look.instances), (why,) if servers else ())
     most = max(1, len(servers) * limits.most_percent // 100)
-    found = list(_leavers(hosts, servers, drained, absences, limits))
-    addresses = {host.address for host in hosts}
-    missing = [
-        name
-        for name in absences
-        if servers[name].is_serving and servers[name].address not in addresses
-    ]
-    leavers, doubts = _believed(found, missing, len(servers), most)
+    leavers, doubts = _believed(
+        list(_leavers(look, servers, limits)), _missing(look, servers), most
+    )
     back = [
-        Order(Kind.RETURN, name, drained[name], "its host is back")
-        for name, host in _matching(hosts, servers).items()
+        Order(Kind.RETURN, name, drained.pop(name), "its host is back")
+        for name, host in look.matching.items()
         if name in drained and host.is_wanted
     ]
     drains, kept = _drains(leavers, servers, most)
-    deletes = _deletes(leavers, most)
-    drained = {k: v for k, v in drained.items() if k not in {order.name for order in back}}
     drained |= {order.name: order.address for order in drains}
-    # A host that was given a new name while somebody works on it stays out under that one, too.
-    held = {s.address for name, s in servers.items() if s.is_forced_out and name not in drained}
-    adds = [
+    orders = (*_adds(look, servers), *back, *drains, *_deletes(leavers, most))
+    return Decision(orders, Memory(look.absences, drained, look.instances), (*doubts, *kept))
+
+
+def _look(
+    hosts: Sequence[Host], servers: Mapping[str, Seen], memory: Memory, limits: Limits
+) -> _Look:
+    present = [host for host in hosts if host.state not in GONE]
+    matching = {
+        host.name: host
+        for host in present
+        if host.name in servers and host.address == servers[host.name].address
+    }
+    instances = {name: one for name, one in memory.instances.items() if name in servers}
+    instances |= {name: host.instance_id for name, host in matching.items()}
+    ended = {host.instance_id: host.why_leaving for host in hosts if host.state in GONE}
+    gone = {name: ended[one] for name, one in instances.items() if one in ended}
+    known = {*gone, *(host.name for host in present)}
+    absences = {n: memory.absences.get(n, 0) + 1 for n in servers if n not in known}
+    return _Look(
+        present, matching, _still_drained(servers, memory, limits), instances, gone, absences
+    )
+
+
+def _adds(look: _Look, servers: Mapping[str, Seen]) -> list[Order]:
+    """A host that was given a new name while somebody works on it stays out under that one, too."""
+    out = {n: seen.address for n, seen in servers.items() if seen.is_forced_out}
+    held = {address for name, address in out.items() if name not in look.drained}
+    return [
         Order(Kind.ADD, host.name, host.address, "a host that is to serve")
-        for host in hosts
+        for host in look.present
         if host.is_wanted and host.name not in servers and host.address not in held
     ]
-    orders = (*adds, *back, *drains, *deletes)
-    return Decision(orders, Memory(absences, drained), (*doubts, *kept))
+
+
+def _missing(look: _Look, servers: Mapping[str, Seen]) -> list[str]:
+    """Servers that serve and that EC2 lists under no name."""
+    addresses = {host.address for host in look.present}
+    serving = (name for name in look.absences if servers[name].is_serving)
+    return [name for name in serving if servers[name].address not in addresses]
 
 
 def released(hosts: Sequence[Host], balancers: Sequence[Mapping[str, Server] | None]) -> list[Host]:
@@ -219,16 +263,7 @@ def _is_used(name: str, servers: Mapping[str, Server]) -> bool:
 
 def after_no_answer(memory: Memory) -> Memory:
     """Absences are counted in answers in a row, and this one is missing."""
-    return Memory({}, memory.drained)
-
-
-def _matching(hosts: Sequence[Host], servers: Mapping[str, Seen]) -> dict[str, Host]:
-    """Hosts whose server has their name and their address."""
-    return {
-        host.name: host
-        for host in hosts
-        if host.name in servers and host.address in {"", servers[host.name].address}
-    }
+    return replace(memory, absences={})
 
 
 def _still_drained(servers: Mapping[str, Seen], memory: Memory, limits: Limits) -> dict[str, str]:
@@ -242,50 +277,48 @@ def _still_drained(servers: Mapping[str, Seen], memory: Memory, limits: Limits) 
     }
 
 
-def _absences(hosts: Sequence[Host], servers: Mapping[str, Seen], memory: Memory) -> dict[str, int]:
-    named = {host.name for host in hosts}
-    return {name: memory.absences.get(name, 0) + 1 for name in servers if name not in named}
-
-
-def _leavers(
-    hosts: Sequence[Host],
-    servers: Mapping[str, Seen],
-    drained: Mapping[str, str],
-    absences: Mapping[str, int],
-    limits: Limits,
-) -> Iterator[_Leaver]:
-    """The servers that have to go, an answer that is not believed left aside."""
-    by_name = {host.name: host for host in hosts}
-    renamed = {host.address: host.name for host in hosts if host.is_wanted}
+def _leavers(look: _Look, servers: Mapping[str, Seen], limits: Limits) -> Iterator[_Leaver]:
+    """The servers that have to go, whether the answer is believed or not."""
     for name, seen in sorted(servers.items()):
-        host, held = by_name.get(name), seen.is_forced_out and name not in drained
-        new = renamed.get(seen.address, name)
-        if host is not None and host.address in {"", seen.address}:
-            if host.why_leaving:
-                yield _Leaver(seen, host.why_leaving, host.state in GONE)
-        elif new != name and _serves(servers.get(new), seen.address):
-            yield _Leaver(seen, f"its host is called {new} now", is_final=True)
-        elif host is not None:
-            yield _Leaver(seen, f"{name} is another host now, {host.address}", is_final=True)
-        elif new != name and seen.is_serving:
-            continue  # until it serves under its new name
-        elif absences[name] >= (limits.held_absences if held else limits.absences):
-            why = f"EC2 has not listed it {absences[name]} times in a row"
-            yield _Leaver(seen, why, is_final=True, is_absent=True)
+        if name in look.gone:
+            yield _Leaver(seen, look.gone[name], is_final=True)
+        elif name in look.matching:
+            if why := look.matching[name].why_leaving:
+                yield _Leaver(seen, why, is_final=False)
+        elif why := _why_another(name, seen, look, servers):
+            yield _Leaver(seen, why, is_final=True)
+        elif name in look.absences and not _is_renamed(seen, look):
+            held = seen.is_forced_out and name not in look.drained
+            if look.absences[name] >= (limits.held_absences if held else limits.absences):
+                why = f"EC2 has not listed it {look.absences[name]} times in a row"
+                yield _Leaver(seen, why, is_final=True, is_absent=True)
 
 
-def _serves(seen: Seen | None, address: str) -> bool:
-    return seen is not None and seen.address == address and seen.is_serving
+def _why_another(name: str, seen: Seen, look: _Look, servers: Mapping[str, Seen]) -> str:
+    """Why a server's name is not its host's any more; "" while that has to be waited for."""
+    for host in look.present:
+        under = servers.get(host.name)
+        if host.name != name and host.address == seen.address and host.is_wanted:
+            if under is not None and under.address == host.address and under.is_serving:
+                return f"its host is called {host.name} now"
+        elif host.name == name and host.address:
+            return f"{name} is another host now, {host.address}"
+    return ""
+
+
+def _is_renamed(seen: Seen, look: _Look) -> bool:
+    """Whether it serves a host that is yet to serve under its new name."""
+    return seen.is_serving and any(h.address == seen.address for h in look.present if h.is_wanted)
 
 
 def _believed(
-    leavers: Sequence[_Leaver], missing: Sequence[str], count: int, most: int
+    leavers: Sequence[_Leaver], missing: Sequence[str], most: int
 ) -> tuple[list[_Leaver], tuple[str, ...]]:
     """The leavers, without those that only are missing when too many are ``missing`` and serve."""
     if len(missing) <= most:
         return list(leavers), ()
     note = (
-        f"EC2 does not list {len(missing)} of {count} servers, and they pass their checks: "
+        f"EC2 does not list {len(missing)} servers, and they pass their checks: "
         "the answer is not believed, they stay"
     )
     return [one for one in leavers if not (one.is_absent and one.seen.is_serving)], (note,)

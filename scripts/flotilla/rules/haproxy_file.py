@@ -25,22 +25,28 @@ def servers(text: str) -> dict[str, str]:
 def with_servers(text: str, wanted: Mapping[str, str], *, port: int) -> str:
     """The text with these servers and no others. ``ValueError`` as above."""
     before, _, after = _parts(text)
-    is_sticky = _is_sticky(before)
     lines = (
-        f"    server {name} {address}:{port}{f' cookie {name}' if is_sticky else ''}\n"
+        f"    server {name} {address}:{port}{_own(before, name)}\n"
         for name, address in sorted(wanted.items())
     )
     return before + "".join(lines) + after
 
 
-def options(text: str) -> str:
-    """What a server of this backend gets from its ``default-server``: a server that is added by
-    command inherits nothing. ``ValueError`` without one.
+def options(text: str, name: str) -> str:
+    """What the file would give this server: a server that is added by command inherits nothing from
+    the ``default-server``. ``ValueError`` without one.
     """
-    found = re.findall(r"^\s+default-server (.+)$", _section(_parts(text)[0]), re.MULTILINE)
+    before = _parts(text)[0]
+    found = re.findall(r"^\s+default-server (.+)$", _section(before), re.MULTILINE)
     if not found:
         raise ValueError("the backend has no default-server line")
-    return str(found[-1]).strip()
+    return f"{found[-1].strip()}{_own(before, name)}"
+
+
+def _own(before: str, name: str) -> str:
+    """What is a server's own: its cookie, where clients are kept on a server by one."""
+    is_sticky = re.search(r"^\s+cookie \S", _section(before), re.MULTILINE)
+    return f" cookie {name}" if is_sticky else ""
 
 
 def peers(text: str) -> list[str]:
@@ -49,10 +55,6 @@ def peers(text: str) -> list[str]:
     mine = next((one for one in sections if one.startswith(f"backend {PEERS}\n")), "")
     found = (_LINE.match(line) for line in mine.splitlines())
     return [f"{match['address']}:{match['port']}" for match in found if match]
-
-
-def _is_sticky(before: str) -> bool:
-    return bool(re.search(r"^\s+cookie \S", _section(before), re.MULTILINE))
 
 
 def _section(before: str) -> str:
