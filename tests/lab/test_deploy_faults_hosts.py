@@ -93,6 +93,7 @@ def test_a_host_taken_out_in_the_middle_is_not_counted_on(fleet: Rolling) -> Non
     fleet.is_whole(fleet.version)
 
 
+@pytest.mark.timeout(480)  # a host boots, or is forgotten, meanwhile
 def test_a_host_that_is_lost_in_the_middle_is_named_and_its_successor_gets_the_release(
     fleet: Rolling,
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_host_that_is_lost_in_the_middle_is_named_and_its_successor_gets_the_r
     fleet.is_whole(wanted)
 
 
+@pytest.mark.timeout(480)  # a host boots, or is forgotten, meanwhile
 def test_a_host_that_joins_in_the_middle_ends_on_the_same_release(fleet: Rolling) -> None:
     wanted = fleet.other
     try:

@@ -63,6 +63,7 @@ class HostServer(ThreadingHTTPServer):
     broken = False
     # Health checks go on passing: what only the soak sees.
     erring_from = float("inf")
+    seconds = 0.0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/slow"):
             time.sleep(1)
+        if self.path != "/healthz":
+            time.sleep(self.server.seconds)
         erring = time.monotonic() > self.server.erring_from and self.path != "/healthz"
         status = 500 if self.server.broken or erring else 200
         body = self.server.version.encode()
@@ -101,6 +104,7 @@ class Machine:
     broken: set[str] = field(default_factory=set)  # versions that never get healthy
     lies: set[str] = field(default_factory=set)  # versions that name another one
     erring: dict[str, float] = field(default_factory=dict)  # version -> seconds until it errs
+    slow: dict[str, float] = field(default_factory=dict)  # version -> seconds for each answer
     calls: list[str] = field(default_factory=list)
     server: HostServer | None = None
 
@@ -110,6 +114,7 @@ class Machine:
         self.server = HostServer(("127.0.0.1", self.port), Handler)
         self.server.version = "another" if version in self.lies else version
         self.server.broken = version in self.broken
+        self.server.seconds = self.slow.get(version, 0.0)
         self.server.erring_from = time.monotonic() + self.erring.get(version, float("inf"))
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 

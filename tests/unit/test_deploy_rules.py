@@ -278,3 +278,32 @@ def test_a_host_that_one_load_balancer_still_holds_out_is_not_left_alone() -> No
     hosts = [host(1, version="2"), held, host(3, version="2")]
     assert not faults(hosts, seen_by(hosts), Options(adopt=True))
     assert planned(hosts).hosts == ["app-2"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "forgot"),
+    [
+        ("UP", rotation.DRAINED, True),
+        ("UP 1/2", rotation.DRAINED, True),
+        ("DRAIN", rotation.DRAINED, False),
+        ("DOWN", rotation.DRAINED, False),  # it was down when it was drained
+        ("MAINT", rotation.MAINTENANCE, False),
+        ("MAINT (via app/app-2)", rotation.MAINTENANCE, False),
+        ("DOWN", rotation.MAINTENANCE, True),  # it would serve as soon as it is up
+        ("DRAIN", rotation.MAINTENANCE, True),
+    ],
+)
+def test_a_load_balancer_that_forgot_is_told_from_one_that_did_not(
+    status: str, state: str, forgot: bool
+) -> None:
+    views = {"lb-1": server("app-1", state), "lb-2": server("app-1", status)}
+    assert rotation.forgotten(views, state) == (["lb-2"] if forgot else [])
+
+
+def test_a_share_is_read_back_from_every_load_balancer() -> None:
+    assert rotation.why_not_share("app-1", {"lb-1": 10.0, "lb-2": 9.5}, 10) is None
+    assert rotation.why_not_share("app-1", {"lb-1": 10.0, "lb-2": 100.0}, 10) == (
+        "app-1 has 100% of its weight on lb-2, not 10%"
+    )
+    # With the default weight of 1, a tenth is nothing.
+    assert rotation.why_not_share("app-1", {"lb-1": 0.0}, 10) is not None

@@ -33,6 +33,19 @@ def test_a_release_that_errs_once_it_serves_is_seen_by_the_canary_only(fleet: Fl
     assert fleet.everything_up()
 
 
+def test_a_release_that_is_slow_to_answer_is_taken_back(fleet: Fleet) -> None:
+    """The slower it is the less it is given: how soon there are answers enough is chance."""
+    for machine in fleet.machines.values():
+        machine.slow["2"] = 0.6
+    with traffic(fleet) as clients:
+        outcome = fleet.deploy("2", replace(SOAKED, soak=9))
+        seen = clients.stop()
+    assert outcome.result == "rolled back"
+    assert " answers in " in outcome.reason
+    assert seen["failed"] == 0
+    assert fleet.versions == ["1", "1", "1"]
+
+
 def test_a_canary_at_a_tenth_is_given_a_tenth_of_the_requests(fleet: Fleet) -> None:
     with traffic(fleet) as clients:
         outcome = fleet.deploy("2", replace(SOAKED, soak=4, shares=(10, 100)))

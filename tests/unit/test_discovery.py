@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import os
 import threading
@@ -181,6 +182,24 @@ def test_a_reload_gives_the_same_set_and_the_same_states(follower, webs) -> None
         follower.rounds(2)
     assert client.stop()[1] == 0
     assert webs["app-4"].served == 0
+
+
+def test_clients_that_idle_on_kept_connections_survive_ten_reloads(follower, webs) -> None:
+    """http.client opens a new connection only after an answer that said so."""
+    follower.answers.now = hosts(1, 2)
+    follower.until_up("app-1", "app-2")
+    address = follower.edge.url.removeprefix("http://").strip("/")
+    clients = [http.client.HTTPConnection(address, timeout=5) for _ in range(20)]
+    for reloads in range(11):
+        for client in clients:
+            client.request("GET", "/")
+            answer = client.getresponse()
+            answer.read()
+            assert answer.status == 200
+        if reloads < 10:
+            assert follower.edge.script().returncode == 0
+            follower.rounds(1)
+    assert sum(web.served for web in webs.values()) == 11 * len(clients)
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])

@@ -14,7 +14,7 @@ from flotilla.rules.soak import (
     chance,
     increase,
     seen,
-    timed,
+    why_slow,
     why_unfit,
 )
 
@@ -75,17 +75,22 @@ def test_checks_that_fail_count_without_any_traffic() -> None:
 def test_slower_is_three_times_and_a_quarter_of_a_second(
     mine: float, others: float, unfit: bool
 ) -> None:
-    told = why_unfit(
-        "app-1",
-        Seen(100, timed=100, time_ms=mine),
-        Seen(500, timed=500, time_ms=others),
-    )
-    assert (told is not None) == unfit
+    own, their = Seen(100, timed=100, time_ms=mine), Seen(500, timed=500, time_ms=others)
+    assert (why_slow("app-1", [own, own], [their, their]) is not None) == unfit
 
 
 def test_times_of_few_answers_are_not_compared() -> None:
     slow = Seen(29, timed=29, time_ms=9000)
-    assert why_unfit("app-1", slow, Seen(500, timed=500, time_ms=5)) is None
+    quick = Seen(500, timed=500, time_ms=5)
+    assert why_slow("app-1", [slow, slow], [quick, quick]) is None
+    assert why_slow("app-1", [], []) is None
+
+
+def test_a_host_that_had_the_long_requests_for_once_is_not_slow() -> None:
+    usual = Seen(60, timed=60, time_ms=50)
+    unlucky = Seen(60, timed=60, time_ms=560)
+    assert why_slow("app-4", [unlucky, usual], [usual, usual]) is None
+    assert why_slow("app-4", [unlucky, unlucky], [usual, usual]) is not None
 
 
 @given(errors=counts, good=counts, others=counts)
@@ -160,4 +165,3 @@ def test_all_load_balancers_count_together() -> None:
     after = {"lb-1": {"a": Sample(50, 1, 5)}, "lb-2": {"a": Sample(60, 2, 5), "b": Sample(9)}}
     together = seen(before, after, ["a"])
     assert (together.requests, together.errors) == (100, 3)
-    assert timed(together, Seen(timed=7, time_ms=3)).timed == 7

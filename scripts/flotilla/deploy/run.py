@@ -161,7 +161,8 @@ class Deploy:
             result=result,
             seconds=round(self._clock() - started, 2),
             served=counted.requests - counted.failed,
-            failed=counted.failed + cut,
+            # An answer that had begun is counted by HAProxy too when it is cut off.
+            failed=counted.failed + max(0, cut - counted.aborted),
             retried=counted.retried,
             redispatched=counted.redispatched,
             cut=cut,

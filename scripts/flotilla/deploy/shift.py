@@ -69,15 +69,15 @@ class Shift:
         With sticky clients draining would never end, so those go straight to maintenance, which
         sends them elsewhere.
         """
-        sticky = self.balancers.is_sticky()
+        sticky, ends = self.balancers.is_sticky(), self._clock() + self.limits.drain
         if not sticky:
             self.order(name, "state drain")
             self.until(name, rotation.why_not_leaving, self.limits.answer, held=DRAINED)
-            self._empty(name, DRAINED, self.limits.idle_reads)
+            self._empty(name, DRAINED, self.limits.idle_reads, ends)
         self.order(name, "state maint")
         self.until(name, _in_maintenance, self.limits.answer, held=MAINTENANCE)
         # What was seen idle while draining has had no new request since.
-        self._empty(name, MAINTENANCE, self.limits.idle_reads if sticky else 1)
+        self._empty(name, MAINTENANCE, self.limits.idle_reads if sticky else 1, ends)
         self._alone(name)
 
     def arm(self, name: str, share: int) -> None:
@@ -197,9 +197,9 @@ class Shift:
                     continue  # a load balancer that does not answer is met at the gate
             future.result()
 
-    def _empty(self, name: str, held: str, reads: int) -> None:
+    def _empty(self, name: str, held: str, reads: int, ends: float) -> None:
         overrun = self.limits.drain_overrun
-        seconds = math.inf if overrun == "wait" else self.limits.drain
+        seconds = math.inf if overrun == "wait" else max(0.0, ends - self._clock())
         try:
             self.until(name, rotation.why_not_idle, seconds, reads=reads, held=held)
         except HostFailed:
