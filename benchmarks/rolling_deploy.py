@@ -135,8 +135,8 @@ def main() -> int:
         limit = limit_of(settings, options)
         for number in range(options.repeats):
             for name, way in chosen.items():
-                releases.reverse()
                 way.runs.append(one_run(settings, way, releases[0], options))
+                releases.reverse()
                 say(f"{number + 1}/{options.repeats} {name}: {line(way.runs[-1])}")
     told = compared(chosen, limit, options, hosts)
     table(told)
