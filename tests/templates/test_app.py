@@ -6,6 +6,8 @@ import configparser
 import json
 import shlex
 
+from flotilla import config
+
 SECRETS = {"DATABASE_PASSWORD": "p w", "CACHE_PASSWORD": 'a"b\\c', "SECRET_KEY": "$HOME#x"}
 
 
@@ -69,6 +71,6 @@ def test_settings_of_fleet_yml_win_over_our_own(render):
 def test_the_release_tool_is_told_where_releases_are_and_how_to_ask(render):
     settings = json.loads(render("app", "release.json.j2", host="app-1"))
     assert settings["bucket"] == "flotilla-lab-artifacts"
-    assert settings["boot_seconds"] == 30
+    assert settings["boot_seconds"] == config.load("lab").application.boot_seconds
     assert (settings["ready_path"], settings["version_path"]) == ("/readyz", "/version")
     assert settings["migrate"].endswith("-m guestbook.migrate")

@@ -25,7 +25,8 @@ FAIL = [sys.executable, "-c", "print('checking'); raise SystemExit('the ticket i
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FLOTILLA_ENV", raising=False)
+    for name in [name for name in os.environ if name.startswith("FLOTILLA_")]:
+        monkeypatch.delenv(name)
 
 
 def hooks(root: Path, **commands: list[list[str]]) -> Hooks:
