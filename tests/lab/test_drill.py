@@ -44,7 +44,7 @@ def test_clients_that_a_cookie_keeps_on_a_server_lose_no_request(fleet) -> None:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("fault", ["lb-reload", "operator-kill", "host-unreachable", "api-down"])
+@pytest.mark.parametrize("fault", ["lb-reload", "operator-kill", "api-down"])
 def test_a_fault_in_a_deploy_strikes_and_no_client_notices(fleet, fault: str) -> None:
     told = fab(
         *("drill.deploy", *SHORT, "--fault", fault),
