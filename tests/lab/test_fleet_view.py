@@ -129,7 +129,9 @@ def test_a_server_drained_on_one_load_balancer_is_told_apart_from_a_broken_one(s
     order = "echo 'set server app/app-1 state {}' | socat - /run/haproxy/admin.sock"
     typed("fleet.run", "--on", "lb-2", "--sudo", order.format("drain"))
     try:
-        (found,) = [one for one in look()["findings"] if one["subject"] == "app-1"]
+        findings = look()["findings"]
+        assert [one["subject"] for one in findings].count("app-1") == 1, findings
+        found = next(one for one in findings if one["subject"] == "app-1")
         assert found["what"].startswith("app-1 is DRAIN")
         assert found["what"].endswith("on lb-2")
         assert found["next"].endswith("--adopt")
