@@ -25,6 +25,7 @@ def test_a_drill_tells_what_clients_of_every_kind_saw(fleet) -> None:
     fleet.is_whole(fleet.other)
 
 
+@pytest.mark.drill
 def test_a_drill_with_a_bad_release_ends_where_it_began(fleet) -> None:
     told = fab("drill.deploy", *SHORT, "--fault", "wrong-version")
     (run,) = told["each"]

@@ -250,6 +250,7 @@ def test_configure_refuses_while_somebody_else_changes_the_fleet(settings):
         assert any("a test that holds it" in one["what"] for one in look()["findings"])
 
 
+@pytest.mark.drill
 def test_a_host_that_goes_while_configured_is_named_and_ends_with_4(settings):
     with broken(settings, "redis-3", kind="cut"):
         done = typed("fleet.configure", "--limit", "redis", "--yes", "--json", code=4)
