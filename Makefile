@@ -19,7 +19,7 @@ demo: setup ## From a bare machine to a serving fleet, a rolling deploy and a sw
 	@fab demo.run --yes
 
 test: setup lint ## Lint, unit, template and lab tests
-	@pytest tests/unit tests/templates -n 2 --dist loadfile
+	@pytest tests/unit tests/templates -n 4 --dist worksteal
 	@pytest tests/api
 	@pytest tests/lab -m "not drill"
 
@@ -27,7 +27,7 @@ lint: setup ## Every linter, each named as it runs
 	@scripts/lint
 
 unit: setup ## Unit and template tests alone (seconds, no hosts)
-	@pytest tests/unit tests/templates -n 2 --dist loadfile
+	@pytest tests/unit tests/templates -n 4 --dist worksteal
 	@pytest tests/api
 
 lab-tests: setup ## Tests on real hosts alone

@@ -213,6 +213,24 @@ def test_one_that_hangs_costs_no_more_than_the_deadline_and_the_others_answer():
     assert "no answer within 0.3 s" in str(found["slow"])
 
 
+def test_where_nobody_has_answered_the_one_that_asks_may_be_slow_and_waits_some_more():
+    work = {"host a": lambda: time.sleep(0.4) or 1, "api": lambda: 2}
+    waits = {"seconds": 0.1, "one_of": ("host a",)}
+    assert at_once(work, patience=5, **waits) == {"host a": 1, "api": 2}
+    assert "no answer within 0.2 s" in str(at_once(work, patience=0.1, **waits)["host a"])
+
+
+def test_one_answer_is_enough_to_leave_the_slow_ones_behind():
+    hang = threading.Event()
+    begun = time.monotonic()
+    found = at_once(
+        {"host a": hang.wait, "host b": _fail}, seconds=0.1, one_of=("host a", "host b"), patience=9
+    )
+    assert time.monotonic() - begun < 5
+    hang.set()
+    assert "no answer within 0.1 s" in str(found["host a"])
+
+
 def _fail() -> None:
     raise Unreachable("it is away")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -30,9 +30,12 @@ from flotilla.status.once import OnceRunner
 
 # A host that is gone costs this much; the rest is asked at the same time.
 CONNECT_SECONDS = 3.0
-PROBE_SECONDS = 5.0
 # After this, what has not answered is named and left behind.
 DEADLINE_SECONDS = 8.0
+# Where nobody has answered by then, the machine that asks is the slow one as likely as the fleet:
+# a whole fleet called silent is an alarm worth some more seconds. A bastion that is dead costs
+# none of them, its connection fails by itself.
+PATIENCE_SECONDS = 8.0
 # A healthy EC2 lists a thousand hosts in less.
 LIST_SECONDS = 4.0
 # Each new host costs a call to EC2 for its console.
@@ -79,8 +82,9 @@ class Looking:
         work["images"] = lambda: image_edge.ours(settings)
         work["edge"] = lambda: _edge(settings)
         work["lock"] = lambda: lease.read(settings, settings.name_of("locks"), LOCK)
-        seconds = PROBE_SECONDS if snapshot.warning else DEADLINE_SECONDS
-        return _world(settings, snapshot, at_once(work, seconds=seconds))
+        asked = tuple(name for name in work if name.startswith("host "))
+        found = at_once(work, seconds=DEADLINE_SECONDS, one_of=asked, patience=PATIENCE_SECONDS)
+        return _world(settings, snapshot, found)
 
     def _connected(self, snapshot: Snapshot) -> OnceRunner:
         """The runner for these hosts; a new one when hosts came, went or changed."""
@@ -95,17 +99,28 @@ class Looking:
 
     def _ask(self, runner: OnceRunner, host: Host) -> tuple[Mapping[str, Any], float]:
         command = asking.command(self._settings, host.role)
-        result = runner.run(host, command, sudo=True, stdin=self._source, seconds=PROBE_SECONDS)
+        result = runner.run(
+            host,
+            command,
+            sudo=True,
+            stdin=self._source,
+            seconds=DEADLINE_SECONDS + PATIENCE_SECONDS,
+        )
         # The probe takes its time when it starts; by then half of the way is behind it.
         return asking.parsed(host, result.stdout), time.time() - result.seconds / 2
 
 
 def at_once(
-    work: Mapping[str, Callable[[], Any]], *, seconds: float
+    work: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float,
+    one_of: Collection[str] = (),
+    patience: float = 0.0,
 ) -> dict[str, Any | FlotillaError]:
     """Do everything at the same time; by name, the answer or the error in its place.
 
-    What takes longer than ``seconds`` is left behind and answered by an error that says so.
+    What takes longer than ``seconds`` is left behind and answered by an error that says so. Where
+    none of ``one_of`` has come to an end by then, all get ``patience`` more seconds.
     """
     answers: dict[str, Any] = {}
 
@@ -121,12 +136,20 @@ def at_once(
     ]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    _join(threads, seconds)
+    if one_of and not any(name in answers for name in one_of):
+        _join(threads, patience)
+        seconds += patience
     late = Late(f"no answer within {seconds:g} s")
     done = dict(answers)
     return {name: done.get(name, late) for name in work}
+
+
+def _join(threads: list[threading.Thread], seconds: float) -> None:
+    """Wait for all of them, ``seconds`` at most altogether."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _listed(settings: Settings) -> Snapshot:
