@@ -1,7 +1,8 @@
-"""A ledger of writes kept by a client: on an application host, through its own HAProxy.
+"""A ledger of writes kept by clients: on application hosts, each through its own HAProxy.
 
 What the writers were told is compared with what is there afterwards: that, and nothing a server
-says about itself, is how long an outage was and whether anything was lost.
+says about itself, is how long an outage was and whether anything was lost. Writers go on while
+nobody can reach their host; what they saw is fetched afterwards.
 """
 
 from __future__ import annotations
@@ -9,44 +10,73 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from flotilla.agent.bundle import bundle
-from flotilla.agent.ledger import Order
-from flotilla.errors import HostFailed, Unreachable
+from flotilla.agent.ledger import ANSWER_SECONDS, Order
+from flotilla.errors import FlotillaError, HostFailed
 from flotilla.hosts.mysql import Server
+from flotilla.hosts.ssh import Runner
 from flotilla.mysql.accounts import Secrets
 from flotilla.rules.ledger import Entry, Fate, Summary, summarise
 from flotilla.settings import Settings
+from flotilla.snapshot import Host
 
 TABLE = "flotilla_ledger"
 WRITER_PORT = 3306
 START_SECONDS = 20.0
-STOP_SECONDS = 30.0
+# Writers may be waiting for an answer, twice: to a connection, then to a statement.
+END_SECONDS = 2 * ANSWER_SECONDS + 2
+FETCH_SECONDS = 60.0
+READ_BACK_SECONDS = 30.0
 # Nobody may forget a ledger that writes for ever.
 LIMIT_SECONDS = 1800.0
 
+# Runs a command on a host with this input, within so many seconds; what it printed.
+Execute = Callable[[str, str, float], str]
+
 # Everything it needs comes through its input: nothing is installed and nothing is left behind. The
-# password comes that way as well, never in an argument.
-_LOADER = (
-    "import base64, os, runpy, sys, tempfile\n"
-    "folder = tempfile.TemporaryDirectory()\n"
-    "path = os.path.join(folder.name, 'ledger.zip')\n"
-    "open(path, 'wb').write(base64.b64decode(sys.stdin.readline()))\n"
-    "sys.path.insert(0, path)\n"
-    "runpy.run_module('flotilla.agent.ledger', run_name='__main__')\n"
-)
+# password comes that way as well, never in an argument. /var/tmp, not /tmp: entries outlive a boot.
+_LOADER = """\
+import base64, os, runpy, sys, tempfile
+folder = tempfile.mkdtemp(prefix='flotilla-ledger-', dir='/var/tmp')
+path = os.path.join(folder, 'ledger.zip')
+with open(path, 'wb') as file:
+    file.write(base64.b64decode(sys.stdin.readline()))
+sys.path.insert(0, path)
+sys.argv = ['ledger', folder]
+print(folder, flush=True)
+runpy.run_module('flotilla.agent.ledger', run_name='__main__')
+"""
+# A process that ended without a word (its host was stopped) leaves what it had written until then.
+_FETCH = """\
+cd {folder} || exit 1
+touch stop
+n=0
+while [ ! -e done ] && kill -0 "$(cat pid)" 2>/dev/null && [ $n -lt {tries} ]; do
+  n=$((n+1)); sleep 0.1
+done
+cat entries
+"""
 
 
 def order(
-    settings: Settings, known: Secrets, *, writers: int = 4, pause_seconds: float = 0.02
+    settings: Settings,
+    known: Secrets,
+    *,
+    writers: int = 4,
+    pause_seconds: float = 0.02,
+    run: str = "",
+    label: str = "w",
+    is_probe: bool = False,
 ) -> Order:
-    """Rows of a new run in the application's own database, as the application's own user."""
+    """Rows of a new ``run`` in the application's own database, as the application's own user."""
     return Order(
-        run=uuid.uuid4().hex[:12],
+        run=run or new_run(),
         port=WRITER_PORT,
         user=settings.mysql.user,
         password=known.passwords[settings.mysql.user],
@@ -55,40 +85,42 @@ def order(
         writers=writers,
         pause_seconds=pause_seconds,
         limit_seconds=LIMIT_SECONDS,
+        label=label,
+        is_probe=is_probe,
     )
 
 
-class Ledger:
-    """Writers at work, from ``with`` until ``stop``. ``channel`` runs ``COMMAND`` on the host."""
+def over_ssh(runner: Runner, host: Host) -> Execute:
+    """Run commands on a host as the operator's user there, not as root."""
+    return lambda command, stdin, seconds: (
+        runner.run(host, command, stdin=stdin, seconds=seconds).stdout
+    )
 
-    def __init__(self, host: str, open_channel: Callable[[str], Any], wanted: Order) -> None:
+
+def new_run() -> str:
+    """A name for the rows of one run that nobody else has."""
+    return uuid.uuid4().hex[:12]
+
+
+class Ledger:
+    """Writers at work on one host, from ``with`` until ``stop``."""
+
+    def __init__(self, host: str, execute: Execute, wanted: Order) -> None:
         self.host = host
-        self._open = open_channel
+        self._execute = execute
         self._order = wanted
-        self._channel: Any = None
-        self._lines: Any = None
+        self._folder = ""
         self._entries: list[Entry] | None = None
 
     def __enter__(self) -> Self:
         """Start the writers; returns when they write. Raises HostFailed, Unreachable."""
-        package = base64.b64encode(bundle("flotilla.agent.ledger", carry=("pymysql",)))
-        self._channel = self._open(f"exec python3 -c {_quoted(_LOADER)}")
-        self._channel.settimeout(START_SECONDS)
-        self._lines = self._channel.makefile("rb")
-        try:
-            self._channel.sendall(
-                package + b"\n" + json.dumps(asdict(self._order)).encode() + b"\n"
-            )
-            first = self._lines.readline().decode(errors="replace").strip()
-        except OSError as error:
-            raise Unreachable(
-                f"{self.host}: the ledger's writers did not start ({error})"
-            ) from error
-        if first != "ready":
-            complaint = self._channel.recv_stderr(4096).decode(errors="replace").strip()
+        package = base64.b64encode(bundle("flotilla.agent.ledger", carry=("pymysql",))).decode()
+        stdin = f"{package}\n{json.dumps(asdict(self._order))}\n"
+        said = self._execute(f"exec python3 -c {_quoted(_LOADER)}", stdin, START_SECONDS)
+        self._folder, *rest = said.splitlines() or [""]
+        if rest != ["ready"]:
             raise HostFailed(
-                f"{self.host}: the ledger's writers did not start:"
-                f" {(complaint or first or 'no output').splitlines()[-1]}",
+                f"{self.host}: the ledger's writers did not start: {said.strip() or 'no output'}",
                 "without them nobody sees what a client sees",
                 next="fab mysql.status",
             )
@@ -100,40 +132,59 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._channel is not None:
-            self._channel.close()
+        # Whom this does not reach ends by itself when its time is over.
+        if self._folder:
+            with suppress(FlotillaError):
+                self._execute(f"touch {self._folder}/stop; rm -rf {self._folder}", "", END_SECONDS)
 
     def stop(self) -> list[Entry]:
-        """End the writing; every try of every writer. May be called again."""
+        """End the writing; every try of every writer. May be called again.
+
+        Raises Unreachable; the entries are kept on the host and it may be tried again.
+        """
         if self._entries is None:
-            self._channel.settimeout(STOP_SECONDS)
-            try:
-                self._channel.sendall(b"stop\n")
-                self._entries = [_entry(json.loads(line)) for line in self._lines]
-            except OSError as error:
-                raise Unreachable(f"{self.host}: the ledger was not returned ({error})") from error
+            command = _FETCH.format(folder=self._folder, tries=int(10 * END_SECONDS))
+            text = self._execute(command, "", END_SECONDS + FETCH_SECONDS)
+            self._entries = list(entries(text))
         return self._entries
 
     def close_against(self, primary: Server) -> Summary:
         """Stop, read back from the primary what is there, compare, and take the rows away."""
-        entries = self.stop()
-        table = f"`{self._order.database}`.`{self._order.table}`"
-        pattern = f"{self._order.run}-%"
-        rows = primary.query(
-            f"SELECT id, server FROM {table} WHERE id LIKE %s",  # noqa: S608
-            (pattern,),
-            seconds=STOP_SECONDS,
-        )
-        primary.query(
-            f"DELETE FROM {table} WHERE id LIKE %s",  # noqa: S608
-            (pattern,),
-            seconds=STOP_SECONDS,
-        )
-        return summarise(entries, {row["id"]: row["server"] for row in rows})
+        told = self.stop()
+        found = rows(primary, self._order)
+        forget(primary, self._order)
+        return summarise(told, found)
 
 
-def _entry(values: Mapping[str, Any]) -> Entry:
-    return Entry(**{**values, "fate": Fate(values["fate"])})
+def entries(text: str) -> Iterable[Entry]:
+    """The entries of a file of them. A last line that was cut off is none."""
+    for line in text.splitlines():
+        with suppress(ValueError):
+            name, started, ended, fate, error, server = json.loads(line)
+            yield Entry(name, started, ended, Fate(fate), error, server)
+
+
+def rows(primary: Server, wanted: Order) -> Mapping[str, str]:
+    """The rows of the order's run that are there: id to the UUID of the server that took it."""
+    found = primary.query(
+        f"SELECT id, server FROM {_table(wanted)} WHERE id LIKE %s",  # noqa: S608
+        (f"{wanted.run}-%",),
+        seconds=READ_BACK_SECONDS,
+    )
+    return {row["id"]: row["server"] for row in found}
+
+
+def forget(primary: Server, wanted: Order) -> None:
+    """Take the rows of the order's run away."""
+    primary.query(
+        f"DELETE FROM {_table(wanted)} WHERE id LIKE %s",  # noqa: S608
+        (f"{wanted.run}-%",),
+        seconds=READ_BACK_SECONDS,
+    )
+
+
+def _table(wanted: Order) -> str:
+    return f"`{wanted.database}`.`{wanted.table}`"
 
 
 def _quoted(text: str) -> str:
