@@ -1,0 +1,174 @@
+"""Rebuild a member as a copy of another one: what it alone held is saved first, then replaced.
+
+For a former primary that came back with writes nobody else has, for a replica that diverged or was
+away for longer than binary logs are kept, and for a new host.
+"""
+
+from __future__ import annotations
+
+import secrets as tokens
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flotilla.errors import HostFailed
+from flotilla.hosts.mysql import look, position, subtract
+from flotilla.lock import Lock
+from flotilla.mysql import clone, reports, steps, store, surplus
+from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.ensure import Progress, refused
+from flotilla.rules.mysql import Refusal
+from flotilla.rules.mysql_rebuild import Rebuild, rebuild
+from flotilla.rules.mysql_report import Surplus
+from flotilla.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A member that was rebuilt: from whom, and what it alone had held."""
+
+    member: str
+    donor: str
+    surplus: Surplus | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        lost = self.surplus
+        return {
+            "host": self.member,
+            "donor": self.donor,
+            "surplus": lost.gtids if lost else "",
+            "saved_to": lost.saved_to if lost else "",
+            "rows": lost.rows if lost else {},
+        }
+
+
+class Rebuilding:
+    """One run for one member. ``plan`` only looks; ``apply`` changes.
+
+    ``channel`` runs a command as root on the member's host, ``start`` starts its server.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        name: str,
+        *,
+        channel: surplus.Open,
+        start: Callable[[], None],
+        port: int = steps.PORT,
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._name = name
+        self._channel = channel
+        self._start = start
+        self._port = port
+        self._records = store.records(settings)
+
+    def plan(self) -> Rebuild:
+        """What it would do. Raises Refused."""
+        record = self._records.read()
+        decision = rebuild(self._cluster.look(record), record, self._name)
+        if isinstance(decision, Refusal):
+            raise refused(decision)
+        return decision
+
+    def apply(self, lock: Lock, progress: Progress, *, give_up: bool = False) -> Rebuilt:
+        """Do what a fresh plan says, under a lease that the caller holds.
+
+        With ``give_up``, what only this member held and its binary logs no longer have is let go.
+        Raises HostFailed when it was begun: the member then stays closed, and is rebuilt by
+        another run.
+        """
+        plan = self.plan()
+        server = self._cluster.server(plan.member.name)
+        primary = self._cluster.server(plan.primary.name)
+        lock.check()
+        with progress(f"close {server.name}"):
+            clone.close(server)
+        saved = self._save(plan, progress, give_up=give_up)
+        lock.check()
+        self._copy(plan, progress)
+        lock.check()
+        with progress(f"compare {server.name}"):
+            self._compare(plan)
+        with progress(f"follow {plan.primary.name}"):
+            # The copy brought its donor's own source along, and no relay log.
+            server.batch(["STOP REPLICA", "RESET REPLICA ALL"], seconds=steps.DRAIN_SECONDS)
+            steps.follow(server, plan.primary.address, store.secrets(self._settings))
+            clone.reopen(server)
+            steps.await_following(server, plan.primary)
+        fate = f"{server.name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
+        if saved:
+            reports.complete(primary, server.name, lambda report: report.returned(saved, fate))
+        return Rebuilt(server.name, plan.donor.name, saved)
+
+    def _save(self, plan: Rebuild, progress: Progress, *, give_up: bool) -> Surplus | None:
+        """Closed by now, it can hold no more than this; and it may hold more than was planned."""
+        server = self._cluster.server(plan.member.name)
+        gtids = self._surplus(plan)
+        if not gtids:
+            return None
+        try:
+            with progress(f"save what only {server.name} has"):
+                return surplus.save(self._settings, server, self._channel, gtids, term=plan.term)
+        except HostFailed:
+            if not give_up:
+                raise
+            return Surplus(server.name, gtids)
+
+    def _surplus(self, plan: Rebuild) -> str:
+        """What the member holds, applied or only received, and the primary does not."""
+        member, _ = look(self._cluster.server(plan.member.name), instance_id="", address="")
+        primary = self._cluster.server(plan.primary.name)
+        theirs = primary.query("SELECT @@GLOBAL.gtid_executed AS executed")[0]["executed"]
+        found = subtract(primary, {"mine": position(member), "theirs": theirs})
+        return found.get(("mine", "theirs"), "")
+
+    def _copy(self, plan: Rebuild, progress: Progress) -> None:
+        server = self._cluster.server(plan.member.name)
+        primary = self._cluster.server(plan.primary.name)
+        donor = self._cluster.server(plan.donor.name)
+        password = tokens.token_urlsafe(24)
+        with progress(f"admit {server.name} to {donor.name}"):
+            clone.admit(primary, donor, password)
+        try:
+            with progress(f"copy {donor.name} to {server.name}"):
+                made = clone.copy(
+                    server, plan.donor.address, password, port=self._port, start=self._start
+                )
+        finally:
+            clone.expel(primary)
+        if made.uuid != plan.member.uuid:
+            raise HostFailed(
+                f"{server.name} had server UUID {plan.member.uuid} and has {made.uuid} now",
+                "two servers with one UUID skip each other's transactions",
+                f"{server.name} stays closed",
+                f"fab fleet.logs {server.name} --unit mysql",
+            )
+
+    def _compare(self, plan: Rebuild) -> None:
+        left = self._surplus(plan)
+        if left:
+            raise HostFailed(
+                f"{plan.member.name} still holds {left}, which {plan.primary.name} lacks",
+                "it would spread them after a later change of primary",
+                f"{plan.member.name} stays closed",
+                f"fab mysql.rebuild {plan.member.name}",
+            )
+
+
+def described(settings: Settings, plan: Rebuild) -> str:
+    """The plan for people."""
+    name, donor = plan.member.name, plan.donor.name
+    lines = [f"{settings.prefix}: all data on {name} is replaced by a copy of {donor}"]
+    if plan.surplus:
+        bucket = settings.name_of("backups")
+        lines.append(f"  only {name} holds {plan.surplus}")
+        lines.append(f"  that is saved to s3://{bucket}/{surplus.FOLDER}/{name}/ first")
+    else:
+        lines.append(f"  it holds nothing that {plan.primary.name} lacks")
+    lines.append(f"  then it follows {plan.primary.name}; clients of the others notice nothing")
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""Reports of changes of primary, kept in the cluster itself: ops.report, one row a term.
+
+They are written on the new primary after it took its first write, so every member has them, and a
+report is there exactly when the term that it tells of took effect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from flotilla.hosts.mysql import MISSING, Server, SqlError
+from flotilla.rules.mysql_report import Report
+
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS ops.report (term BIGINT UNSIGNED PRIMARY KEY, body JSON NOT NULL)"
+)
+_KEEP = "REPLACE INTO ops.report (term, body) VALUES (%s, %s)"
+# A write waits for an acknowledgement, which may need another moment after a failover.
+KEEP_SECONDS = 10.0
+
+
+def keep(primary: Server, report: Report) -> None:
+    """Write a report, or write it anew. Raises what ``Server.batch`` raises."""
+    body = json.dumps(report.as_dict())
+    primary.batch([TABLE, (_KEEP, (report.term, body))], seconds=KEEP_SECONDS)
+
+
+def read(server: Server, *, newest: int = 20) -> list[Report]:
+    """The newest reports that any member has, newest first; none where there never was one."""
+    try:
+        rows = server.query("SELECT body FROM ops.report ORDER BY term DESC LIMIT %s", (newest,))
+    except SqlError as error:
+        if error.code in MISSING:
+            return []
+        raise
+    return [Report.from_dict(json.loads(row["body"])) for row in rows]
+
+
+def complete(primary: Server, host: str, change: Callable[[Report], Report]) -> bool:
+    """Change the newest report whose old primary is ``host``; whether there is one."""
+    found = next((one for one in read(primary) if one.old == host), None)
+    if found is None:
+        return False
+    keep(primary, change(found))
+    return True

@@ -1,0 +1,94 @@
+"""Rule on copying a member's data anew from another one: may it be, and from whom.
+
+Invariants: the recorded primary is never copied over; nothing is copied from a member that holds a
+transaction which the primary lacks; what only the member to be rebuilt holds is named, so that it
+is saved first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flotilla.rules.mysql import Refusal, follower_objection, primary_objection
+from flotilla.rules.mysql_topology import Member, Record, Topology
+
+_LOOK = "fab mysql.status"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """``member`` becomes a copy of ``donor`` and then follows ``primary``, under ``term``.
+
+    ``surplus`` are the transactions that only ``member`` holds, as a GTID set.
+    """
+
+    term: int
+    member: Member
+    donor: Member
+    primary: Member
+    surplus: str
+
+
+def rebuild(topology: Topology, record: Record | None, name: str) -> Rebuild | Refusal:
+    """Whom ``name`` is copied from, or why it must not be touched."""
+    if record is None:
+        return Refusal("there is no record of a primary", "nobody knows whose data is right", _LOOK)
+    if name in topology.silent:
+        return Refusal(
+            f"{name} does not answer: {topology.silent[name]}",
+            "a running server receives the copy; what only it holds could not be saved either",
+            f"fab fleet.logs {name} --unit mysql",
+        )
+    primary = topology.by_instance(record.instance_id)
+    if primary is None:
+        return Refusal(
+            f"the primary of term {record.term}, {record.instance_id}, does not answer",
+            "whether a copy is complete can only be told by comparison with it",
+            "fab mysql.failover",
+        )
+    refused = _unled(primary, record, name)
+    if refused:
+        return refused
+    member = topology.named(name)
+    if member is None:
+        known = ", ".join(one.name for one in topology.members)
+        return Refusal(f"there is no member {name}; there are {known}", "", _LOOK)
+    return Rebuild(
+        record.term,
+        member,
+        _donor(topology, member, primary),
+        primary,
+        topology.surplus.get((name, primary.name), ""),
+    )
+
+
+def _unled(primary: Member, record: Record, name: str) -> Refusal | None:
+    """Why there is nobody whom a copy could be compared with and follow."""
+    if primary.name == name:
+        return Refusal(
+            f"{name} is the primary of term {record.term}",
+            "its data is what the others are copied from",
+            "fab mysql.switchover",
+        )
+    objection = primary_objection(primary, record)
+    if objection:
+        return Refusal(objection, "a copy would have nobody to follow", "fab mysql.ensure")
+    return None
+
+
+def _donor(topology: Topology, member: Member, primary: Member) -> Member:
+    """The replica that is nearest to the primary, to spare the primary; else the primary."""
+    fit = [
+        one
+        for one in topology.others(primary)
+        if one.name != member.name
+        and follower_objection(one, primary) is None
+        and (one.name, primary.name) not in topology.surplus
+        # A copy can be made within one series only.
+        and one.version[:2] == member.version[:2]
+    ]
+    return min(fit, key=lambda one: (_lag(one), one.rank), default=primary)
+
+
+def _lag(member: Member) -> float:
+    return member.replication.lag_seconds if member.replication else 0.0
