@@ -15,31 +15,16 @@ the new primary; after that only ``completion`` is left. Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from flotilla.rules.lease import Lease
 from flotilla.rules.mysql import Refusal
-from flotilla.rules.mysql_record import State
+from flotilla.rules.mysql_state import Place, State
 from flotilla.rules.mysql_topology import Member, Record, Topology
-from flotilla.rules.mysql_verdict import Kind, Verdict
+from flotilla.rules.mysql_verdict import Verdict
 
 _LOOK = "fab mysql.status"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A member of the cluster as the inventory has it, whether it answers or not.
-
-    ``rule`` is how much it is wanted as primary: prefer, neutral, prefer_not or must_not.
-    """
-
-    name: str
-    instance_id: str
-    address: str
-    zone: str = ""
-    rule: str = "neutral"
 
 
 class Act(StrEnum):

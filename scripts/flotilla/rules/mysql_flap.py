@@ -6,7 +6,7 @@ an hour has passed. What an operator starts is not held up by any of this.
 
 from __future__ import annotations
 
-from flotilla.rules.mysql_record import State
+from flotilla.rules.mysql_state import State, foreign_claim
 
 # orchestrator's and MHA's habit: a cluster that loses two primaries in an hour has a cause that a
 # third one would meet too.
@@ -27,16 +27,16 @@ def hold(
 
     ``me`` is a lease's holder; ``failed_at`` is when this watcher's own last try failed.
     """
-    pause = state.pause_now(now)
-    if pause is not None:
+    pause = state.paused
+    if pause is not None and now < pause.until:
         return f"paused by {pause.by} for {pause.until - now:.0f} s more: {pause.reason}"
-    holder = state.holder_now(now)
-    if state.lease is not None and holder not in {"", me}:
-        return f"{holder} is at work: {state.lease.reason}"
+    claim = foreign_claim(state, me, now)
+    if claim is not None:
+        return f"{claim.holder} is at work: {claim.reason}"
     if failed_at is not None and now - failed_at < RETRY_SECONDS:
         return f"the last try failed {now - failed_at:.1f} s ago"
-    last = max(state.failovers, key=lambda one: one.term, default=None)
-    if last is None or last.acknowledged_at or now >= last.at + block_seconds:
+    last = max(state.past, key=lambda one: one.term, default=None)
+    if last is None or last.acknowledged or now >= last.at + block_seconds:
         return None
     return (
         f"{last.new} took over from {last.old} in term {last.term}, {now - last.at:.0f} s ago:"

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flotilla.rules.mysql_record import State
+from flotilla.rules.mysql_state import State
 from flotilla.rules.mysql_topology import Member
 
 

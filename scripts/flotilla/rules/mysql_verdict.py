@@ -139,6 +139,7 @@ def judge(
     members: Collection[str],
     look: Look,
     streams: Collection[Stream],
+    *,
     unreached: Mapping[str, str],
     limits: Limits = LIMITS,
 ) -> Verdict:
