@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from flotilla import audit
-from flotilla.aws import lease
+from flotilla.aws import dynamo, lease
+from flotilla.aws.items import Table
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.settings import Settings
 from flotilla.who import holder
@@ -36,7 +37,8 @@ class Lock:
 
     ``check`` is called before each change and raises Refused once the lease is lost or over;
     ``term`` is the fencing token. With ``take_over`` it is taken from whoever holds it, which the
-    audit file is told; ``taken_from`` is that lease.
+    audit file is told; ``taken_from`` is that lease. Without ``table`` it is one of the fleet's
+    locks.
     """
 
     taken_from: lease.Lease | None = None
@@ -48,11 +50,12 @@ class Lock:
         *,
         reason: str,
         take_over: bool = False,
+        table: Table | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
-        self._table = settings.name_of("locks")
+        self._table = table or dynamo.locks(settings)
         self._name = name
         self._reason = reason
         self._take_over = take_over
@@ -72,10 +75,9 @@ class Lock:
         return self._lease.term if self._lease else 0
 
     def __enter__(self) -> Self:
-        before = lease.read(self._settings, self._table, self._name) if self._take_over else None
+        before = lease.read(self._table, self._name) if self._take_over else None
         try:
             self._lease = lease.acquire(
-                self._settings,
                 self._table,
                 self._name,
                 holder=holder(),
@@ -119,7 +121,7 @@ class Lock:
         if self._lease is None or self._lost:
             return
         try:
-            lease.release(self._settings, self._table, self._lease, now=self._clock())
+            lease.release(self._table, self._lease, now=self._clock())
         except (lease.Held, Unreachable):
             # It frees itself when its time is over; what was done under it stands.
             return
@@ -155,7 +157,7 @@ class Lock:
 
     def _read(self) -> None:
         with suppress(Unreachable):
-            found = lease.read(self._settings, self._table, self._name)
+            found = lease.read(self._table, self._name)
             mine = self._lease
             if mine and (found is None or (found.holder, found.term) != (mine.holder, mine.term)):
                 self._lost = lease.lost(mine, found)
@@ -164,7 +166,6 @@ class Lock:
         while self._lease and not self._stopped.wait(RENEW_SECONDS):
             try:
                 self._lease = lease.renew(
-                    self._settings,
                     self._table,
                     self._lease,
                     seconds=LEASE_SECONDS,

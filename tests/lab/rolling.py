@@ -16,7 +16,7 @@ from releases import Releases
 from typed import FAB, Run, fab, interfered
 
 from flotilla import deploy, inventory
-from flotilla.aws import edge, lease
+from flotilla.aws import dynamo, edge, lease
 from flotilla.aws.session import client
 from flotilla.deploy import World
 from flotilla.deploy.survey import look
@@ -118,7 +118,7 @@ class Rolling:
 
     def is_locked(self) -> bool:
         """Whether somebody holds the deploy lock, or has not been dead for long enough."""
-        held = lease.read(self.settings, self.settings.name_of("locks"), "deploy")
+        held = lease.read(dynamo.locks(self.settings), "deploy")
         return held is not None and not held.is_free(time.time())
 
     def command(self, host: str, text: str) -> str:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from flotilla import config
-from flotilla.aws import lease, waiters
+from flotilla.aws import dynamo, lease, waiters
 from flotilla.aws import session as aws
 from flotilla.aws.errors import describe, described
+from flotilla.aws.items import Table
 from flotilla.aws.lease import Held, Lease
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.settings import Settings
@@ -245,26 +246,26 @@ def test_terms_never_shrink_and_only_holders_keep_one(found, action, term, now):
 
 
 @pytest.fixture
-def table(cloud: None) -> str:
+def table(settings: Settings, cloud: None) -> Table:
     boto3.client("dynamodb", REGION).create_table(
-        TableName="locks",
+        TableName=settings.name_of("locks"),
         KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
         AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
         BillingMode="PAY_PER_REQUEST",
     )
-    return "locks"
+    return dynamo.locks(settings)
 
 
-def take(settings: Settings, table: str, holder: str, now: float, **more: Any) -> Lease:
+def take(table: Table, holder: str, now: float, **more: Any) -> Lease:
     return lease.acquire(
-        settings, table, "deploy", holder=holder, reason="release 7", seconds=60, now=now, **more
+        table, "deploy", holder=holder, reason="release 7", seconds=60, now=now, **more
     )
 
 
-def test_a_second_operator_is_refused_and_told_who_and_why(settings, table):
-    take(settings, table, "ann", 100.0)
+def test_a_second_operator_is_refused_and_told_who_and_why(table):
+    take(table, "ann", 100.0)
     with pytest.raises(Held) as caught:
-        take(settings, table, "bob", 110.0)
+        take(table, "bob", 110.0)
     assert caught.value.exit_code == 3
     assert "deploy is taken: held by ann in term 1 since 1970-01-01 00:01:40 UTC" in str(
         caught.value
@@ -272,31 +273,31 @@ def test_a_second_operator_is_refused_and_told_who_and_why(settings, table):
     assert "it is held for: release 7" in str(caught.value)
 
 
-def test_after_release_the_next_holder_has_a_higher_term(settings, table):
-    first = take(settings, table, "ann", 100.0)
-    lease.release(settings, table, first, now=101.0)
-    assert take(settings, table, "bob", 102.0).term == first.term + 1
+def test_after_release_the_next_holder_has_a_higher_term(table):
+    first = take(table, "ann", 100.0)
+    lease.release(table, first, now=101.0)
+    assert take(table, "bob", 102.0).term == first.term + 1
 
 
-def test_a_holder_who_slept_finds_out_at_once(settings, table):
-    slept = take(settings, table, "ann", 100.0)
-    take(settings, table, "bob", 200.0)
+def test_a_holder_who_slept_finds_out_at_once(table):
+    slept = take(table, "ann", 100.0)
+    take(table, "bob", 200.0)
     for act in (
-        lambda: lease.renew(settings, table, slept, seconds=60, now=201.0),
-        lambda: lease.release(settings, table, slept, now=201.0),
+        lambda: lease.renew(table, slept, seconds=60, now=201.0),
+        lambda: lease.release(table, slept, now=201.0),
     ):
         with pytest.raises(Held, match=r"ann no longer holds deploy .term 1.: held by bob"):
             act()
-    assert lease.read(settings, table, "deploy").holder == "bob"
+    assert lease.read(table, "deploy").holder == "bob"
 
 
-def test_an_operator_may_take_over_from_a_holder_who_is_gone(settings, table):
-    take(settings, table, "ann", 100.0)
-    taken = take(settings, table, "bob", 110.0, take_over=True)
+def test_an_operator_may_take_over_from_a_holder_who_is_gone(table):
+    take(table, "ann", 100.0)
+    taken = take(table, "bob", 110.0, take_over=True)
     assert (taken.holder, taken.term) == ("bob", 2)
 
 
-def test_of_two_that_decide_on_the_same_item_one_wins(settings, table, monkeypatch):
+def test_of_two_that_decide_on_the_same_item_one_wins(table, monkeypatch):
     read = lease.read
     bob: list[Lease] = []
 
@@ -304,21 +305,22 @@ def test_of_two_that_decide_on_the_same_item_one_wins(settings, table, monkeypat
         found = read(*arguments)
         if not bob:
             monkeypatch.setattr(lease, "read", read)
-            bob.append(take(settings, table, "bob", 100.0))
+            bob.append(take(table, "bob", 100.0))
         return found
 
     monkeypatch.setattr(lease, "read", read_then_lose_the_race)
     with pytest.raises(Held, match="deploy was taken in this moment: held by bob"):
-        take(settings, table, "ann", 100.0)
-    assert read(settings, table, "deploy") == bob[0]
+        take(table, "ann", 100.0)
+    assert read(table, "deploy") == bob[0]
 
 
-def test_renewing_extends_what_the_table_says(settings, table):
-    held = take(settings, table, "ann", 100.0)
-    lease.renew(settings, table, held, seconds=60, now=130.0)
-    assert lease.read(settings, table, "deploy").expires_at == 190.0
+def test_renewing_extends_what_the_table_says(table):
+    held = take(table, "ann", 100.0)
+    lease.renew(table, held, seconds=60, now=130.0)
+    assert lease.read(table, "deploy").expires_at == 190.0
 
 
 def test_a_table_that_is_not_there_is_described(settings, cloud):
-    with pytest.raises(FlotillaError, match="could not read lease deploy: GetItem answered Res"):
-        take(settings, "nowhere", "ann", 100.0)
+    with pytest.raises(Refused, match=r"there is no table .*-locks") as refused:
+        take(dynamo.locks(settings), "ann", 100.0)
+    assert refused.value.next == "fab fleet.provision"

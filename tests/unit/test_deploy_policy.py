@@ -26,7 +26,7 @@ from moto import mock_aws
 import rolling_deploy
 from fabfile import namespace
 from flotilla import audit, deploy, lock
-from flotilla.aws import lease
+from flotilla.aws import dynamo, lease
 from flotilla.aws.artifacts import Artifacts
 from flotilla.aws.session import client
 from flotilla.deploy import Balancers, Outcome, Proposal, World, operate, plans, survey
@@ -79,8 +79,7 @@ class Site:
 
     def locked_by_bob(self) -> None:
         lease.acquire(
-            self.settings,
-            self.settings.name_of("locks"),
+            dynamo.locks(self.settings),
             "deploy",
             holder="bob@desk:1",
             reason="deploy 7: ticket 3",
@@ -498,6 +497,6 @@ def test_a_run_that_lost_its_lock_stops_before_the_next_change(
         s.status for seen in [site.fleet.world.balancers.views("app-1")] for s in seen.values()
     }
     assert statuses == {"MAINT"}, "nothing was given after the lock was lost, not even the way back"
-    now = lease.read(site.settings, site.settings.name_of("locks"), "deploy")
+    now = lease.read(dynamo.locks(site.settings), "deploy")
     assert now
     assert now.holder == "bob@desk:1", "the new holder's lock is left alone"

@@ -13,7 +13,7 @@ from fleets import maker
 from moto import mock_aws
 
 from flotilla import audit, lock
-from flotilla.aws import lease
+from flotilla.aws import dynamo, lease
 from flotilla.aws.session import client
 from flotilla.errors import Refused, Unreachable
 from flotilla.lock import LEASE_SECONDS, Lock
@@ -50,7 +50,7 @@ def settings(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
 
 
 def found(settings: Settings) -> lease.Lease:
-    now = lease.read(settings, settings.name_of("locks"), "deploy")
+    now = lease.read(dynamo.locks(settings), "deploy")
     assert now
     return now
 
@@ -108,9 +108,13 @@ def test_a_run_whose_lock_was_taken_over_notices_and_leaves_the_new_one_alone(
 
 
 def test_a_killed_run_frees_its_lock_by_time(settings, clock) -> None:
-    table = settings.name_of("locks")
     lease.acquire(
-        settings, table, "deploy", holder="dead", reason="r", seconds=LEASE_SECONDS, now=clock()
+        dynamo.locks(settings),
+        "deploy",
+        holder="dead",
+        reason="r",
+        seconds=LEASE_SECONDS,
+        now=clock(),
     )
     clock.now += LEASE_SECONDS + lease.SKEW_SECONDS + 1
     with Lock(settings, "deploy", reason="next", clock=clock) as held:
@@ -119,8 +123,7 @@ def test_a_killed_run_frees_its_lock_by_time(settings, clock) -> None:
 
 def taken_by_bob(settings: Settings, clock: Clock) -> lease.Lease:
     return lease.acquire(
-        settings,
-        settings.name_of("locks"),
+        dynamo.locks(settings),
         "deploy",
         holder="bob",
         reason="deploy 6",
@@ -154,7 +157,7 @@ def test_a_free_lock_is_taken_at_once_and_nobody_is_named(settings, clock, befor
     if before != "nobody":
         held = taken_by_bob(settings, clock)
         if before == "released":
-            lease.release(settings, settings.name_of("locks"), held, now=clock())
+            lease.release(dynamo.locks(settings), held, now=clock())
         clock.now += LEASE_SECONDS + lease.SKEW_SECONDS + 1
     waited: list[float] = []
     with Lock(

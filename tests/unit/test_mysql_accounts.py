@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 from fleets import maker
 
-from flotilla.mysql.accounts import Secrets, accounts, make
+from flotilla.mysql.accounts import WATCHER, Secrets, accounts, make
 
-PASSWORDS = {"root": "key", "guestbook": "app-pw", "replication": "rep-pw", "monitor": "mon-pw"}
+PASSWORDS = {
+    "root": "key",
+    "guestbook": "app-pw",
+    "replication": "rep-pw",
+    "monitor": "mon-pw",
+    "flotilla_watcher": "watch-pw",
+}
 
 
 @pytest.fixture
@@ -38,10 +44,27 @@ def test_a_digest_says_nothing_without_the_key(made):
     assert account.digest("key") != account.digest("other")
 
 
-def test_no_account_may_set_itself_above_read_only(made):
-    everything = " ".join(text(account) for account in made())
+def test_nobody_but_the_watcher_may_set_itself_above_read_only(made):
+    everything = " ".join(text(account) for account in made() if account.name != WATCHER)
     for privilege in ("ALL", "SUPER", "CONNECTION_ADMIN", "GRANT OPTION", "SYSTEM_VARIABLES_ADMIN"):
         assert privilege not in everything.replace("FAMILY", "")
+
+
+def test_the_watcher_moves_the_role_and_sees_no_data(made):
+    (grants,) = [text(a) for a in made() if a.name == WATCHER]
+    everywhere = grants.partition("GRANT ")[2].partition(" ON *.*")[0].split(", ")
+    assert set(everywhere) == {
+        "SERVICE_CONNECTION_ADMIN",
+        "CONNECTION_ADMIN",
+        "SYSTEM_VARIABLES_ADMIN",
+        "REPLICATION_SLAVE_ADMIN",
+        "REPLICATION CLIENT",
+    }
+    assert "REQUIRE SSL" in grants
+    assert {part.split(" TO ")[0] for part in grants.split(" ON ")[2:]} == {
+        "performance_schema.*",
+        "ops.term",
+    }
 
 
 def test_the_application_reaches_its_own_database_only(made):

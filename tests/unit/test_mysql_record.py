@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fleets import maker
 from moto import mock_aws
 
+from flotilla.aws import dynamo, lease
+from flotilla.aws.lease import Held
 from flotilla.aws.session import client
 from flotilla.errors import Refused
 from flotilla.mysql.record import Records
+from flotilla.rules.mysql_record import Failover, Pause, State
 from flotilla.rules.mysql_topology import Record
 
 FIRST = Record(1, "i-1", "u-1")
 SECOND = Record(2, "i-2", "u-2")
+MOVE = Failover(2, "mysql-1", "mysql-2", 100.0, "it was killed")
 
 
 @pytest.fixture
@@ -32,11 +38,21 @@ def settings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def records(settings):
-    return Records(settings)
+    made = Records(dynamo.clusters(settings))
+    lend(made)
+    return made
+
+
+def lend(records, now=100.0):
+    """Give the lease to somebody; the term of it."""
+    return lease.acquire(
+        records.table, "mysql", holder="ann", reason="r", seconds=60, now=now, take_over=True
+    ).term
 
 
 def test_there_is_no_record_before_the_first(records):
     assert records.read() is None
+    assert records.state().record is None
 
 
 def test_what_was_written_is_read(records):
@@ -46,7 +62,7 @@ def test_what_was_written_is_read(records):
 
 def test_a_term_follows_the_one_before_it(records):
     records.write(FIRST, fence=1)
-    records.write(SECOND, fence=2)
+    records.write(SECOND, fence=1)
     assert records.read() == SECOND
 
 
@@ -63,18 +79,78 @@ def test_writing_the_same_again_is_not_an_error(records):
 )
 def test_nobody_takes_a_term_that_is_not_next(records, late):
     records.write(FIRST, fence=1)
-    records.write(SECOND, fence=2)
+    records.write(SECOND, fence=1)
     with pytest.raises(Refused, match="was not written"):
-        records.write(late, fence=9)
+        records.write(late, fence=1)
     assert records.read() == SECOND
 
 
-def test_who_holds_an_older_lease_writes_nothing(records):
+def test_who_lost_the_lease_writes_nothing(records):
     records.write(FIRST, fence=1)
-    records.write(SECOND, fence=7)
-    with pytest.raises(Refused):
-        records.write(Record(3, "i-3", "u-3"), fence=6)
-    assert records.read() == SECOND
+    assert lend(records) == 2
+    with pytest.raises(Refused, match="took the lease"):
+        records.write(SECOND, fence=1)
+    assert records.read() == FIRST
+
+
+def test_a_lease_may_be_taken_on_condition_of_the_term(records):
+    records.write(FIRST, fence=1)
+    with pytest.raises(Held, match="it is not"):
+        lease.acquire(
+            records.table,
+            "mysql",
+            holder="bob",
+            reason="r",
+            seconds=60,
+            now=900.0,
+            when={"term": {"N": "7"}},
+        )
+    assert lease.read(records.table, "mysql").holder == "ann"
+
+
+def test_lease_pause_and_history_live_side_by_side(records):
+    records.write(FIRST, fence=1)
+    records.write(SECOND, fence=1, past={"u-1": "u-1:1-5"})
+    records.pause(Pause("ann", "disks", 500.0))
+    records.remember(MOVE)
+    held = lease.renew(records.table, lease.read(records.table, "mysql"), seconds=60, now=150.0)
+    assert records.state() == State(
+        SECOND, held, Pause("ann", "disks", 500.0), (MOVE,), {"u-1": "u-1:1-5"}
+    )
+    records.pause(None)
+    assert records.state().paused is None
+
+
+def test_what_was_known_of_former_primaries_adds_up(records):
+    records.write(FIRST, fence=1)
+    records.write(SECOND, fence=1, past={"u-1": "u-1:1-5"})
+    records.write(Record(3, "i-1", "u-1"), fence=1, past={"u-2": "u-1:1-5,u-2:1"})
+    assert records.state().past == {"u-1": "u-1:1-5", "u-2": "u-1:1-5,u-2:1"}
+
+
+def test_a_failover_is_told_once_and_acknowledged_once(records):
+    records.write(FIRST, fence=1)
+    for term in (3, 2, 3):
+        records.remember(replace(MOVE, term=term))
+    assert [one.term for one in records.acknowledge(now=7.0)] == [3, 2]
+    assert records.acknowledge(now=8.0) == ()
+    assert [one.acknowledged_at for one in records.state().failovers] == [7.0, 7.0]
+
+
+def test_of_two_who_change_the_history_at_once_one_is_told(records, monkeypatch):
+    records.write(FIRST, fence=1)
+    other = Records(records.table)
+    item = records._item
+
+    def meanwhile():
+        found = item()
+        other.remember(MOVE)
+        return found
+
+    monkeypatch.setattr(records, "_item", meanwhile)
+    with pytest.raises(Refused, match="in this moment"):
+        records.remember(replace(MOVE, term=3))
+    assert other.state().failovers == (MOVE,)
 
 
 def test_an_item_that_is_no_record_is_refused(settings, records):

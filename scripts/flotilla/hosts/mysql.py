@@ -1,12 +1,15 @@
 """One MySQL server at the edge: statements with a time limit each, and one look at all of it.
 
 The protocol is PyMySQL's, over any stream: a channel through SSH to the server's own Unix socket
-(root, known by its peer credentials, so no password exists), or the socket itself on the host.
+(root, known by its peer credentials, so no password exists), the socket itself on the host, or TLS
+to another host's admin port.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import permutations
 from typing import Any
 
@@ -42,15 +45,26 @@ class SqlError(HostFailed):
 class Server:
     """A session on one server. Not for use by two threads at once.
 
-    ``open_stream`` gives a connected socket or a paramiko channel; PyMySQL needs nothing else.
+    ``open_stream`` gives a connected socket or a paramiko channel; PyMySQL needs nothing else. With
+    ``tls`` it must be a socket, and no word of ours is sent in the clear.
     After a statement ran out of time the session is gone: whether it took effect is not known until
     a new session has looked.
     """
 
-    def __init__(self, name: str, open_stream: Callable[[], Any], user: str = "root") -> None:
+    def __init__(
+        self,
+        name: str,
+        open_stream: Callable[[], Any],
+        user: str = "root",
+        *,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.name = name
         self._open = open_stream
         self._user = user
+        self._password = password
+        self._tls = tls
         self._stream: Any = None
         self._connection: Any = None  # a pymysql Connection
 
@@ -84,27 +98,42 @@ class Server:
         """End the session; safe to call twice."""
         if self._connection is not None:
             self._connection._force_close()  # noqa: SLF001  close() would ask a frozen server
+        elif self._stream is not None:
+            with suppress(OSError):
+                self._stream.close()
         self._connection = self._stream = None
 
     def _connected(self, seconds: float) -> Any:
         try:
             if self._connection is None:
-                self._stream = self._open()
-                connection: Any = pymysql.connections.Connection(
-                    user=self._user,
-                    ssl_disabled=True,  # the stream is local, or inside SSH
-                    cursorclass=DictCursor,
-                    autocommit=True,
-                    client_flag=CLIENT.MULTI_STATEMENTS,
-                    defer_connect=True,
-                )
+                self._connect(seconds)
+            if self._tls:
+                # PyMySQL wraps the socket, and sets these limits before it reads or writes.
+                self._connection._read_timeout = seconds  # noqa: SLF001
+                self._connection._write_timeout = seconds  # noqa: SLF001
+            else:
                 self._stream.settimeout(seconds)
-                connection.connect(_Limited(self._stream))
-                self._connection = connection
-            self._stream.settimeout(seconds)
         except (pymysql.err.MySQLError, OSError, EOFError) as error:
             raise self._described(error, "connect", seconds) from None
         return self._connection
+
+    def _connect(self, seconds: float) -> None:
+        self._stream = self._open()
+        self._stream.settimeout(seconds)
+        connection: Any = pymysql.connections.Connection(
+            user=self._user,
+            password=self._password,
+            ssl=self._tls,
+            ssl_disabled=self._tls is None,  # the stream is local, or inside SSH
+            read_timeout=seconds,
+            write_timeout=seconds,
+            cursorclass=DictCursor,
+            autocommit=True,
+            client_flag=CLIENT.MULTI_STATEMENTS,
+            defer_connect=True,
+        )
+        connection.connect(self._stream if self._tls else _Limited(self._stream))
+        self._connection = connection
 
     def _described(self, error: Exception, sql: str, seconds: float) -> Exception:
         code = error.args[0] if error.args and isinstance(error.args[0], int) else 0

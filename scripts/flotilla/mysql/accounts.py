@@ -12,22 +12,33 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flotilla.aws.session import client, described
-from flotilla.errors import Refused
 from flotilla.hosts.mysql import MISSING, Server, SqlError, Statement
-from flotilla.settings import Settings
+
+if TYPE_CHECKING:  # a database host has this module and not what reads fleet.yml
+    from flotilla.settings import Settings
 
 AGENT = "flotilla_agent"
 AGENT_OS_USER = "flotilla-mysql"
 REPLICATION = "replication"
 MONITOR = "monitor"
+WATCHER = "flotilla_watcher"
 
 # All that an application and its migrations may do, in its own database only.
 _APPLICATION = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, REFERENCES, CREATE VIEW,"
     " SHOW VIEW, TRIGGER, CREATE TEMPORARY TABLES, LOCK TABLES, EXECUTE, CREATE ROUTINE,"
     " ALTER ROUTINE"
+)
+# Enough to move the primary's role and nothing of the data: it sees no table but our own.
+_WATCH = (
+    # The admin port, which answers when clients hold every connection; and past offline_mode.
+    "SERVICE_CONNECTION_ADMIN, CONNECTION_ADMIN, "
+    # super_read_only, offline_mode and the two sides of semi-sync.
+    "SYSTEM_VARIABLES_ADMIN, "
+    # CHANGE REPLICATION SOURCE, START, STOP and RESET REPLICA.
+    "REPLICATION_SLAVE_ADMIN, REPLICATION CLIENT"
 )
 # What the server keeps of an account, in the words of mysql.user.
 _KEPT = "SHA2(CONCAT_WS('/', plugin, HEX(authentication_string), ssl_type, account_locked), 256)"
@@ -61,28 +72,6 @@ class Account:
         return hmac.new(key.encode(), repr(self.statements).encode(), hashlib.sha256).hexdigest()
 
 
-def secrets(settings: Settings) -> Secrets:
-    """The passwords of this fleet's accounts, from SSM. Raises Refused naming what is missing."""
-    wanted = {
-        settings.parameter("mysql", "root_password"): "root",
-        settings.parameter("mysql", "app_password"): settings.mysql.user,
-        settings.parameter("mysql", "replication_password"): REPLICATION,
-        settings.parameter("mysql", "monitor_password"): MONITOR,
-    }
-    with described(settings, "read the MySQL passwords"):
-        answer = client(settings, "ssm").get_parameters(Names=list(wanted), WithDecryption=True)
-    found = {wanted[p["Name"]]: p["Value"] for p in answer["Parameters"]}
-    missing = sorted(name for name, account in wanted.items() if account not in found)
-    if missing:
-        raise Refused(
-            f"SSM has no parameter {', '.join(missing)}",
-            "accounts without a password are not made",
-            "Nothing was changed",
-            "fab fleet.provision",
-        )
-    return Secrets(found)
-
-
 def schema() -> Iterator[Statement]:
     """Our own tables: whose term it is, and how the accounts were made."""
     yield "CREATE DATABASE IF NOT EXISTS ops"
@@ -113,6 +102,14 @@ def accounts(settings: Settings, known: Secrets) -> tuple[Account, ...]:
             "REQUIRE SSL",
             "GRANT PROCESS, REPLICATION CLIENT ON *.* TO {}",
             "GRANT SELECT ON performance_schema.* TO {}",
+        ),
+        _account(
+            WATCHER,
+            known,
+            "REQUIRE SSL",
+            f"GRANT {_WATCH} ON *.* TO {{}}",
+            "GRANT SELECT ON performance_schema.* TO {}",
+            "GRANT SELECT, INSERT, UPDATE ON ops.term TO {}",
         ),
         _account(
             user,

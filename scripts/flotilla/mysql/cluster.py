@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from flotilla.errors import FlotillaError, Refused
 from flotilla.hosts.mysql import SOCKET, Server, look, position, subtract
-from flotilla.hosts.ssh import Runner
 from flotilla.mysql.accounts import Account, Secrets, unusable
 from flotilla.rules.mysql_topology import Member, Record, Topology
-from flotilla.snapshot import Host
+
+if TYPE_CHECKING:  # a database host has this module and no SSH client
+    from flotilla.hosts.ssh import Runner
+    from flotilla.snapshot import Host
 
 T = TypeVar("T")
 

@@ -7,17 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from flotilla.errors import HostFailed, Refused
-from flotilla.lock import Lock
-from flotilla.mysql import accounts, steps
+from flotilla.mysql import accounts, steps, store
 from flotilla.mysql.accounts import Account, Secrets
 from flotilla.mysql.cluster import Cluster
-from flotilla.mysql.record import Records
 from flotilla.rules.mysql import Refusal, Repair, Step, Verb, repair
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
-
-# The lock that whoever changes the cluster must hold.
-LOCK = "mysql"
 
 # Given a title, a context in which that step runs; what prints or records steps makes one.
 Progress = Callable[[str], AbstractContextManager[object]]
@@ -39,8 +34,8 @@ class Ensure:
     def __init__(self, settings: Settings, cluster: Cluster) -> None:
         self._settings = settings
         self._cluster = cluster
-        self._records = Records(settings)
-        self._known: Secrets = accounts.secrets(settings)
+        self._records = store.records(settings)
+        self._known: Secrets = store.secrets(settings)
         self._accounts: tuple[Account, ...] = accounts.accounts(settings, self._known)
 
     def plan(self) -> Repair:
@@ -53,7 +48,7 @@ class Ensure:
 
     def apply(self, progress: Progress) -> Outcome:
         """Do what a fresh plan says, under the cluster's lease, and check that nothing is left."""
-        with Lock(self._settings, LOCK, reason="fab mysql.ensure") as lock:
+        with store.lock(self._settings, "fab mysql.ensure") as lock:
             plan = self.plan()
             for step in plan.steps:
                 lock.check()

@@ -18,8 +18,8 @@ from flotilla.deploy.journal import Journal
 from flotilla.errors import BadOption, FlotillaError
 from flotilla.ledger import Ledger
 from flotilla.mysql import status as board
+from flotilla.mysql import store
 from flotilla.mysql.ensure import Ensure
-from flotilla.mysql.record import Records
 from flotilla.mysql.session import Session, session
 from flotilla.mysql.switchover import Move, Moved
 from flotilla.options import at_least
@@ -36,7 +36,7 @@ Confirmed = Callable[[str], None]
 def status(settings: Settings) -> dict[str, Any]:
     """The cluster as ``flotilla.mysql.status.status`` describes it. Changes nothing."""
     with session(settings, fresh=False) as opened:
-        return board.status(opened.cluster, Records(settings))
+        return board.status(opened.cluster, store.records(settings))
 
 
 def ensure(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from flotilla import inventory
 from flotilla.errors import FlotillaError, Refused
 from flotilla.hosts.haproxy import SOCKET
 from flotilla.hosts.ssh import Runner, prepare
-from flotilla.ledger import Ledger, order
-from flotilla.mysql import accounts
+from flotilla.ledger import Ledger, order, over_ssh
+from flotilla.mysql import store
 from flotilla.mysql.cluster import Cluster
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
@@ -42,8 +42,8 @@ class Session:
                 "fab fleet.provision",
             )
         chosen = self.snapshot.host(host) if host else users[0]
-        wanted = order(self.settings, accounts.secrets(self.settings), writers=writers)
-        return Ledger(chosen.name, lambda command: self.runner.stream(chosen, command), wanted)
+        wanted = order(self.settings, store.secrets(self.settings), writers=writers)
+        return Ledger(chosen.name, over_ssh(self.runner, chosen), wanted)
 
     def announcer(self) -> Announcements:
         """Something that tells every application host's HAProxy at once that writes have moved."""

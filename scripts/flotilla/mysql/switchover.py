@@ -16,10 +16,9 @@ from typing import Protocol
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts.mysql import LOCK_WAIT_TIMEOUT, SqlError, subtract
 from flotilla.lock import Lock
-from flotilla.mysql import accounts, steps
+from flotilla.mysql import steps, store
 from flotilla.mysql.cluster import Cluster
-from flotilla.mysql.ensure import LOCK, Progress, refused
-from flotilla.mysql.record import Records
+from flotilla.mysql.ensure import Progress, refused
 from flotilla.rules.mysql import Refusal, Switchover, repair, switchover
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
@@ -81,8 +80,8 @@ class Move:
         self._cluster = cluster
         self._announcer = announcer or Nobody()
         self._monotonic = monotonic
-        self._records = Records(settings)
-        self._known = accounts.secrets(settings)
+        self._records = store.records(settings)
+        self._known = store.secrets(settings)
         self._seconds: dict[str, float] = {}
 
     def plan(self, to: str | None = None) -> Switchover:
@@ -100,7 +99,7 @@ class Move:
 
         Raises Refused when it was called off and the old primary takes writes as before.
         """
-        with Lock(self._settings, LOCK, reason="fab mysql.switchover") as lock:
+        with store.lock(self._settings, "fab mysql.switchover") as lock:
             with self._timed("check again", progress):
                 plan = self._again(chosen)
             paused = self._switch(plan, lock, progress)

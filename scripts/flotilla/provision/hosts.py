@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from flotilla.errors import Refused
-from flotilla.mysql.record import Records
+from flotilla.mysql.store import records
 from flotilla.provision import hooks, network, templates
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World, tag
@@ -118,7 +118,7 @@ def _tier(world: World, role: str, found: Sequence[Instance], *, allowed: bool) 
 
 def _primary(world: World, role: str, existing: Mapping[str, Instance]) -> str | None:
     """Name of the host that the cluster record says is primary."""
-    record = Records(world.settings, role).read()
+    record = records(world.settings, role).read()
     primary = record.instance_id if record else None
     return next((n for n, i in existing.items() if i["InstanceId"] == primary), None)
 

@@ -11,15 +11,15 @@ from functools import partial
 from typing import Any, Self
 
 from flotilla import inventory
+from flotilla.aws import dynamo, lease
 from flotilla.aws import images as image_edge
-from flotilla.aws import lease
 from flotilla.aws.session import client, described
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts import access
 from flotilla.inventory import store
 from flotilla.mysql import status as mysql_status
 from flotilla.mysql.cluster import Cluster
-from flotilla.mysql.record import Records
+from flotilla.mysql.store import records
 from flotilla.rules import images as image_rules
 from flotilla.rules import status_world as rules
 from flotilla.rules.redis import Member
@@ -81,7 +81,7 @@ class Looking:
         work["mysql"] = lambda: _mysql(settings, runner, snapshot)
         work["images"] = lambda: image_edge.ours(settings)
         work["edge"] = lambda: _edge(settings)
-        work["lock"] = lambda: lease.read(settings, settings.name_of("locks"), LOCK)
+        work["lock"] = lambda: lease.read(dynamo.locks(settings), LOCK)
         asked = tuple(name for name in work if name.startswith("host "))
         found = at_once(work, seconds=DEADLINE_SECONDS, one_of=asked, patience=PATIENCE_SECONDS)
         return _world(settings, snapshot, found)
@@ -173,7 +173,7 @@ def _listed(settings: Settings) -> Snapshot:
 
 def _mysql(settings: Settings, runner: OnceRunner, snapshot: Snapshot) -> dict[str, Any]:
     with Cluster.of(runner, snapshot.by_role("mysql")) as cluster:
-        return mysql_status.status(cluster, Records(settings))
+        return mysql_status.status(cluster, records(settings))
 
 
 def _page(runner: OnceRunner, snapshot: Snapshot, host: Host) -> rules.Traffic | None:
