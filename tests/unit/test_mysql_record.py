@@ -13,12 +13,12 @@ from flotilla.aws.lease import Held
 from flotilla.aws.session import client
 from flotilla.errors import Refused
 from flotilla.mysql.record import Records
-from flotilla.rules.mysql_record import Failover, Pause, State
+from flotilla.rules.mysql_state import Claim, Past, Pause, State
 from flotilla.rules.mysql_topology import Record
 
 FIRST = Record(1, "i-1", "u-1")
 SECOND = Record(2, "i-2", "u-2")
-MOVE = Failover(2, "mysql-1", "mysql-2", 100.0, "it was killed")
+MOVE = Past(100.0, 2, "mysql-1", "mysql-2")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def lend(records, now=100.0):
 
 def test_there_is_no_record_before_the_first(records):
     assert records.read() is None
-    assert records.state().record is None
+    assert records.state() is None
 
 
 def test_what_was_written_is_read(records):
@@ -86,11 +86,14 @@ def test_nobody_takes_a_term_that_is_not_next(records, late):
 
 
 def test_who_lost_the_lease_writes_nothing(records):
-    records.write(FIRST, fence=1)
+    records.write(FIRST, fence=1, barred={"i-3": "away"})
     assert lend(records) == 2
     with pytest.raises(Refused, match="took the lease"):
         records.write(SECOND, fence=1)
-    assert records.read() == FIRST
+    with pytest.raises(Refused, match="took the lease"):
+        records.bar({}, term=1, fence=1)
+    state = records.state()
+    assert (state.record, state.fence, state.barred) == (FIRST, 2, {"i-3": "away"})
 
 
 def test_a_lease_may_be_taken_on_condition_of_the_term(records):
@@ -108,33 +111,32 @@ def test_a_lease_may_be_taken_on_condition_of_the_term(records):
     assert lease.read(records.table, "mysql").holder == "ann"
 
 
-def test_lease_pause_and_history_live_side_by_side(records):
-    records.write(FIRST, fence=1)
-    records.write(SECOND, fence=1, past={"u-1": "u-1:1-5"})
+def test_lease_pause_history_and_bars_live_side_by_side(records):
+    records.write(FIRST, fence=1, baseline="u-1:1-5")
     records.pause(Pause("ann", "disks", 500.0))
     records.remember(MOVE)
-    held = lease.renew(records.table, lease.read(records.table, "mysql"), seconds=60, now=150.0)
+    records.bar({"i-3": "away"}, term=1, fence=1)
+    lease.renew(records.table, lease.read(records.table, "mysql"), seconds=60, now=150.0)
     assert records.state() == State(
-        SECOND, held, Pause("ann", "disks", 500.0), (MOVE,), {"u-1": "u-1:1-5"}
+        FIRST,
+        fence=1,
+        claim=Claim("ann", 1, 210.0, "r"),
+        paused=Pause("ann", "disks", 500.0),
+        barred={"i-3": "away"},
+        baseline="u-1:1-5",
+        past=(MOVE,),
     )
     records.pause(None)
     assert records.state().paused is None
-
-
-def test_what_was_known_of_former_primaries_adds_up(records):
-    records.write(FIRST, fence=1)
-    records.write(SECOND, fence=1, past={"u-1": "u-1:1-5"})
-    records.write(Record(3, "i-1", "u-1"), fence=1, past={"u-2": "u-1:1-5,u-2:1"})
-    assert records.state().past == {"u-1": "u-1:1-5", "u-2": "u-1:1-5,u-2:1"}
 
 
 def test_a_failover_is_told_once_and_acknowledged_once(records):
     records.write(FIRST, fence=1)
     for term in (3, 2, 3):
         records.remember(replace(MOVE, term=term))
-    assert [one.term for one in records.acknowledge(now=7.0)] == [3, 2]
-    assert records.acknowledge(now=8.0) == ()
-    assert [one.acknowledged_at for one in records.state().failovers] == [7.0, 7.0]
+    assert [one.term for one in records.acknowledge()] == [2, 3]
+    assert records.acknowledge() == ()
+    assert all(one.acknowledged for one in records.state().past)
 
 
 def test_of_two_who_change_the_history_at_once_one_is_told(records, monkeypatch):
@@ -150,7 +152,7 @@ def test_of_two_who_change_the_history_at_once_one_is_told(records, monkeypatch)
     monkeypatch.setattr(records, "_item", meanwhile)
     with pytest.raises(Refused, match="in this moment"):
         records.remember(replace(MOVE, term=3))
-    assert other.state().failovers == (MOVE,)
+    assert other.state().past == (MOVE,)
 
 
 def test_an_item_that_is_no_record_is_refused(settings, records):

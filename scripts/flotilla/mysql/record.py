@@ -1,8 +1,9 @@
 """The record of who is primary: one DynamoDB item a cluster, changed by conditional writes only.
 
 The lease of whoever changes the cluster is part of the same item. Invariants: the term grows by
-exactly one with every change of primary; who is primary is written only under the lease that is
-current in that very moment, so a holder who slept through its expiry writes nothing.
+exactly one with every change of primary; who is primary and who is barred are written only under
+the lease that is current in that very moment, so a holder who slept through its expiry writes
+nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from flotilla.aws import lease
 from flotilla.aws.items import Change, ChangedError, Item, Table, Value
 from flotilla.errors import Refused
 from flotilla.rules.mysql import FIRST_TERM
-from flotilla.rules.mysql_record import Failover, Pause, State
+from flotilla.rules.mysql_state import Claim, Past, Pause, State
 from flotilla.rules.mysql_topology import Record
 
 CLUSTER = "mysql"
 # Enough to judge whether a cluster flaps, and to answer "what happened this week".
-FAILOVERS_KEPT = 20
+PAST_KEPT = 20
 
 
 class Records:
@@ -36,23 +37,34 @@ class Records:
 
         Raises Refused for an item that is not a record, Unreachable when the API is down.
         """
-        return self.state().record
+        state = self.state()
+        return state.record if state else None
 
-    def state(self) -> State:
-        """All of the item, by a consistent read; an empty State where there is none.
+    def state(self) -> State | None:
+        """All of the item, by a consistent read; None when there never was a record.
 
-        Raises as ``read``.
+        A claim stays readable after its time is over. Raises as ``read``.
         """
         item = self.table.get(self.cluster)
-        return self._parsed(item) if item else State()
+        # Whoever takes the lease before there is a primary makes the item.
+        if not item or not {"term", "primary_instance_id", "primary_uuid"} & item.keys():
+            return None
+        return self._parsed(item)
 
-    def write(self, record: Record, *, fence: int, past: Mapping[str, str] | None = None) -> None:
+    def write(
+        self,
+        record: Record,
+        *,
+        fence: int,
+        barred: Mapping[str, str] | None = None,
+        baseline: str | None = None,
+    ) -> None:
         """Make this the record: the first of all, or the successor of the term before it.
 
-        ``fence`` is the term of the lease it is written under. ``past`` adds former primaries and
-        what was known of them, see ``State``. Returns also when an earlier try had already written
-        it. Raises Refused, with the record as it is, when somebody else changed it or took the
-        lease.
+        ``fence`` is the term of the lease it is written under. ``barred`` and ``baseline``, see
+        ``State``, change with it where they are given. Returns also when an earlier try had already
+        written it. Raises Refused, with the record as it is, when somebody else changed it or took
+        the lease.
         """
         before = None if record.term == FIRST_TERM else {"N": str(record.term - 1)}
         sets: dict[str, Value] = {
@@ -60,11 +72,12 @@ class Records:
             "primary_instance_id": {"S": record.instance_id},
             "primary_uuid": {"S": record.uuid},
         }
-        if past:
-            sets["past"] = _text({**self.state().past, **past})
-        when = {"term": before, self.table.term_name: {"N": str(fence)}}
+        if barred is not None:
+            sets["barred"] = _text(dict(barred))
+        if baseline is not None:
+            sets["baseline"] = {"S": baseline}
         try:
-            self.table.update(self.cluster, Change(sets, when))
+            self.table.update(self.cluster, Change(sets, {"term": before, **self._under(fence)}))
         except ChangedError:
             pass
         else:
@@ -78,20 +91,36 @@ class Records:
                 "fab mysql.status",
             )
 
-    def remember(self, failover: Failover) -> None:
-        """Add to the history, or replace the entry of the same term. The newest few are kept."""
-        item, failovers = self._failovers()
-        kept = [one for one in failovers if one.term != failover.term]
-        newest = sorted([failover, *kept], key=lambda one: -one.term)[:FAILOVERS_KEPT]
-        self._set(item, "failovers", _text([asdict(one) for one in newest]))
+    def bar(self, barred: Mapping[str, str], *, term: int, fence: int) -> None:
+        """These members, instance id to why, must not acknowledge; all others may.
 
-    def acknowledge(self, *, now: float) -> tuple[Failover, ...]:
+        Raises Refused unless the term is still the same and the lease still ours.
+        """
+        when = {"term": {"N": str(term)}, **self._under(fence)}
+        try:
+            self.table.update(self.cluster, Change({"barred": _text(dict(barred))}, when))
+        except ChangedError:
+            raise Refused(
+                f"who is barred from cluster {self.cluster} was not written",
+                f"its term is not {term} any more, or somebody else took the lease",
+                "No member was told anything after that",
+                "fab mysql.status",
+            ) from None
+
+    def remember(self, event: Past) -> None:
+        """Add a failover to the history, or replace the entry of the same term."""
+        item, past = self._past()
+        kept = [one for one in past if one.term != event.term]
+        newest = sorted([*kept, event], key=lambda one: one.term)[-PAST_KEPT:]
+        self._set(item, "past", _text([asdict(one) for one in newest]))
+
+    def acknowledge(self) -> tuple[Past, ...]:
         """A human has seen every failover until now; those that nobody had seen before."""
-        item, failovers = self._failovers()
-        fresh = tuple(one for one in failovers if not one.acknowledged_at)
+        item, past = self._past()
+        fresh = tuple(one for one in past if not one.acknowledged)
         if fresh:
-            seen = [replace(one, acknowledged_at=one.acknowledged_at or now) for one in failovers]
-            self._set(item, "failovers", _text([asdict(one) for one in seen]))
+            seen = [asdict(replace(one, acknowledged=True)) for one in past]
+            self._set(item, "past", _text(seen))
         return fresh
 
     def pause(self, pause: Pause | None) -> None:
@@ -120,9 +149,12 @@ class Records:
             )
         return item
 
-    def _failovers(self) -> tuple[Item, tuple[Failover, ...]]:
+    def _past(self) -> tuple[Item, tuple[Past, ...]]:
         item = self._item()
-        return item, self._parsed(item).failovers
+        return item, self._parsed(item).past
+
+    def _under(self, fence: int) -> dict[str, Value]:
+        return {self.table.term_name: {"N": str(fence)}}
 
     def _parsed(self, item: Item) -> State:
         try:
@@ -138,23 +170,20 @@ class Records:
 
 
 def _state(table: Table, item: Item) -> State:
-    # Whoever takes the lease before there is a primary makes the item.
-    has_record = bool({"term", "primary_instance_id", "primary_uuid"} & item.keys())
+    held = lease.parsed(table, item)
     paused = _json(item, "paused")
     return State(
-        record=_record(item) if has_record else None,
-        lease=lease.parsed(table, item),
+        record=Record(
+            term=int(item["term"]["N"]),
+            instance_id=item["primary_instance_id"]["S"],
+            uuid=item["primary_uuid"]["S"],
+        ),
+        fence=held.term if held else 0,
+        claim=Claim(held.holder, held.term, held.expires_at, held.reason) if held else None,
         paused=Pause(**paused) if paused else None,
-        failovers=tuple(Failover(**one) for one in _json(item, "failovers") or ()),
-        past=dict(_json(item, "past") or {}),
-    )
-
-
-def _record(item: Item) -> Record:
-    return Record(
-        term=int(item["term"]["N"]),
-        instance_id=item["primary_instance_id"]["S"],
-        uuid=item["primary_uuid"]["S"],
+        barred=dict(_json(item, "barred") or {}),
+        baseline=item["baseline"]["S"] if "baseline" in item else "",
+        past=tuple(Past(**one) for one in _json(item, "past") or ()),
     )
 
 
