@@ -107,7 +107,7 @@ def console(_: Context, host: str) -> None:
     positional=["host", "kind"],
     iterable=["option"],
     help={
-        "host": "tag Name or instance id; a zone for kind `zone`, api for slow-api and api-outage",
+        "host": "tag Name or instance id; a zone for kind `zone`, api for the API's own faults",
         "kind": "what goes wrong; an unknown kind lists them",
         "option": "what the kind takes, NAME=VALUE, again for each; an unknown name lists them",
         **JSON,

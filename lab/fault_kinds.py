@@ -258,6 +258,12 @@ def _slow_api(_: Context, fault: Fault) -> dict[str, Any]:
     return {}
 
 
+def _slow_stop(_: Context, fault: Fault) -> dict[str, Any]:
+    seconds = _number(fault, "seconds")
+    gate.set(fault.number, ApiFault("StopInstances", linger_seconds=seconds))
+    return {}
+
+
 def _api_outage(_: Context, fault: Fault) -> dict[str, Any]:
     mode = fault.args.get("mode", MODES[0])
     if mode not in MODES:
@@ -283,5 +289,7 @@ KINDS: Mapping[str, Kind] = {
     "zone": Kind("zone", lambda _, __: {}, _nothing),
     "fill-disk": Kind("host", _fill_disk, _empty_disk, ("path", "free", "unit")),
     "slow-api": Kind("api", _slow_api, _end_api_fault, ("action", "seconds")),
+    # As on AWS: the answer comes at once, and the host goes on in state "stopping" for a while.
+    "slow-stop": Kind("api", _slow_stop, _end_api_fault, ("seconds",)),
     "api-outage": Kind("api", _api_outage, _end_api_fault, ("action", "mode")),
 }

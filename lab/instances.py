@@ -23,6 +23,7 @@ from lab import addresses, firewall, network, views
 from lab.errors import LabError
 from lab.hosts import HostSet, Spec
 from lab.layout import VPC_POOLS
+from lab.outage import gate
 from lab.seed import Seed
 
 _CODES = {
@@ -313,6 +314,7 @@ class Instances:
         self.reconcile()
 
     def _stop(self, instance: Any, moto_stop: Callable[[Any], Any], *, force: bool) -> None:
+        gate.linger("StopInstances", over=lambda: not self.hosts.pid(instance.id))
         self.hosts.stop(instance.id, force=force)
         with self.lock:
             if instance.state != "stopping":

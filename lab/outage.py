@@ -1,4 +1,6 @@
-"""Faults of the API itself: slow answers, refusals, connections that end without an answer."""
+"""Faults of the API itself: slow answers, refusals, connections that end without an answer, and
+things that take effect long after the answer.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from typing import Any
 
 MODES = ("503", "hangup")
 
+_LOOK_SECONDS = 0.1
+
 _UNAVAILABLE = (
     b"<Response><Errors><Error><Code>ServiceUnavailable</Code>"
     b"<Message>The lab's API is in an outage (fab lab.heal ends it).</Message>"
@@ -23,12 +27,14 @@ _UNAVAILABLE = (
 class ApiFault:
     """What happens to calls of `action`, an action or a service; None means all of them.
 
-    A call waits `delay_seconds`; then `mode`, if any, is the end of it.
+    A call waits `delay_seconds`; then `mode`, if any, is the end of it. What was asked for begins
+    `linger_seconds` after the answer.
     """
 
     action: str | None = None
     delay_seconds: float = 0.0
     mode: str | None = None
+    linger_seconds: float = 0.0
 
 
 def effect(faults: Iterable[ApiFault], names: Iterable[str]) -> tuple[float, str | None]:
@@ -42,8 +48,12 @@ def effect(faults: Iterable[ApiFault], names: Iterable[str]) -> tuple[float, str
 class Gate:
     """Stands in front of the API and lets calls through, late or not at all."""
 
-    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._sleep = sleep
+    def __init__(
+        self,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sleep, self._clock = sleep, clock
         self._lock = threading.Lock()
         self._faults: dict[int, ApiFault] = {}
 
@@ -52,6 +62,18 @@ class Gate:
         with self._lock:
             faults = {key: held for key, held in self._faults.items() if key != number}
             self._faults = faults if fault is None else {**faults, number: fault}
+
+    def linger(self, action: str, over: Callable[[], bool]) -> None:
+        """Return when what `action` asked for may begin: when its time has come, when the fault has
+        been healed, or when `over()`. To be called without holding any lock.
+        """
+        began = self._clock()
+        while not over():
+            faults = self._faults.values()
+            seconds = max((f.linger_seconds for f in faults if f.action == action), default=0.0)
+            if self._clock() - began >= seconds:
+                return
+            self._sleep(_LOOK_SECONDS)
 
     def refuse(
         self, names: Iterable[str], environ: Mapping[str, Any], start_response: Any

@@ -203,6 +203,23 @@ def test_a_slow_api_is_slow_for_the_named_action_alone(trio: Trio) -> None:
     assert time.monotonic() - began >= 1.5
 
 
+def test_a_slow_stop_leaves_the_host_running_for_a_while_and_is_answered_at_once(
+    trio: Trio,
+) -> None:
+    trio.strike("slow-stop", "api", seconds=3)
+    began = time.monotonic()
+    trio.place.ec2.stop_instances(InstanceIds=[trio.three.id], Force=True)
+    assert time.monotonic() - began < 1
+    assert state(trio.place.ec2, trio.three.id) == "stopping"
+    assert trio.two.reaches(trio.three, PORT), "it goes on as if nothing had been asked for"
+    until(lambda: state(trio.place.ec2, trio.three.id) == "stopped", 15, "it stops in the end")
+    assert time.monotonic() - began >= 3
+    trio.heal("api")
+    trio.place.ec2.start_instances(InstanceIds=[trio.three.id])
+    trio.three = until(lambda: running(trio.three.id), 30, "it boots again")
+    trio.three.listens(PORT)
+
+
 @pytest.mark.parametrize("mode", ["503", "hangup"])
 def test_an_api_outage_is_an_error_to_its_callers_and_ends(trio: Trio, mode: str) -> None:
     once = boto3.client(

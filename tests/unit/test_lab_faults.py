@@ -127,6 +127,45 @@ def test_an_outage_of_all_ends_every_call_and_its_end_lets_them_pass() -> None:
     assert slept == [1.5, 1.5]
 
 
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def lingering(seconds: float) -> tuple[Gate, Clock]:
+    clock = Clock()
+    gate = Gate(sleep=clock.sleep, clock=clock)
+    gate.set(1, ApiFault("StopInstances", linger_seconds=seconds))
+    return gate, clock
+
+
+def test_a_slow_stop_is_answered_at_once_and_begins_later() -> None:
+    gate, clock = lingering(30.0)
+    assert gate.refuse(["ec2", "StopInstances"], {}, None) is None
+    assert clock.now == 0
+    gate.linger("StopInstances", over=lambda: False)
+    assert clock.now == pytest.approx(30.0, abs=0.2)
+    gate.linger("TerminateInstances", over=lambda: False)
+    assert clock.now == pytest.approx(30.0, abs=0.2)
+
+
+def test_a_slow_stop_waits_no_longer_once_it_is_healed_or_the_host_is_gone() -> None:
+    gate, clock = lingering(30.0)
+    gate.linger("StopInstances", over=lambda: clock.now > 5)
+    assert clock.now == pytest.approx(5.0, abs=0.2)
+    gate.set(1, None)
+    gate.linger("StopInstances", over=lambda: False)
+    assert clock.now == pytest.approx(5.0, abs=0.2)
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -255,6 +294,7 @@ def context() -> Iterator[Context]:
         ("slow-api", "mysql-1", {"seconds": 1}, r"its target is: api"),
         ("slow-api", "api", {"seconds": "soon"}, r"seconds=NUMBER, 0 or more; got 'soon'"),
         ("slow-api", "api", {}, r"seconds=NUMBER"),
+        ("slow-stop", "api", {"seconds": "-1"}, r"seconds=NUMBER, 0 or more; got '-1'"),
         ("api-outage", "api", {"mode": "404"}, r"choose from: 503, hangup"),
         ("freeze", "mysql-1", {"seconds": 3}, r"does not know seconds; it takes: no arguments"),
         ("cut", "mysql-1", {"from": "mysql-2,nobody"}, r"no host 'nobody'"),
