@@ -9,20 +9,24 @@ the new primary; after that only ``completion`` is left. Invariants:
   write. The same count proves that every acknowledged write is on a member that was asked.
 - Where that count is given up (``accept_loss``), nobody is promoted before the old primary is
   verified to be closed or stopped.
-- The new primary holds all that anybody asked received, but for what nobody should have written.
-- The record is changed before any member is told to follow or to acknowledge to the new primary.
+- The new primary holds all that anybody asked received, but for what no primary wrote.
+- The record is changed before any member is told to follow or to acknowledge to the new primary,
+  and by the same write all who are not known to be whole are barred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
-from flotilla.rules.mysql import Refusal
-from flotilla.rules.mysql_state import Place, State
+from flotilla.rules.mysql import Refusal, primary_objection
+from flotilla.rules.mysql_candidate import Found, best, objections
+from flotilla.rules.mysql_state import Place, State, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
-from flotilla.rules.mysql_verdict import Verdict
+from flotilla.rules.mysql_verdict import Kind, Verdict
+
+__all__ = ["Found"]
 
 _LOOK = "fab mysql.status"
 
@@ -38,6 +42,7 @@ class Act(StrEnum):
     DRAIN = "drain"
     RECORD = "record"
     DETACH = "detach"  # of a drained member: follow nobody
+    FOLLOW = "follow"  # from nothing
     REPOINT = "repoint"  # the stream only; its applier goes on
     GRANT = "grant"
     VERIFY = "verify"
@@ -61,46 +66,31 @@ class How(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Whom to cut off, and how many of them must succeed; ``evidence`` is why at all."""
+    """Whom to cut off, and how many of them must succeed; ``evidence`` is why at all.
+
+    ``steps`` are REVOKE, FENCE, POSITIONS in this order; FENCE only once ``shortfall`` is None, so
+    that a failover which cannot end does not stop a primary that may still serve somebody.
+    """
 
     term: int
     old: Place
+    places: tuple[Place, ...]
     ackers: tuple[str, ...]
     needed: int
     how: How
     evidence: tuple[str, ...]
     steps: tuple[Step, ...]
     accept_loss: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What is known once the steps of an opening were done.
-
-    ``revoked`` have confirmed to be cut off, and positions were read after that; ``kept`` maps the
-    others to the reason. ``fenced`` says how the old primary was verified to be closed, "" while it
-    is not. ``topology`` is everybody who answered; its ``surplus`` leaves out what is in
-    ``errant``, which maps members to the GTIDs that no primary wrote. ``unapplied`` is what a
-    member received and has not executed. ``unable`` were tried in this run and failed.
-    ``lost`` is what the old primary was last seen to hold and nobody asked has.
-    """
-
-    revoked: frozenset[str]
-    kept: Mapping[str, str]
-    fenced: str
-    topology: Topology
-    errant: Mapping[str, str] = field(default_factory=dict)
-    unapplied: Mapping[str, str] = field(default_factory=dict)
-    unable: Mapping[str, str] = field(default_factory=dict)
-    lost: str = ""
+    to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
     """Who takes over. ``table`` has a line for each member asked: name and why not, "" for fit.
 
-    ``proof`` says why the old primary can acknowledge nothing; ``await_fence``: it is proved only
-    once the fence is verified, so the first step waits for that.
+    ``proof`` says why the old primary can acknowledge nothing; without it, the first step waits for
+    the fence. ``barred`` is written with the record. ``given_up`` are GTIDs that an operator chose
+    to lose.
     """
 
     term: int
@@ -110,23 +100,34 @@ class Promotion:
     proof: str
     table: tuple[tuple[str, str], ...]
     steps: tuple[Step, ...]
+    barred: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    await_fence: bool = False
+    given_up: str = ""
 
     @property
     def record(self) -> Record:
         """What the record becomes."""
         return Record(self.term, self.new.instance_id, self.new.uuid)
 
+    @property
+    def baseline(self) -> str:
+        """All that the new primary holds, applied or received, as a GTID set."""
+        received = self.new.replication.received if self.new.replication else ""
+        return ",".join(part for part in (self.new.executed, received) if part)
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What is left once the record names the new primary; ``left_out`` need a human, with why."""
+    """What is left once the record names the new primary; ``left_out`` need more, with why.
+
+    ``waits`` says why it cannot take writes yet, "" where GRANT is among the steps or done.
+    """
 
     term: int
     new: Member
     steps: tuple[Step, ...]
     left_out: Mapping[str, str]
+    waits: str = ""
 
 
 def opening(
@@ -140,28 +141,246 @@ def opening(
     wait_for: int = 1,
     accept_loss: bool = False,
     manual: bool = False,
+    to: str | None = None,
 ) -> Opening | Refusal:
     """May a failover begin, and with what.
 
     ``reachable`` are the names that answer, the old primary's among them if it does. ``me`` is the
     lease's holder as the record writes it; ``now`` is epoch seconds. ``manual``: an operator asked
-    for it, so a pause does not count and a suspicion is enough; a living primary is never replaced.
+    for it, so a suspicion is enough; a living primary is never replaced. ``to`` is whom an operator
+    wants.
     """
-    raise NotImplementedError
+    old = next((p for p in places if p.instance_id == state.record.instance_id), None)
+    if old is None:
+        return Refusal(
+            f"the primary of term {state.record.term}, {state.record.instance_id}, is not in the"
+            " inventory",
+            "what is not known to exist cannot be shown to be stopped",
+            "fab fleet.status",
+        )
+    refused = _premature(state, old, verdict, me, now, manual=manual)
+    if refused:
+        return refused
+    ackers = [p for p in places if p is not old and p.instance_id not in state.barred]
+    reached = sorted((p for p in ackers if p.name in reachable), key=lambda p: p.rank)
+    opened = Opening(
+        term=state.record.term + 1,
+        old=old,
+        places=tuple(sorted(places, key=lambda p: p.rank)),
+        ackers=tuple(p.name for p in sorted(ackers, key=lambda p: p.rank)),
+        needed=max(1, len(ackers) - wait_for + 1),
+        how=How.SERVER if old.name in reachable else How.HOST,
+        evidence=verdict.evidence,
+        steps=tuple(_open(old, reached)),
+        accept_loss=accept_loss,
+        to=to,
+    )
+    silent = {p.name: "it does not answer" for p in ackers if p not in reached}
+    return shortfall(opened, {p.name for p in reached}, silent) or opened
+
+
+def shortfall(opened: Opening, cut_off: Collection[str], kept: Mapping[str, str]) -> Refusal | None:
+    """Why too few members are, or can be, cut off from the old primary; None when enough are.
+
+    With ``accept_loss`` one is enough: then the fence must be proved instead.
+    """
+    done = [name for name in opened.ackers if name in cut_off]
+    if len(done) >= (1 if opened.accept_loss else opened.needed):
+        return None
+    missing = "; ".join(f"{n}: {kept.get(n, 'not known')}" for n in opened.ackers if n not in done)
+    return Refusal(
+        f"only {len(done)} of {len(opened.ackers)} members that may acknowledge to"
+        f" {opened.old.name} can be cut off from it, {opened.needed} must be ({missing})",
+        "another one may hold the only copy of an acknowledged write, or go on to acknowledge",
+        "start the missing host, or fab mysql.failover --accept-loss",
+    )
 
 
 def promotion(
     opened: Opening, state: State, found: Found, *, wait_for: int = 1
 ) -> Promotion | Refusal:
     """Who takes over, or why nobody may."""
-    raise NotImplementedError
+    asked = tuple(m for m in found.topology.members if m.name in found.revoked & {*opened.ackers})
+    names = {m.name for m in asked}
+    short = shortfall(opened, names, {**found.topology.silent, **found.kept})
+    if short:
+        return short
+    gives_up = opened.to if opened.accept_loss else None
+    reasons = objections(asked, found, opened.places, gives_up=gives_up)
+    table = tuple(reasons.items())
+    fit = [m for m in asked if not reasons[m.name] and opened.to in {None, m.name}]
+    if not fit:
+        return _nobody(opened, table)
+    new = best(fit, found, opened.places)
+    followers = tuple(
+        m for m in asked if m.name != new.name and (m.name, new.name) not in found.topology.surplus
+    )
+    if len(followers) < wait_for and not opened.accept_loss:
+        return Refusal(
+            f"{new.name} holds everything, but {len(followers)} members could acknowledge to it,"
+            f" {wait_for} must",
+            "every write would wait for ever",
+            _LOOK,
+        )
+    given_up = [
+        found.topology.surplus[m.name, new.name]
+        for m in asked
+        if (m.name, new.name) in found.topology.surplus
+    ]
+    proof = _proof(opened, found, names)
+    return Promotion(
+        term=opened.term,
+        old=opened.old,
+        new=new,
+        followers=followers,
+        proof=proof,
+        table=table,
+        steps=tuple(_promote(opened, new, followers, proof, found)),
+        barred=_barred(opened, state, new, followers),
+        notes=tuple(_notes(new, followers, wait_for, found)),
+        given_up=",".join(part for part in (found.lost, *given_up) if part),
+    )
 
 
-def completion(
-    state: State, topology: Topology, *, out: Mapping[str, str], wait_for: int = 1
-) -> Completion | Refusal:
-    """What is left to do for the primary that the record names. Done again, it does no harm.
+def completion(state: State, topology: Topology, *, wait_for: int = 1) -> Completion | Refusal:
+    """What is left to do for the primary that the record names. Done again, it does no harm."""
+    record = state.record
+    new = topology.by_instance(record.instance_id)
+    if new is None or new.uuid != record.uuid:
+        return Refusal(
+            f"the primary of term {record.term}, {record.instance_id}, does not answer as"
+            f" {record.uuid}",
+            "nobody else may be opened under this term",
+            "start that host, or fab mysql.failover",
+        )
+    steps: list[Step] = []
+    left_out = dict(topology.silent)
+    ready = 0
+    for member in topology.others(new):
+        apart = state.barred.get(member.instance_id) or _apart(topology, member, new)
+        if apart:
+            left_out[member.name] = apart
+            continue
+        ready += 1
+        steps += _behind(member, new)
+    if new.replication is not None:
+        why = f"term {record.term} is its own, but it is set to follow {new.replication.host}"
+        steps = [Step(Act.DRAIN, new.name, why), Step(Act.DETACH, new.name, why), *steps]
+    objection = primary_objection(new, record)
+    waits = ""
+    if objection and ready < wait_for:
+        waits = f"{new.name} takes no writes before {wait_for} members acknowledge to it"
+    elif objection:
+        steps.append(Step(Act.GRANT, new.name, objection))
+    return Completion(record.term, new, tuple(steps), left_out, waits)
 
-    ``out`` maps members that must not follow (diverged, never reached in this run) to the reason.
-    """
-    raise NotImplementedError
+
+def _premature(
+    state: State, old: Place, verdict: Verdict, me: str, now: float, *, manual: bool
+) -> Refusal | None:
+    claim = foreign_claim(state, me, now)
+    if claim is not None:
+        return Refusal(
+            f"{claim.holder} is changing the cluster: {claim.reason}",
+            "two changes at once could make two primaries",
+            _LOOK,
+        )
+    evidence = "; ".join(verdict.evidence)
+    if verdict.kind is Kind.ALIVE or (verdict.alive_for and verdict.kind is not Kind.BLOCKED):
+        return Refusal(
+            f"{old.name} is alive: {evidence}",
+            "a living primary gives its role away with its own help, and loses nothing",
+            "fab mysql.switchover",
+        )
+    if not manual and not verdict.is_actionable:
+        return Refusal(
+            f"{old.name} is not shown to be dead ({verdict.kind}): {evidence}",
+            "a failover without need is an outage",
+            _LOOK,
+        )
+    return None
+
+
+def _open(old: Place, reached: Collection[Place]) -> Iterator[Step]:
+    for place in reached:
+        yield Step(Act.REVOKE, place.name, f"acknowledge nothing to {old.name} any more")
+    yield Step(Act.FENCE, old.name, "it must not take writes again, whenever it comes back")
+    yield Step(Act.POSITIONS, "", "what each of them received, now that it cannot grow")
+
+
+def _nobody(opened: Opening, table: tuple[tuple[str, str], ...]) -> Refusal:
+    said = "; ".join(f"{name}: {why or 'fit'}" for name, why in table)
+    wanted = f"{opened.to} cannot" if opened.to else "no member can"
+    return Refusal(
+        f"{wanted} take over from {opened.old.name} ({said})",
+        "acknowledged writes would be lost, or what nobody should have written would spread",
+        "fab mysql.status; to give up what one of them lacks:"
+        " fab mysql.failover --to NAME --accept-loss",
+    )
+
+
+def _proof(opened: Opening, found: Found, cut_off: Collection[str]) -> str:
+    if len(cut_off) >= opened.needed:
+        return (
+            f"{', '.join(sorted(cut_off))} acknowledge nothing to {opened.old.name} any more,"
+            f" {opened.needed} of {len(opened.ackers)} had to"
+        )
+    return found.fenced
+
+
+def _promote(
+    opened: Opening, new: Member, followers: Collection[Member], proof: str, found: Found
+) -> Iterator[Step]:
+    old = opened.old.name
+    verify = Step(Act.FENCED, old, "it is proved that it cannot take writes")
+    if not proof:
+        yield verify
+    if new.replication and new.replication.delay_seconds:
+        yield Step(Act.UNDELAY, new.name, f"it is {new.replication.delay_seconds} s behind")
+    if new.replication:
+        yield Step(Act.DRAIN, new.name, "all it received was or may have been acknowledged")
+    yield Step(Act.RECORD, new.name, f"primary of term {opened.term}")
+    if new.replication:
+        yield Step(Act.DETACH, new.name, f"it followed {new.replication.host}")
+    for member in followers:
+        yield from _behind(member, new)
+    yield Step(Act.GRANT, new.name, "it holds everything, and others acknowledge to it")
+    yield Step(Act.VERIFY, new.name, "it takes writes, and the others follow")
+    if proof and not found.fenced:
+        yield verify
+
+
+def _behind(member: Member, new: Member) -> Iterator[Step]:
+    follows = member.replication
+    if follows is None:
+        yield Step(Act.FOLLOW, member.name, f"it follows nobody; the primary is {new.name}")
+    elif follows.host != new.address or follows.io != "ON" or not member.semi_sync.replica:
+        yield Step(Act.REPOINT, member.name, f"acknowledge to {new.name}")
+
+
+def _apart(topology: Topology, member: Member, new: Member) -> str:
+    ahead = topology.surplus.get((member.name, new.name), "")
+    return f"it holds {ahead}, which {new.name} lacks" if ahead else ""
+
+
+def _barred(
+    opened: Opening, state: State, new: Member, followers: Collection[Member]
+) -> dict[str, str]:
+    kept = {new.instance_id, *(m.instance_id for m in followers)}
+    because = f"not known to be whole when {new.name} became primary of term {opened.term}"
+    return {
+        place.instance_id: state.barred.get(place.instance_id, because)
+        for place in opened.places
+        if place.instance_id not in kept
+    }
+
+
+def _notes(
+    new: Member, followers: Collection[Member], wait_for: int, found: Found
+) -> Iterator[str]:
+    if len(followers) < wait_for:
+        yield f"{new.name} takes no writes before {wait_for} members acknowledge to it"
+    for name, gtids in sorted(found.errant.items()):
+        yield f"{name} holds what no primary wrote ({gtids}): rebuild it by CLONE"
+    for name, why in sorted(found.kept.items()):
+        yield f"{name} was not asked: {why}"

@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,11 +60,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What one replica's own server says about its stream from the primary. Ages are seconds.
+    """What one replica's own server says about its stream. Ages are seconds.
 
-    Both ages are computed by that server from its own clock; None: never. ``answer_seconds`` is how
-    long it took to tell. ``error`` is the last error of a stream that is not ON. ``sees`` is how
-    that member's own watcher meets the primary, where it is known.
+    ``source`` is the name of the member it follows, "" for nobody or an unknown host. Both ages
+    are computed by that server from its own clock; None: never. ``answer_seconds`` is how long it
+    took to tell. ``error`` is the last error of a stream that is not ON. ``sees`` is how that
+    member's own watcher meets the primary, where it is known.
     """
 
     member: str
@@ -122,14 +123,16 @@ DYING = frozenset({1053, 1077, 1079, 1080})
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is ruled, with the evidence as sentences; ``confirms`` are members whose stream is dead.
+    """What is ruled, with the evidence as sentences.
 
-    ``is_actionable``: a failover may be proposed on it.
+    ``confirms`` are members whose stream is broken or silent, ``alive_for`` those that have a
+    fresh one or an answer. ``is_actionable``: a failover may be proposed on it.
     """
 
     kind: Kind
     evidence: tuple[str, ...]
     confirms: tuple[str, ...] = ()
+    alive_for: tuple[str, ...] = ()
     is_actionable: bool = False
 
 
@@ -149,22 +152,25 @@ def judge(
     are in ``unreached`` with the reason. ``me`` may be no member (an operator's machine).
     """
     words = [_hear(stream, primary, limits) for stream in streams if stream.member != primary]
-    confirms = tuple(sorted(word.member for word in words if word.vote is Vote.DEAD))
-    sees = _seen(look)
     evidence = (
-        f"{me}: {primary} {sees}",
-        *(word.text for word in words),
+        f"{me}: {primary} {_seen(look)}",
+        *(f"{word.member}: {word.text}" for word in words),
         *(f"{name} cannot be asked: {why}" for name, why in sorted(unreached.items())),
     )
-    if _is_alive(look):
-        return _alive(look, evidence, confirms, majority(members), limits)
-    alive = sorted(word.member for word in words if word.vote is Vote.ALIVE)
-    if any(name != me for name in alive):
-        said = f"{me} cannot reach {primary}, but {', '.join(alive)} can"
-        return Verdict(Kind.BLIND, (said, *evidence), confirms)
-    doubt = _doubt(me, members, look, confirms, words, limits)
+    if look.reach is Reach.ANSWERS or (look.error and look.error not in DYING):
+        return _alive(look, evidence, _names(w for w in words if w.is_broken), members, limits)
+    confirms = _names(word for word in words if word.vote is Vote.DEAD)
+    alive = _names(word for word in words if word.vote is Vote.ALIVE)
+    if set(alive) - {me}:
+        said = f"{me} cannot reach {primary}, but it is alive for {', '.join(alive)}"
+        return Verdict(Kind.BLIND, (said, *evidence), confirms, alive)
+    needed = majority(members)
+    if len(words) < needed:
+        said = f"{me} reaches {len(words)} replicas, {needed} would have to agree"
+        return Verdict(Kind.BLIND, (said, *evidence), confirms, alive)
+    doubt = _doubt(me, members, confirms) or _too_short(look, limits)
     if doubt:
-        return Verdict(doubt[0], (doubt[1], *evidence), confirms)
+        return Verdict(Kind.SUSPECT, (doubt, *evidence), confirms, alive)
     said = f"{len(confirms)} of {len(members)} members find {primary} gone"
     return Verdict(Kind.DEAD, (said, *evidence), confirms, is_actionable=True)
 
@@ -175,7 +181,7 @@ def majority(members: Collection[str]) -> int:
 
 
 class Vote(StrEnum):
-    """What one replica's stream says about the primary."""
+    """What one replica says about the primary."""
 
     ALIVE = "alive"
     DEAD = "dead"
@@ -184,86 +190,104 @@ class Vote(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Word:
+    """``is_broken``: nothing comes through the stream, whatever else the member sees."""
+
     member: str
     vote: Vote
+    is_broken: bool
     text: str
 
 
+def _names(words: Iterable[_Word]) -> tuple[str, ...]:
+    return tuple(sorted(word.member for word in words))
+
+
 def _hear(stream: Stream, primary: str, limits: Limits) -> _Word:
-    vote, why = _vote(stream, primary, limits)
-    return _Word(stream.member, vote, f"{stream.member}: {why}")
-
-
-def _vote(stream: Stream, primary: str, limits: Limits) -> tuple[Vote, str]:
-    silent = stream.silent_seconds
-    age = f"nothing came for {silent:.1f} s" if silent != float("inf") else "nothing ever came"
+    vote, text = _flow(stream, primary, limits)
+    is_broken = vote is Vote.DEAD
     if stream.sees is Reach.ANSWERS:
-        return Vote.ALIVE, f"its watcher gets answers from {primary}"
+        return _Word(stream.member, Vote.ALIVE, is_broken, f"gets answers from {primary}; {text}")
+    if vote is Vote.UNKNOWN and stream.sees and stream.state != "ON":
+        # It has no stream that could tell, but it tried for itself.
+        return _Word(stream.member, Vote.DEAD, is_broken, f"{primary} {stream.sees}; {text}")
+    return _Word(stream.member, vote, is_broken, text)
+
+
+def _flow(stream: Stream, primary: str, limits: Limits) -> tuple[Vote, str]:
+    """What the stream alone says."""
     if stream.source != primary:
         return Vote.UNKNOWN, f"it follows {stream.source or 'nobody'}"
     if stream.state == "ON":
-        if silent < limits.silent:
-            return Vote.ALIVE, f"its stream is connected, the last word came {silent:.1f} s ago"
-        if stream.answer_seconds > limits.answer:
-            late = f"it took {stream.answer_seconds:.1f} s to answer, so its silence proves nothing"
-            return Vote.UNKNOWN, late
-        return Vote.DEAD, f"its stream is connected, but {age}"
+        return _connected(stream, limits)
     if stream.error in ANSWERED:
         return Vote.ALIVE, f"{primary} refuses its stream: {stream.text} ({stream.error})"
-    if stream.state == "OFF" and stream.sees is None:
+    if stream.state == "OFF":
         return Vote.UNKNOWN, "its stream was stopped"
-    return Vote.DEAD, f"its stream is {stream.state.lower()}: {stream.text or age}"
+    return Vote.DEAD, f"its stream is broken: {stream.text or _age(stream)}"
 
 
-def _is_alive(look: Look) -> bool:
-    return look.reach is Reach.ANSWERS or bool(look.error and look.error not in DYING)
+def _connected(stream: Stream, limits: Limits) -> tuple[Vote, str]:
+    if stream.silent_seconds < limits.silent:
+        return Vote.ALIVE, f"its stream is connected, the last word is {_age(stream)}"
+    if stream.answer_seconds > limits.answer:
+        late = f"it took {stream.answer_seconds:.1f} s to answer, so its silence proves nothing"
+        return Vote.UNKNOWN, late
+    return Vote.DEAD, f"its stream is connected, but the last word is {_age(stream)}"
+
+
+def _age(stream: Stream) -> str:
+    silent = stream.silent_seconds
+    return "unknown" if silent == float("inf") else f"{silent:.1f} s old"
 
 
 def _alive(
-    look: Look, evidence: tuple[str, ...], confirms: tuple[str, ...], needed: int, limits: Limits
-) -> Verdict:
-    if look.stalled:
-        lasts = look.blocked_seconds >= limits.stalled
-        said = f"it answers, but no commit ends for {look.blocked_seconds:.1f} s: {look.stalled}"
-        return Verdict(Kind.BLOCKED, (said, *evidence), confirms, is_actionable=lasts)
-    if look.waiting and len(confirms) >= needed:
-        lasts = look.blocked_seconds >= limits.blocked
-        said = f"it answers, but {look.waiting} commits wait for an acknowledgement"
-        return Verdict(Kind.BLOCKED, (said, *evidence), confirms, is_actionable=lasts)
-    return Verdict(Kind.ALIVE, evidence, confirms)
-
-
-def _doubt(
-    me: str,
-    members: Collection[str],
     look: Look,
-    confirms: tuple[str, ...],
-    words: Collection[_Word],
+    evidence: tuple[str, ...],
+    broken: tuple[str, ...],
+    members: Collection[str],
     limits: Limits,
-) -> tuple[Kind, str] | None:
-    """Why a primary that cannot be reached from here is not called dead yet, or None."""
+) -> Verdict:
+    seconds = look.blocked_seconds
+    if look.stalled:
+        said = f"it answers, but no commit has ended for {seconds:.1f} s: {look.stalled}"
+        lasts = seconds >= limits.stalled
+        return Verdict(Kind.BLOCKED, (said, *evidence), broken, is_actionable=lasts)
+    if look.waiting and len(broken) >= majority(members):
+        said = (
+            f"it answers, but {look.waiting} commits wait for an acknowledgement: {seconds:.1f} s"
+        )
+        lasts = seconds >= limits.blocked
+        return Verdict(Kind.BLOCKED, (said, *evidence), broken, is_actionable=lasts)
+    return Verdict(Kind.ALIVE, evidence, broken)
+
+
+def _doubt(me: str, members: Collection[str], confirms: tuple[str, ...]) -> str | None:
+    """Why those who were heard do not make a primary dead, or None."""
     needed = majority(members)
-    if len(words) < needed:
-        return Kind.BLIND, f"{me} reaches {len(words)} replicas, {needed} would have to agree"
     if len(confirms) < needed:
-        return Kind.SUSPECT, f"{len(confirms)} replicas find it gone, {needed} would have to"
+        return f"{len(confirms)} members find it gone, {needed} would have to"
     if me in members and me not in confirms:
-        return Kind.SUSPECT, f"{me} itself does not find its stream broken"
+        return f"{me} itself does not find its stream broken"
+    return None
+
+
+def _too_short(look: Look, limits: Limits) -> str | None:
+    """Why a primary has not been away for long enough, or None."""
     failing = max(0.0, look.answered_age - look.absent)
+    absent = f" ({look.absent:.1f} s of absence here left out)" if look.absent else ""
     if look.reach is Reach.REFUSES:
         if failing >= limits.refused and look.failures >= limits.refusals:
             return None
-        return Kind.SUSPECT, f"its port has been closed for {failing:.1f} s only"
+        return f"its port has been closed for {failing:.1f} s only{absent}"
     if failing >= limits.silent:
         return None
-    absent = f" ({look.absent:.1f} s of absence here left out)" if look.absent else ""
-    return Kind.SUSPECT, f"it has been silent for {failing:.1f} s only{absent}"
+    return f"it has been silent for {failing:.1f} s only{absent}"
 
 
 def _seen(look: Look) -> str:
+    text = f": {look.text}" if look.text else ""
     if look.error:
         return f"answers with error {look.error} ({ANSWERED.get(look.error, look.text)})"
-    text = f": {look.text}" if look.text else ""
     if look.reach is Reach.ANSWERS:
         return f"answers{text}"
-    return f"{look.reach} since {look.answered_age:.1f} s, {look.failures} times{text}"
+    return f"{look.reach}, no answer for {look.answered_age:.1f} s, {look.failures} tries{text}"
