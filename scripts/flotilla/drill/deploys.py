@@ -7,22 +7,19 @@ lock) is mended before the next one, with clients at work, and their failed requ
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from flotilla import ansible, deploy, environment, release, scale
+from flotilla import ansible, deploy, release, scale
 from flotilla.aws import edge
 from flotilla.aws.artifacts import Artifacts
 from flotilla.deploy.survey import look
 from flotilla.drill import faults, spoilt
+from flotilla.drill.commands import typed
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.rules import drill as rules
 from flotilla.rules.deploy import Options as Roll
@@ -279,10 +276,10 @@ def _not_ended(version: str, reason: str, begun: float, result: str = "") -> dic
 def _killed_and_resumed(settings: Settings, version: str, site: faults.Site) -> dict[str, Any]:
     """A deploy as typed, which somebody kills; then the one that takes it up again."""
     begun = time.monotonic()
-    with _typed(settings, "deploy.run", "--version", version, "--yes", "--json") as process:
+    with typed(settings, "deploy.run", "--version", version, "--yes", "--json") as process:
         site.pid = process.pid
         process.communicate()
-    with _typed(settings, "deploy.resume", "--take-over", "--yes", "--json") as process:
+    with typed(settings, "deploy.resume", "--take-over", "--yes", "--json") as process:
         output, _ = process.communicate()
     try:
         told: dict[str, Any] = json.loads(output)
@@ -291,18 +288,6 @@ def _killed_and_resumed(settings: Settings, version: str, site: faults.Site) -> 
     if "error" in told:
         return _not_ended(version, str(told["error"]["what"]), begun)
     return told | {"seconds": round(time.monotonic() - begun, 2)}
-
-
-def _typed(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
-    """A task as an operator types it, in a process of its own; it talks on our stderr."""
-    return subprocess.Popen(
-        [str(Path(sys.executable).with_name("fab")), *arguments],
-        cwd=settings.root,
-        env=os.environ | {environment.VARIABLE: settings.env},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 @contextmanager
