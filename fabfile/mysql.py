@@ -1,4 +1,4 @@
-"""The MySQL cluster: who is primary, make it whole, move the role."""
+"""The MySQL cluster: who is primary, make it whole, move the role, look after its members."""
 
 from __future__ import annotations
 
@@ -81,6 +81,122 @@ def switchover(
         json=json,
     )
     show(done, json=json, text=_report(done))
+
+
+@task(
+    positional=["host"],
+    help={
+        "host": "the MySQL host whose data is replaced",
+        "give-up": "go on although its logs no longer have all that only it holds",
+        **YES,
+        **JSON,
+    },
+)
+def rebuild(
+    _: Context, host: str, *, give_up: bool = False, yes: bool = False, json: bool = False
+) -> None:
+    """Replace all data on a host by a copy of another one, and let it follow the primary.
+
+    For a former primary with writes that nobody else has, a replica that diverged, and one that was
+    away for too long. What only it holds is saved to the backups bucket first. Exit 0 done, 2 begun
+    and to be run again, 3 refused and nothing changed, 4 unreachable, 5 no such host.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_rebuild
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate_rebuild.rebuild(
+            settings,
+            host,
+            give_up=give_up,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=f"fab mysql.rebuild {host}"),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"{host} is a copy of {done['donor']} and follows the primary"
+    saved = f"{done['surplus']} is kept in {done['saved_to']}" if done["saved_to"] else ""
+    show(done, json=json, text="\n".join(filter(None, [text, saved])))
+
+
+@task(
+    help={
+        "reason": "why; whoever looks at the cluster meanwhile reads it",
+        "minutes": "for how long; automatic failover is back after that, whatever happens",
+        **YES,
+        **JSON,
+    }
+)
+def pause(
+    _: Context, reason: str = "", minutes: int = 60, *, yes: bool = False, json: bool = False
+) -> None:
+    """Keep the cluster from changing by itself: no automatic failover and no rejoin for a while.
+
+    For work on the database hosts that this repository does not do itself. Exit 0 done, 3 refused
+    and nothing changed, 4 the API does not answer, 5 no reason, or too long.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_record
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate_record.pause(
+            settings,
+            reason,
+            minutes,
+            confirmed=lambda plan: confirm(
+                plan, yes=yes, again=f"fab mysql.pause --reason '{reason}' --minutes {minutes}"
+            ),
+        ),
+        json=json,
+    )
+    show(done, json=json, text=f"paused for {minutes} minutes; before that: fab mysql.unpause")
+
+
+@task(help=JSON)
+def unpause(_: Context, *, json: bool = False) -> None:
+    """Let the cluster look after itself again. What there is to do, the watchers do at once.
+
+    Exit 0 done or nothing to do, 3 there is no cluster yet, 4 the API does not answer.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_record
+
+    settings = attempt(config.load, json=json)
+    done = attempt(lambda: operate_record.unpause(settings), json=json)
+    show(done, json=json, text="not paused any more" if done["changed"] else "it was not paused")
+
+
+@task(
+    help={
+        "term": "only the report of this term, in full",
+        "acknowledge": "say that a human has looked: watchers may fail over again at once",
+        **JSON,
+    }
+)
+def history(_: Context, term: int = 0, *, acknowledge: bool = False, json: bool = False) -> None:
+    """Show who failed over to whom, why, and what it cost; and whether watchers may do it again.
+
+    After an automatic failover there is no second one for an hour, or until --acknowledge. Exit 0
+    whatever it finds, 3 there is no record, 4 the API does not answer, 5 no report of that term.
+    """
+    import time
+
+    from flotilla import config
+    from flotilla.mysql import operate_record
+    from flotilla.rules import mysql_report
+
+    settings = attempt(config.load, json=json)
+    if acknowledge:
+        seen = attempt(lambda: operate_record.acknowledge(settings), json=json)
+        said(f"{len(seen)} failovers acknowledged" if seen else "there was nothing to acknowledge")
+    found = attempt(lambda: operate_record.history(settings), json=json)
+    if term:
+        report = attempt(lambda: operate_record.the_report(found, term), json=json)
+        show(report.as_dict(), json=json, text=mysql_report.text(report))
+    else:
+        show(found, json=json, text=operate_record.told(found, time.time()))
 
 
 def _report(done: dict[str, Any]) -> str:

@@ -1,25 +1,19 @@
-"""Commands on the MySQL cluster, each plan, confirm, act, verify, record.
-
-Every step stands in ``var/<env>/mysql/<time>-<command>.jsonl`` before it begins and after it ended,
-so that whoever comes after a killed run knows what it was about to do.
-"""
+"""Commands on the MySQL cluster, each plan, confirm, act, verify, record: look, mend, move."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
-from flotilla import audit
-from flotilla.deploy.journal import Journal
-from flotilla.errors import BadOption, FlotillaError
+from flotilla.errors import BadOption
 from flotilla.ledger import Ledger
 from flotilla.mysql import status as board
 from flotilla.mysql import store
 from flotilla.mysql.ensure import Ensure
+from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.mysql.session import Session, session
 from flotilla.mysql.switchover import Move, Moved
 from flotilla.options import at_least
@@ -28,9 +22,6 @@ from flotilla.settings import Settings
 
 # What the ledger writes before and after a switch, to know how fast writes are without one.
 CALM_SECONDS = 1.0
-
-Said = Callable[[str], None]
-Confirmed = Callable[[str], None]
 
 
 def status(settings: Settings) -> dict[str, Any]:
@@ -51,7 +42,7 @@ def ensure(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str,
         if not plan.steps:
             return _ensured(plan, changed=False)
         confirmed(_plan_text(settings, plan))
-        with _recorded(settings, "fab mysql.ensure", said, len(plan.steps)) as steps:
+        with recorded(settings, "fab mysql.ensure", said, len(plan.steps)) as steps:
             outcome = run.apply(steps.step)
             steps.result = {"term": outcome.term, "primary": outcome.primary}
         return _ensured(plan, changed=True) | {"notes": list(outcome.notes)}
@@ -75,11 +66,11 @@ def switchover(
     at_least("--writers", writers, 0)
     with ExitStack() as stack:
         opened = stack.enter_context(session(settings, fresh=True))
-        _demand_member(opened, to)
+        demand_member(opened, to)
         move = Move(settings, opened.cluster, announcer=opened.announcer())
         plan = move.plan(to)
         confirmed(_move_text(settings, plan, writers))
-        steps = stack.enter_context(_recorded(settings, "fab mysql.switchover", said, 0))
+        steps = stack.enter_context(recorded(settings, "fab mysql.switchover", said))
         ledger = stack.enter_context(opened.ledger(writers=writers)) if writers else None
         if ledger:
             sleep(CALM_SECONDS)
@@ -90,56 +81,14 @@ def switchover(
         return steps.result
 
 
-def _demand_member(opened: Session, name: str | None) -> None:
+def demand_member(opened: Session, name: str | None) -> None:
+    """Raise BadOption for a name that no MySQL host has."""
     if name is not None and name not in opened.cluster.seats:
         raise BadOption(
             f"there is no MySQL host {name!r}; there are {', '.join(opened.cluster.seats)}",
             untouched="Nothing was changed",
             next="fab mysql.status",
         )
-
-
-class _Steps:
-    """Prints and journals steps; ``result`` goes into the audit."""
-
-    def __init__(self, journal: Journal, said: Said, total: int) -> None:
-        self._journal = journal
-        self._said = said
-        self._total = total
-        self._count = 0
-        self.result: dict[str, Any] = {}
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """One step: on the disk before it begins, printed when it ended."""
-        self._count += 1
-        start = time.monotonic()
-        self._journal.write("step", title=title)
-        yield
-        seconds = time.monotonic() - start
-        self._journal.write("done", title=title, seconds=round(seconds, 4))
-        number = f"[{self._count}/{self._total}]" if self._total else f"[{self._count}]"
-        self._said(f"{number} {title} ... ok {seconds:.2f} s")
-
-
-@contextmanager
-def _recorded(settings: Settings, command: str, said: Said, total: int) -> Iterator[_Steps]:
-    clock = datetime.now(UTC)
-    name = f"{clock:%Y%m%dT%H%M%S}-{command.rpartition('.')[2]}.jsonl"
-    folder = settings.scratch / "mysql"
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder / name, lambda: datetime.now(UTC))
-    journal.write("begin", command=command)
-    steps = _Steps(journal, said, total)
-    try:
-        yield steps
-    except BaseException as error:
-        what = error.what if isinstance(error, FlotillaError) else type(error).__name__
-        journal.write("end", result="failed", what=what)
-        audit.record(settings, command, f"failed: {what}")
-        raise
-    journal.write("end", result="done", **steps.result)
-    audit.record(settings, command, "done", **steps.result)
 
 
 def _ensured(plan: Repair, *, changed: bool) -> dict[str, Any]:

@@ -7,10 +7,12 @@ away for longer than binary logs are kept, and for a new host.
 from __future__ import annotations
 
 import secrets as tokens
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from flotilla.aws.lease import Held
 from flotilla.errors import HostFailed
 from flotilla.hosts.mysql import look, position, subtract
 from flotilla.lock import Lock
@@ -21,6 +23,10 @@ from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_rebuild import Rebuild, rebuild
 from flotilla.rules.mysql_report import Surplus
 from flotilla.settings import Settings
+from flotilla.wait import DeadlineError, until
+
+# Longer than a lease that its holder has left behind.
+LEASE_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,7 @@ class Rebuilding:
         self._channel = channel
         self._start = start
         self._port = port
+        self._reason = f"fab mysql.rebuild {name}"
         self._records = store.records(settings)
 
     def plan(self) -> Rebuild:
@@ -75,39 +82,53 @@ class Rebuilding:
             raise refused(decision)
         return decision
 
-    def apply(self, lock: Lock, progress: Progress, *, give_up: bool = False) -> Rebuilt:
-        """Do what a fresh plan says, under a lease that the caller holds.
+    def apply(self, progress: Progress, *, give_up: bool = False) -> Rebuilt:
+        """Do what a fresh plan says.
 
-        With ``give_up``, what only this member held and its binary logs no longer have is let go.
-        Raises HostFailed when it was begun: the member then stays closed, and is rebuilt by
-        another run.
+        The cluster's lease is held while roles are touched and not while data is copied, which may
+        take hours: watchers must be able to fail over meanwhile. With ``give_up``, what only this
+        member held and its logs no longer have is let go. Raises HostFailed when it was begun: the
+        member then stays closed, until another run has rebuilt it.
         """
-        plan = self.plan()
-        server = self._cluster.server(plan.member.name)
-        primary = self._cluster.server(plan.primary.name)
-        lock.check()
-        with progress(f"close {server.name}"):
-            clone.close(server)
-        saved = self._save(plan, progress, give_up=give_up)
-        lock.check()
-        self._copy(plan, progress)
-        lock.check()
-        with progress(f"compare {server.name}"):
-            self._compare(plan)
-        with progress(f"follow {plan.primary.name}"):
-            # The copy brought its donor's own source along, and no relay log.
-            server.batch(["STOP REPLICA", "RESET REPLICA ALL"], seconds=steps.DRAIN_SECONDS)
-            steps.follow(server, plan.primary.address, store.secrets(self._settings))
-            clone.reopen(server)
-            steps.await_following(server, plan.primary)
-        fate = f"{server.name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
+        with Lock(self._settings, f"rebuild-{self._name}", reason=self._reason) as own:
+            with self._leased() as lease:
+                plan = self.plan()
+                lease.check()
+                with progress(f"close {self._name}"):
+                    clone.close(self._cluster.server(self._name))
+                # Closed by now, it can hold no more than this; and it may hold more than planned.
+                saved = self._save(plan, progress, give_up=give_up)
+            own.check()
+            self._copy(plan, progress)
+            own.check()
+            with self._leased() as lease:
+                plan = self.plan()
+                lease.check()
+                self._return(plan, progress)
+        fate = f"{self._name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
         if saved:
-            reports.complete(primary, server.name, lambda report: report.returned(saved, fate))
-        return Rebuilt(server.name, plan.donor.name, saved)
+            primary = self._cluster.server(plan.primary.name)
+            reports.complete(primary, self._name, lambda report: report.returned(saved, fate))
+        return Rebuilt(self._name, plan.donor.name, saved)
+
+    @contextmanager
+    def _leased(self) -> Iterator[Lock]:
+        """The cluster's lease, as soon as whoever has it is done. Raises Held when that lasts."""
+        with ExitStack() as stack:
+
+            def taken() -> Lock | None:
+                with suppress(Held):
+                    return stack.enter_context(store.lock(self._settings, self._reason))
+                return None
+
+            try:
+                lock = until(taken, seconds=LEASE_SECONDS, every=1.0)
+            except DeadlineError:
+                lock = stack.enter_context(store.lock(self._settings, self._reason))
+            yield lock
 
     def _save(self, plan: Rebuild, progress: Progress, *, give_up: bool) -> Surplus | None:
-        """Closed by now, it can hold no more than this; and it may hold more than was planned."""
-        server = self._cluster.server(plan.member.name)
+        server = self._cluster.server(self._name)
         gtids = self._surplus(plan)
         if not gtids:
             return None
@@ -119,6 +140,18 @@ class Rebuilding:
                 raise
             return Surplus(server.name, gtids)
 
+    def _return(self, plan: Rebuild, progress: Progress) -> None:
+        server = self._cluster.server(self._name)
+        clone.expel(self._cluster.server(plan.primary.name))
+        with progress(f"compare {server.name}"):
+            self._compare(plan)
+        with progress(f"follow {plan.primary.name}"):
+            # The copy brought its donor's own source along, and no relay log.
+            server.batch(["STOP REPLICA", "RESET REPLICA ALL"], seconds=steps.DRAIN_SECONDS)
+            steps.follow(server, plan.primary.address, store.secrets(self._settings))
+            clone.reopen(server)
+            steps.await_following(server, plan.primary)
+
     def _surplus(self, plan: Rebuild) -> str:
         """What the member holds, applied or only received, and the primary does not."""
         member, _ = look(self._cluster.server(plan.member.name), instance_id="", address="")
@@ -128,19 +161,15 @@ class Rebuilding:
         return found.get(("mine", "theirs"), "")
 
     def _copy(self, plan: Rebuild, progress: Progress) -> None:
-        server = self._cluster.server(plan.member.name)
-        primary = self._cluster.server(plan.primary.name)
-        donor = self._cluster.server(plan.donor.name)
+        server = self._cluster.server(self._name)
+        primary, donor = (self._cluster.server(one.name) for one in (plan.primary, plan.donor))
         password = tokens.token_urlsafe(24)
         with progress(f"admit {server.name} to {donor.name}"):
             clone.admit(primary, donor, password)
-        try:
-            with progress(f"copy {donor.name} to {server.name}"):
-                made = clone.copy(
-                    server, plan.donor.address, password, port=self._port, start=self._start
-                )
-        finally:
-            clone.expel(primary)
+        with progress(f"copy {donor.name} to {server.name}"):
+            made = clone.copy(
+                server, plan.donor.address, password, port=self._port, start=self._start
+            )
         if made.uuid != plan.member.uuid:
             raise HostFailed(
                 f"{server.name} had server UUID {plan.member.uuid} and has {made.uuid} now",

@@ -1,0 +1,53 @@
+"""Commands on one member: make it a copy of another one, or let it follow again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flotilla.mysql.operate import demand_member
+from flotilla.mysql.rebuild import Rebuilding, described
+from flotilla.mysql.recorded import Confirmed, Said, recorded
+from flotilla.mysql.session import Session, session
+from flotilla.settings import Settings
+
+START_SECONDS = 120
+
+
+def rebuild(
+    settings: Settings, host: str, *, give_up: bool, confirmed: Confirmed, said: Said
+) -> dict[str, Any]:
+    """Replace a member's data by a copy: {host, donor, surplus, saved_to, rows, seconds}.
+
+    Raises Refused with nothing changed, HostFailed when it was begun and is to be run again.
+    """
+    with session(settings, fresh=True) as opened:
+        demand_member(opened, host)
+        run = rebuilding(opened, host)
+        confirmed(described(settings, run.plan()))
+        with recorded(settings, f"fab mysql.rebuild {host}", said) as steps:
+            done = run.apply(steps.step, give_up=give_up)
+            steps.result = done.as_dict() | {"seconds": steps.seconds}
+        return steps.result
+
+
+def rebuilding(opened: Session, host: str) -> Rebuilding:
+    """A rebuild of one host, through SSH."""
+    runner = opened.runner
+    return Rebuilding(
+        opened.settings,
+        opened.cluster,
+        host,
+        channel=lambda command: runner.stream(opened.snapshot.host(host), command, sudo=True),
+        start=lambda: start(opened, host),
+    )
+
+
+def start(opened: Session, host: str) -> None:
+    """Start a host's server, and wait until systemd says that it runs. Raises HostFailed."""
+    opened.runner.run(host, "systemctl start mysql", sudo=True, seconds=START_SECONDS)
+
+
+def stop(opened: Session, host: str) -> None:
+    """Shut a host's server down in order. Raises HostFailed."""
+    opened.cluster.server(host).close()
+    opened.runner.run(host, "systemctl stop mysql", sudo=True, seconds=START_SECONDS)
