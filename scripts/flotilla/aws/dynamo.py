@@ -7,9 +7,8 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from flotilla.aws.errors import code
-from flotilla.aws.items import Change, ChangedError, Item
+from flotilla.aws.items import Change, ChangedError, Item, no_table
 from flotilla.aws.session import client, described
-from flotilla.errors import Refused
 from flotilla.settings import Settings
 
 
@@ -57,13 +56,3 @@ def locks(settings: Settings) -> DynamoTable:
 def clusters(settings: Settings) -> DynamoTable:
     """The records of who is primary; the lease on a cluster is part of its item."""
     return DynamoTable(settings, "clusters", "cluster", "lease_term")
-
-
-def no_table(name: str) -> Refused:
-    """The error for a fleet that lacks one of its tables."""
-    return Refused(
-        f"there is no table {name}",
-        "leases and the record of who is primary are kept in tables; without them nobody may act",
-        "Nothing was changed",
-        "fab fleet.provision",
-    )

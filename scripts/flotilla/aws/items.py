@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flotilla.errors import Refused
+
 Value = Mapping[str, Any]
 Item = Mapping[str, Value]
 
@@ -75,3 +77,13 @@ class Table(Protocol):
 
     def update(self, key: str, change: Change) -> None:
         """Change one item. Raises ChangedError when the condition does not hold."""
+
+
+def no_table(name: str) -> Refused:
+    """The error for a fleet that lacks one of its tables."""
+    return Refused(
+        f"there is no table {name}",
+        "leases and the record of who is primary are kept in tables; without them nobody may act",
+        "Nothing was changed",
+        "fab fleet.provision",
+    )
