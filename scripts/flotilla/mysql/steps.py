@@ -151,7 +151,7 @@ def open_for_writes(term: int, uuid: str) -> list[Statement]:
 def await_acknowledger(server: Server, *, every: float = 0.05) -> None:
     """Wait until a replica acknowledges to this server. Raises HostFailed."""
     try:
-        until(lambda: _clients(server) >= 1, seconds=CONNECT_SECONDS, every=every)
+        until(lambda: clients(server) >= 1, seconds=CONNECT_SECONDS, every=every)
     except DeadlineError:
         raise HostFailed(
             f"{server.name}: no replica acknowledged within {CONNECT_SECONDS:g} s",
@@ -179,7 +179,8 @@ def await_following(server: Server, primary: Member) -> None:
         ) from None
 
 
-def _clients(server: Server) -> int:
+def clients(server: Server) -> int:
+    """How many replicas acknowledge to this server."""
     rows = server.query(
         "SELECT VARIABLE_VALUE AS clients FROM performance_schema.global_status"
         " WHERE VARIABLE_NAME = 'Rpl_semi_sync_source_clients'"
