@@ -11,6 +11,8 @@ from invoke.tasks import task
 
 from fabfile._operator import JSON, YES, attempt, confirm, said, show
 
+# Filling a disk copies what is in the directory first.
+_SLOWEST_SECONDS = 300.0
 _FAULTS = (
     "what goes wrong in every deploy: lb-reload, lb-restart, lb-failover, app-kill-in-drain, "
     "app-crash, slow-boot, never-healthy, wrong-version, errors-after-soak, operator-kill, "
@@ -70,10 +72,8 @@ def deploy(
     )
     attempt(options.demand, json=json)
     plan = drill.described(settings, options)
-    attempt(lambda: _meant(settings, plan, env_confirmed, yes=yes), json=json)
-    # Faults are undone however it ends: SIGTERM and a closed terminal end it as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    attempt(lambda: _meant(settings, plan, env_confirmed, "deploy", yes=yes), json=json)
+    _end_as_by_interrupt()
     told = attempt(
         lambda: drill.deploys(settings, options, said=said, outside=_outside(settings)), json=json
     )
@@ -82,7 +82,60 @@ def deploy(
         raise Exit("; ".join(told["broken"]), code=1)
 
 
-def _meant(settings: Any, plan: str, named: str, *, yes: bool) -> None:
+@task(
+    help={
+        "fault": "what happens to the primary: kill, freeze, partition, partition-replicas-only, "
+        "stop-instance, zone, restart, disk-full, too-many-connections",
+        "runs": "how often, the cluster being put in order in between (default 1)",
+        "writers": "clients on every application host, through its own HAProxy (default 2)",
+        "stop-seconds": "EC2 takes so long to stop an instance meanwhile (default 0: at once)",
+        "env-confirmed": "the environment's name, when it is not the lab",
+        **YES,
+        **JSON,
+    }
+)
+def mysql(
+    _: Context,
+    fault: str = "kill",
+    runs: int = 1,
+    writers: int = 2,
+    stop_seconds: int = 0,
+    env_confirmed: str = "",
+    *,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Strike the MySQL primary while clients write: seconds without a write, writes lost, who is
+    primary afterwards, and whether two servers ever took writes at once.
+
+    Runs in the lab without a question. Another environment has to be meant: FLOTILLA_ENV, and
+    --env-confirmed NAME or --yes. Exit 0 every promise was kept, 1 one was broken (they are named),
+    3 refused and nothing changed, 4 unreachable, 5 bad option.
+    """
+    from flotilla import config
+    from flotilla.drill import mysql as drill
+
+    settings = attempt(config.load, json=json)
+    options = drill.Options(fault, runs, writers, float(stop_seconds))
+    attempt(options.demand, json=json)
+    plan = drill.described(settings, options)
+    attempt(lambda: _meant(settings, plan, env_confirmed, "mysql", yes=yes), json=json)
+    _end_as_by_interrupt()
+    told = attempt(
+        lambda: drill.failovers(settings, options, said=said, outside=_outside(settings)), json=json
+    )
+    show(told, json=json, text=_failovers(told))
+    if told["broken"]:
+        raise Exit("; ".join(told["broken"]), code=1)
+
+
+def _end_as_by_interrupt() -> None:
+    """Faults are undone however it ends: SIGTERM and a closed terminal end it as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
+def _meant(settings: Any, plan: str, named: str, noun: str, *, yes: bool) -> None:
     """A drill breaks things: only the environment that is there for it needs no question."""
     from flotilla import environment
     from flotilla.errors import BadOption
@@ -91,10 +144,10 @@ def _meant(settings: Any, plan: str, named: str, *, yes: bool) -> None:
         raise BadOption(
             f"--env-confirmed names {named}, but {environment.VARIABLE} chose {settings.env}",
             untouched="Nothing was changed",
-            next=f"{environment.VARIABLE}={named} fab drill.deploy --env-confirmed {named}",
+            next=f"{environment.VARIABLE}={named} fab drill.{noun} --env-confirmed {named}",
         )
     meant = yes or bool(named) or settings.env == environment.DEFAULT
-    confirm(plan, yes=meant, again=f"fab drill.deploy --env-confirmed {settings.env}")
+    confirm(plan, yes=meant, again=f"fab drill.{noun} --env-confirmed {settings.env}")
 
 
 def _outside(settings: Any) -> Any:
@@ -111,17 +164,24 @@ class _Lab:
         """Break something."""
         self._ask("fault", {"target": target, "kind": kind, "args": options})
 
-    def heal(self) -> None:
-        """Undo every fault."""
-        self._ask("heal", {})
+    def heal(self, target: str = "") -> None:
+        """Undo the faults of a host, a zone or the API; without a target, every fault."""
+        from flotilla.errors import FlotillaError
 
-    def _ask(self, verb: str, body: dict[str, Any]) -> None:
+        failed = self._ask("heal", {"target": target or None})["failed"]
+        if failed:
+            raise FlotillaError(
+                "; ".join(f"{one['kind']} of {one['host']}: {one['error']}" for one in failed),
+                next="fab lab.heal",
+            )
+
+    def _ask(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         from flotilla.errors import FlotillaError
         from lab import control
         from lab.errors import LabError
 
         try:
-            control.ask(verb, body)
+            return control.ask(verb, body, timeout=_SLOWEST_SECONDS)
         except LabError as error:
             raise FlotillaError(str(error), next="fab lab.status") from error
 
@@ -144,6 +204,26 @@ def _figures(told: dict[str, Any]) -> str:
             f"seconds  median {seconds['median']}, worst {seconds['worst']}",
             slow,
             f"99 of 100 requests were sent at most {late['during']['worst']} ms late",
+            *(f"BROKEN   {why}" for why in told["broken"]),
+        ]
+    )
+
+
+def _failovers(told: dict[str, Any]) -> str:
+    gap, converged = told["write_gap_seconds"], told["converged_seconds"]
+    fates = ", ".join(f"{count} x {fate}" for fate, count in told["old_primary"].items())
+    counted = (
+        f"acknowledged {told['acked']}, lost {told['lost']}; "
+        f"told nothing {told['unknown']}, of those there {told['unknown_there']}"
+    )
+    return "\n".join(
+        [
+            f"{told['runs']} x {told['fault']}, {told['writers']} writers",
+            counted,
+            f"seconds without a write   median {gap['median']}, worst {gap['worst']}",
+            f"two servers at once       worst {told['dual_writable_seconds']['worst']}",
+            f"in order again            median {converged['median']}, worst {converged['worst']}",
+            f"the old primary           {fates}",
             *(f"BROKEN   {why}" for why in told["broken"]),
         ]
     )

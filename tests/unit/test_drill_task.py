@@ -23,20 +23,20 @@ def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_lab_is_there_to_be_broken() -> None:
-    drill._meant(settings(environment.DEFAULT), "the plan", "", yes=False)
+    drill._meant(settings(environment.DEFAULT), "the plan", "", "mysql", yes=False)
 
 
 def test_another_environment_has_to_be_named_on_purpose() -> None:
     with pytest.raises(Refused) as refused:
-        drill._meant(settings("production"), "the plan", "", yes=False)
-    assert "--env-confirmed production" in refused.value.next
-    drill._meant(settings("production"), "the plan", "production", yes=False)
-    drill._meant(settings("production"), "the plan", "", yes=True)
+        drill._meant(settings("production"), "the plan", "", "mysql", yes=False)
+    assert "fab drill.mysql --env-confirmed production" in refused.value.next
+    drill._meant(settings("production"), "the plan", "production", "mysql", yes=False)
+    drill._meant(settings("production"), "the plan", "", "mysql", yes=True)
 
 
 def test_a_name_that_is_not_the_environment_in_force_is_no_confirmation() -> None:
     with pytest.raises(BadOption, match="staging"):
-        drill._meant(settings("production"), "the plan", "staging", yes=True)
+        drill._meant(settings("production"), "the plan", "staging", "mysql", yes=True)
 
 
 def test_faults_of_the_lab_strike_only_a_fleet_that_is_run_with_the_labs_api() -> None:

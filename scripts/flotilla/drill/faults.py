@@ -39,8 +39,8 @@ class Outside(Protocol):
     def strike(self, target: str, kind: str, **options: str) -> None:
         """Break something. Raises FlotillaError."""
 
-    def heal(self) -> None:
-        """Undo all of it. Raises FlotillaError."""
+    def heal(self, target: str = "") -> None:
+        """Undo what was done to ``target``, or all of it. Raises FlotillaError."""
 
 
 @dataclass(slots=True)
@@ -220,17 +220,17 @@ def struck(where: Site, strike: Strike | None) -> Iterator[list[str]]:
         with Follower(where.settings.scratch / "deploys", heard):
             yield moments
     finally:
-        undo(where)
+        undo(where.undoing)
     if not moments:
         raise FlotillaError("the deploy ended before the fault struck: nothing was shown")
 
 
-def undo(where: Site) -> None:
+def undo(undoing: list[Callable[[], None]]) -> None:
     """Undo everything, the newest first; each is tried even when another one fails."""
     errors = []
-    while where.undoing:
+    while undoing:
         try:
-            where.undoing.pop()()
+            undoing.pop()()
         except FlotillaError as error:
             errors.append(error)
     if errors:

@@ -23,6 +23,8 @@ from flotilla.rules.ledger import (
 
 # Two acknowledged writes of one server farther apart than this say nothing about the time between.
 APART_SECONDS = 1.0
+# A shorter time without an acknowledgement is a busy moment and no outage.
+OUTAGE_SECONDS = 0.25
 
 
 class Ends(StrEnum):
@@ -197,6 +199,10 @@ def figures(seen: Seen) -> dict[str, Any]:
     gap, since = _worst_gap(heard.values(), seen.struck, seen.healed)
     alone, _ = _worst_gap(_by_writer(heard), seen.struck, seen.healed)
     mending, _ = _worst_gap(heard.values(), seen.healed, seen.ended)
+    converged = seen.converged
+    if converged is not None and since is not None and gap >= OUTAGE_SECONDS:
+        # In order is not enough: clients must write again, too.
+        converged = max(converged, since + gap)
     return {
         "write_gap_seconds": round(gap, 3),
         "gap_began_after_seconds": None if since is None else round(since - seen.struck, 3),
@@ -215,7 +221,7 @@ def figures(seen: Seen) -> dict[str, Any]:
             ]
             for server, found in spans.items()
         },
-        "converged_seconds": _after(seen.converged, seen.struck),
+        "converged_seconds": _after(converged, seen.struck),
         "ended_seconds": _after(seen.ended, seen.struck),
         "old": seen.old,
         "new": seen.new,
@@ -290,6 +296,8 @@ def broken(run: Mapping[str, Any], fault: Fault) -> list[str]:
             f"clients had no write acknowledged for {run['write_gap_seconds']:.2f} s, "
             f"the worst may be {fault.bar.worst:g} s"
         )
+    if run.get("not_mended"):
+        told.append(f"not everything could be put back: {run['not_mended']}")
     told += [f"what {host} saw is not known: {why}" for host, why in run["not_fetched"].items()]
     return told
 

@@ -1,0 +1,224 @@
+"""The cluster as a drill sees it: who is primary, what is out of order, how all comes back.
+
+``Subject`` is what a drill needs of whatever is drilled; ``Watched`` is a cluster that our watchers
+keep. A subject decides nothing about a failover: it looks on, and puts back what is left over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flotilla.aws.session import client, described
+from flotilla.drill.commands import told
+from flotilla.errors import FlotillaError, Refused
+from flotilla.hosts.mysql import Server
+from flotilla.mysql import status, store
+from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.session import Session
+from flotilla.rules.mysql import follower_objection, primary_objection
+from flotilla.rules.mysql_topology import Record, Topology
+from flotilla.settings import Settings
+from flotilla.wait import DeadlineError, until
+
+START_SECONDS = 180.0
+# A host that boots, a watcher that looks, a replica that catches up.
+REJOIN_SECONDS = 60.0
+WHOLE_SECONDS = 120.0
+LOOK_SECONDS = 0.25
+# For how long a member must be seen to hold something of its own before it is rebuilt.
+SURE_SECONDS = 3.0
+
+# A server whose disk was full looks again once a minute; until then a commit waits.
+TRY_SECONDS = 5.0
+_TRY = (
+    "CREATE TABLE IF NOT EXISTS ops.drill (id INT PRIMARY KEY)",
+    "REPLACE INTO ops.drill VALUES (1)",
+    "DROP TABLE ops.drill",
+)
+
+Alive = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One look. ``why`` says what is out of order, "" where nothing is; ``names`` are by UUID."""
+
+    primary: str
+    term: int
+    why: str
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+class Subject(Protocol):
+    """Something that fails over, on hosts of a fleet."""
+
+    def view(self, but: str = "") -> View:
+        """The cluster now, without the member ``but``. Raises FlotillaError: it cannot be seen."""
+
+    def give(self, to: str) -> None:
+        """Make another member primary, as planned."""
+
+    def mend(self, old: str, alive: Alive, *, is_emptied: bool = False) -> list[str]:
+        """Bring back whoever is out, and wait until nothing is out of order and writes are taken.
+
+        What became of ``old``, word by word; ``alive`` is told when its host is up again, and
+        ``is_emptied`` says that a stop cost the host its data. Raises FlotillaError where it does
+        not come.
+        """
+
+    def server(self, name: str) -> Server:
+        """A session on a member, as one who may read and delete everywhere."""
+
+
+class Watched:
+    """Our own cluster, seen from the operator's place."""
+
+    def __init__(self, settings: Settings, opened: Session) -> None:
+        self._settings = settings
+        self._opened = opened
+        self._records = store.records(settings)
+        self._without: dict[str, Cluster] = {"": opened.cluster}
+
+    def view(self, but: str = "") -> View:
+        """See ``Subject``; the record says who is primary, each member whether that is so."""
+        record = self._records.read()
+        if record is None:
+            raise Refused("there is no record of a primary", next="fab mysql.ensure")
+        if but not in self._without:
+            seats = self._opened.cluster.seats.values()
+            self._without[but] = Cluster(seat for seat in seats if seat.name != but)
+        topology = self._without[but].look(record)
+        primary = topology.by_instance(record.instance_id)
+        names = {member.uuid: member.name for member in topology.members}
+        return View(primary.name if primary else "", record.term, disorder(topology, record), names)
+
+    def give(self, to: str) -> None:
+        """See ``Subject``."""
+        told(self._settings, "mysql.switchover", "--to", to, "--writers", "0", "--yes")
+
+    def server(self, name: str) -> Server:
+        """See ``Subject``."""
+        return self._opened.cluster.server(name)
+
+    def mend(self, old: str, alive: Alive, *, is_emptied: bool = False) -> list[str]:
+        """See ``Subject``. A member that alone holds something is rebuilt; its surplus is saved."""
+        words: list[str] = []
+        self._rejoin(old, alive, words)
+        if words[-1] not in {"kept", "rejoined"} or (is_emptied and "stopped" in words):
+            told(self._settings, "mysql.rebuild", old, "--yes")
+            words.append("rebuilt")
+        self._whole()
+        self._records.acknowledge()
+        return words
+
+    def _rejoin(self, old: str, alive: Alive, words: list[str]) -> None:
+        """Wait until a member follows, or until it is clear that it will not by itself."""
+        instance_id = self._opened.snapshot.host(old).instance_id
+        own_since: list[float] = []
+
+        def settled() -> str:
+            # A fence that waits for nobody may come late: look each time.
+            if started(self._settings, instance_id):
+                awaited(lambda: self._answers(old), START_SECONDS, f"{old} answers SSH")
+                words.append("stopped")
+                alive(old)
+            member = self._member(old)
+            if member.get("role") == "primary":
+                return "" if member["why"] else "kept"
+            if not member.get("surplus"):
+                own_since.clear()
+                return "" if member["why"] else "rejoined"
+            own_since.append(time.monotonic())
+            return "quarantined" if own_since[-1] - own_since[0] >= SURE_SECONDS else ""
+
+        try:
+            words.append(until(settled, seconds=REJOIN_SECONDS, every=1.0))
+        except DeadlineError:
+            words.append("left out")
+
+    def _member(self, name: str) -> dict[str, Any]:
+        """One member of the board; a look that failed is a reason to look again."""
+        try:
+            found = status.status(self._opened.cluster, self._records)["members"]
+        except FlotillaError as error:
+            return {"why": error.what}
+        return next(member for member in found if member["name"] == name)
+
+    def _answers(self, name: str) -> bool:
+        try:
+            self._opened.runner.run(name, "true", seconds=5)
+        except FlotillaError:
+            return False
+        return True
+
+    def _whole(self) -> None:
+        """Wait until nothing is out of order and writes end. Raises FlotillaError with what is."""
+        why = ""
+
+        def whole() -> bool:
+            nonlocal why
+            try:
+                view = self.view()
+                why = view.why
+                if not why:
+                    self.server(view.primary).batch(_TRY, seconds=TRY_SECONDS)
+            except FlotillaError as error:
+                why = error.what
+            return not why
+
+        try:
+            until(whole, seconds=WHOLE_SECONDS, every=1.0)
+        except DeadlineError:
+            raise FlotillaError(
+                f"the cluster is not whole after the drill: {why}", next="fab mysql.status"
+            ) from None
+
+
+def disorder(topology: Topology, record: Record) -> str:
+    """What keeps the members of a look from being one cluster that takes writes; "" for nothing."""
+    primary = topology.by_instance(record.instance_id)
+    if primary is None:
+        silent = "; ".join(topology.silent.values())
+        return f"the primary of term {record.term} was not seen" + (f" ({silent})" * bool(silent))
+    objections = [
+        primary_objection(primary, record),
+        *(follower_objection(member, primary) for member in topology.others(primary)),
+        *topology.silent.values(),
+    ]
+    if not primary.semi_sync.clients:
+        objections.append(f"nobody acknowledges to {primary.name}")
+    objections += [
+        f"{of} alone holds {gtids}"
+        for (of, to), gtids in topology.surplus.items()
+        if to == primary.name
+    ]
+    return "; ".join(why for why in objections if why)
+
+
+def started(settings: Settings, instance_id: str) -> bool:
+    """Start an instance that somebody stopped, and wait until it runs; whether it was stopped."""
+    ec2 = client(settings, "ec2")
+
+    def state() -> str:
+        with described(settings, f"look up {instance_id}"):
+            found = ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
+        return str(found[0]["Instances"][0]["State"]["Name"])
+
+    if state() == "running":
+        return False
+    awaited(lambda: state() == "stopped", START_SECONDS, f"{instance_id} is stopped")
+    with described(settings, f"start {instance_id}"):
+        ec2.start_instances(InstanceIds=[instance_id])
+    awaited(lambda: state() == "running", START_SECONDS, f"{instance_id} runs")
+    return True
+
+
+def awaited(what: Callable[[], bool], seconds: float, named: str) -> None:
+    """Wait until something is so. Raises FlotillaError that names it."""
+    try:
+        until(what, seconds=seconds, every=0.5)
+    except DeadlineError as error:
+        raise FlotillaError(f"{error}: {named}", next="fab fleet.status") from None
