@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from mysql_model import Model, with_member
 
-from flotilla.rules.mysql import Refusal, repair
+from flotilla.rules.mysql import Refusal, repair, switchover
 from flotilla.rules.mysql_rebuild import Rebuild, rebuild
 from flotilla.rules.mysql_surplus import contents
 from flotilla.rules.mysql_topology import Record, SemiSync, Topology
@@ -129,3 +129,34 @@ def test_rows_and_transactions_are_counted_from_what_mysqlbinlog_prints() -> Non
         "shop.orders": {"insert": 2, "delete": 1},
         "shop.odd``name": {"update": 1},
     }
+
+
+def test_a_member_whose_data_is_being_replaced_takes_no_part(whole) -> None:
+    topology, record = whole
+    closed = with_member(topology, "mysql-3", closed=True, offline=True, replication=None)
+    closed = replace(closed, surplus={("mysql-3", "mysql-1"): f"{UUID}:9"})
+    made = repair(closed, record)
+    assert not isinstance(made, Refusal)
+    assert not made.steps
+    assert "mysql-3 is closed" in made.notes[0]
+    moved = switchover(closed, record, None, lag_limit_seconds=2)
+    assert not isinstance(moved, Refusal)
+    assert (moved.new.name, moved.followers) == ("mysql-2", ())
+
+
+def test_a_member_that_the_record_keeps_out_is_left_to_its_own_command(whole) -> None:
+    topology, record = whole
+    apart = with_member(topology, "mysql-3", replication=None, semi_sync=SemiSync())
+    made = repair(apart, record, {"i-mysql-3": "it has writes of its own"})
+    assert not isinstance(made, Refusal)
+    assert not made.steps
+    assert "it has writes of its own): fab mysql.rejoin mysql-3" in made.notes[0]
+    assert repair(apart, record) != made, "a member that is not kept out is told to follow"
+
+
+def test_a_member_that_is_kept_out_and_could_be_written_to_stops_everything(whole) -> None:
+    topology, record = whole
+    open_ = with_member(topology, "mysql-3", read_only=False, super_read_only=False)
+    made = repair(open_, record, {"i-mysql-3": "it has writes of its own"})
+    assert isinstance(made, Refusal)
+    assert "mysql-3 is writable" in made.what

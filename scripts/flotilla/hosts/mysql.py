@@ -42,6 +42,10 @@ class SqlError(HostFailed):
         self.code = code
 
 
+class PortClosedError(Unreachable):
+    """The host is there, and nobody listens."""
+
+
 class Server:
     """A session on one server. Not for use by two threads at once.
 
@@ -94,6 +98,11 @@ class Server:
         except (pymysql.err.MySQLError, OSError, EOFError) as error:
             raise self._described(error, pairs[len(answers)][0], seconds) from None
 
+    @property
+    def socket(self) -> Any:
+        """What to select on for the end of an idle session, None where there is no session."""
+        return self._connection and self._connection._sock  # noqa: SLF001  TLS has wrapped it
+
     def close(self) -> None:
         """End the session; safe to call twice."""
         if self._connection is not None:
@@ -144,7 +153,8 @@ class Server:
             return SqlError(f"{self.name}: {verb}: {text} ({code})", code)
         said = _complaint(self._stream) or str(error.args[-1] if error.args else error)
         self.close()
-        return Unreachable(
+        kind = PortClosedError if isinstance(error, ConnectionRefusedError) else Unreachable
+        return kind(
             f"{self.name}: MySQL did not answer {verb} (limit {seconds:g} s): {said}",
             next=f"fab fleet.logs {self.name}",
         )
@@ -216,7 +226,7 @@ WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_clients', 'Rpl_semi_sync_replica_s
 _PERSISTED = """
 SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.persisted_variables
 WHERE VARIABLE_NAME IN ('read_only', 'super_read_only', 'rpl_semi_sync_source_enabled',
-  'rpl_semi_sync_replica_enabled', 'skip_replica_start')
+  'rpl_semi_sync_replica_enabled', 'skip_replica_start', 'offline_mode')
 """
 _TERM = "SELECT term, uuid FROM ops.term ORDER BY term DESC LIMIT 1"
 
@@ -227,7 +237,8 @@ def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str
         [_IDENTITY, _REPLICATION, (_SETTINGS, (NAMES,)), _STATUS, _PERSISTED]
     )
     me = identity[0]
-    variables = _pairs(settings)
+    variables, kept = _pairs(settings), _pairs(persisted)
+    closed = kept.pop("offline_mode", "OFF") == "ON"
     term = _term(server)
     member = Member(
         name=server.name,
@@ -239,12 +250,13 @@ def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str
         read_only=bool(me["read_only"]),
         super_read_only=bool(me["super_read_only"]),
         offline=bool(me["offline"]),
+        closed=closed,
         executed=_flat(me["executed"]),
         term=term["term"] if term else None,
         term_uuid=term["uuid"] if term else None,
         replication=_replication(replication[0]) if replication else None,
         semi_sync=_semi_sync(variables, _pairs(status)),
-        faults=tuple(faults(variables, _pairs(persisted))),
+        faults=tuple(faults(variables, kept)),
     )
     return member, _flat(me["purged"])
 

@@ -40,8 +40,10 @@ class Ensure:
 
     def plan(self) -> Repair:
         """What there is to do. Raises Refused with the evidence where that is not clear."""
-        record = self._records.read()
-        decision = repair(self._cluster.look(record, self._accounts, self._known), record)
+        state = self._records.state()
+        record, barred = (state.record, state.barred) if state else (None, {})
+        topology = self._cluster.look(record, self._accounts, self._known)
+        decision = repair(topology, record, barred)
         if isinstance(decision, Refusal):
             raise refused(decision)
         return decision

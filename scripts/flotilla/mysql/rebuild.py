@@ -88,13 +88,13 @@ class Rebuilding:
         The cluster's lease is held while roles are touched and not while data is copied, which may
         take hours: watchers must be able to fail over meanwhile. With ``give_up``, what only this
         member held and its logs no longer have is let go. Raises HostFailed when it was begun: the
-        member then stays closed, until another run has rebuilt it.
+        member then stays closed and barred, until another run has rebuilt it.
         """
         with Lock(self._settings, f"rebuild-{self._name}", reason=self._reason) as own:
             with self._leased() as lease:
                 plan = self.plan()
-                lease.check()
                 with progress(f"close {self._name}"):
+                    self._bar(plan, lease, f"fab mysql.rebuild since term {plan.term}")
                     clone.close(self._cluster.server(self._name))
                 # Closed by now, it can hold no more than this; and it may hold more than planned.
                 saved = self._save(plan, progress, give_up=give_up)
@@ -103,8 +103,7 @@ class Rebuilding:
             own.check()
             with self._leased() as lease:
                 plan = self.plan()
-                lease.check()
-                self._return(plan, progress)
+                self._return(plan, lease, progress)
         fate = f"{self._name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
         if saved:
             primary = self._cluster.server(plan.primary.name)
@@ -140,7 +139,20 @@ class Rebuilding:
                 raise
             return Surplus(server.name, gtids)
 
-    def _return(self, plan: Rebuild, progress: Progress) -> None:
+    def _bar(self, plan: Rebuild, lease: Lock, why: str) -> None:
+        """Keep the member out of the cluster; with no reason, let it in again.
+
+        A failover asks nobody who is out: a half-made copy has a position that is not true.
+        """
+        state = self._records.state()
+        barred = dict(state.barred) if state else {}
+        barred.pop(plan.member.instance_id, None)
+        if why:
+            barred[plan.member.instance_id] = why
+        lease.check()
+        self._records.bar(barred, term=plan.term, fence=lease.term)
+
+    def _return(self, plan: Rebuild, lease: Lock, progress: Progress) -> None:
         server = self._cluster.server(self._name)
         clone.expel(self._cluster.server(plan.primary.name))
         with progress(f"compare {server.name}"):
@@ -148,6 +160,7 @@ class Rebuilding:
         with progress(f"follow {plan.primary.name}"):
             # The copy brought its donor's own source along, and no relay log.
             server.batch(["STOP REPLICA", "RESET REPLICA ALL"], seconds=steps.DRAIN_SECONDS)
+            self._bar(plan, lease, "")
             steps.follow(server, plan.primary.address, store.secrets(self._settings))
             clone.reopen(server)
             steps.await_following(server, plan.primary)

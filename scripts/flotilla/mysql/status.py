@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from flotilla.mysql.cluster import Cluster
@@ -12,17 +15,22 @@ from flotilla.rules.mysql import (
     primary_objection,
     repair,
 )
+from flotilla.rules.mysql_state import State, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
 
 
-def status(cluster: Cluster, records: Records) -> dict[str, Any]:
-    """``term``, ``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``.
+def status(
+    cluster: Cluster, records: Records, *, clock: Callable[[], float] = time.time
+) -> dict[str, Any]:
+    """``term``, ``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``,
+    ``paused`` ({by, reason, until}) and ``holder`` (who is changing the cluster), None for nobody.
 
     JSON types only. Raises Unreachable when the record cannot be read.
     """
-    record = records.read()
+    state = records.state()
+    record, barred = (state.record, state.barred) if state else (None, {})
     topology = cluster.look(record)
-    decision = repair(topology, record)
+    decision = repair(topology, record, barred)
     primary = topology.by_instance(record.instance_id) if record else None
     if isinstance(decision, Refusal):
         problems, after = [f"{decision.what}: {decision.why}"], decision.next
@@ -33,16 +41,32 @@ def status(cluster: Cluster, records: Records) -> dict[str, Any]:
         "term": record.term if record else None,
         "primary": primary.name if primary else None,
         "members": [
-            *(_member(member, topology, primary, record) for member in topology.members),
+            *(_member(member, topology, primary, record, barred) for member in topology.members),
             *({"name": n, "role": "silent", "why": why} for n, why in topology.silent.items()),
         ],
         "problems": problems,
         "next": after,
+        "paused": _paused(state, clock()),
+        "holder": _holder(state, clock()),
     }
 
 
+def _paused(state: State | None, now: float) -> dict[str, Any] | None:
+    pause = state.paused if state else None
+    return asdict(pause) if pause and now < pause.until else None
+
+
+def _holder(state: State | None, now: float) -> str | None:
+    claim = foreign_claim(state, "", now) if state else None
+    return f"{claim.holder}: {claim.reason}" if claim else None
+
+
 def _member(
-    member: Member, topology: Topology, primary: Member | None, record: Record | None
+    member: Member,
+    topology: Topology,
+    primary: Member | None,
+    record: Record | None,
+    barred: Mapping[str, str],
 ) -> dict[str, Any]:
     replication, semi_sync = member.replication, member.semi_sync
     is_primary = primary is not None and member.name == primary.name
@@ -51,7 +75,8 @@ def _member(
     elif is_primary:
         objection = primary_objection(member, record)
     else:
-        objection = follower_objection(member, primary)
+        out = barred.get(member.instance_id)
+        objection = f"kept out: {out}" if out else follower_objection(member, primary)
     return {
         "name": member.name,
         "role": "primary" if is_primary else "replica",

@@ -86,9 +86,14 @@ class Move:
 
     def plan(self, to: str | None = None) -> Switchover:
         """Whom it would promote. Raises Refused with the reason for each replica that may not."""
-        record = self._records.read()
+        state = self._records.state()
+        record, barred = (state.record, state.barred) if state else (None, {})
         decision = switchover(
-            self._cluster.look(record), record, to, lag_limit_seconds=LAG_LIMIT_SECONDS
+            self._cluster.look(record),
+            record,
+            to,
+            lag_limit_seconds=LAG_LIMIT_SECONDS,
+            barred=barred,
         )
         if isinstance(decision, Refusal):
             raise refused(decision)
@@ -129,7 +134,7 @@ class Move:
             ) from error
         with self._timed("record", progress):
             lock.check()
-            self._decide(plan, lock.term)
+            self._decide(plan, lock.term, "".join(executed.split()))
         self._after_the_record(plan, progress)
         paused = self._monotonic() - start
         with self._timed(f"turn {plan.old.name}", progress):
@@ -221,10 +226,10 @@ class Move:
             "fab mysql.ensure",
         )
 
-    def _decide(self, plan: Switchover, fence: int) -> None:
+    def _decide(self, plan: Switchover, fence: int, baseline: str) -> None:
         record = Record(plan.term, plan.new.instance_id, plan.new.uuid)
         try:
-            self._records.write(record, fence=fence)
+            self._records.write(record, fence=fence, baseline=baseline)
         except Unreachable as error:
             # Written or not is not known, so neither of the two may be opened from here.
             raise HostFailed(
@@ -283,8 +288,9 @@ class Move:
     def _verify(self, plan: Switchover) -> None:
         for name in (plan.old.name, *(member.name for member in plan.followers)):
             steps.await_following(self._cluster.server(name), plan.new)
-        record = self._records.read()
-        left = repair(self._cluster.look(record), record)
+        state = self._records.state()
+        record, barred = (state.record, state.barred) if state else (None, {})
+        left = repair(self._cluster.look(record), record, barred)
         if isinstance(left, Refusal) or left.steps:
             found = left.what if isinstance(left, Refusal) else "; ".join(s.why for s in left.steps)
             raise HostFailed(

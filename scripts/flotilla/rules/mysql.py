@@ -12,14 +12,15 @@ was done by a server's own functions when the look was taken and is part of it. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from flotilla.rules.mysql_topology import Member, Record, Topology
 
 FIRST_TERM = 1
 _LOOK = "fab mysql.status"
+_NOBODY: Mapping[str, str] = {}
 
 
 class Verb(StrEnum):
@@ -75,11 +76,16 @@ class Switchover:
     followers: tuple[Member, ...]
 
 
-def repair(topology: Topology, record: Record | None) -> Repair | Refusal:
+def repair(
+    topology: Topology, record: Record | None, barred: Mapping[str, str] = _NOBODY
+) -> Repair | Refusal:
     """What must be done so that the recorded primary serves and everybody follows it.
 
     Without a record the cluster must be blank: then the lowest name becomes the first primary.
+    ``barred`` maps the instance ids of members that the record keeps out to the reason; those are
+    left alone, and the others are ruled on without them.
     """
+    topology, out = _within(topology, barred)
     refused = _unfit(topology) or _doubtful(topology, record)
     if refused:
         return refused
@@ -95,16 +101,23 @@ def repair(topology: Topology, record: Record | None) -> Repair | Refusal:
             "every write would wait for ever",
             _LOOK,
         )
-    return Repair(record.term, primary, steps, tuple(_notes(topology)))
+    return Repair(record.term, primary, steps, (*_notes(topology), *out))
 
 
 def switchover(
-    topology: Topology, record: Record | None, to: str | None, *, lag_limit_seconds: float
+    topology: Topology,
+    record: Record | None,
+    to: str | None,
+    *,
+    lag_limit_seconds: float,
+    barred: Mapping[str, str] = _NOBODY,
 ) -> Switchover | Refusal:
     """Whom a planned change of primary would promote, or why there is none.
 
     Without ``to``, the replica nearest to the primary is taken: least lag, then lowest name.
+    ``barred`` as in ``repair``; who is out takes no part.
     """
+    topology, _ = _within(topology, barred)
     if record is None:
         return Refusal(
             "there is no record of a primary", "nothing to switch from", "fab mysql.ensure"
@@ -198,6 +211,25 @@ def divergence(topology: Topology, primary: Member) -> str | None:
         if (member.name, primary.name) in topology.surplus
     ]
     return "; ".join(found) or None
+
+
+def _within(topology: Topology, barred: Mapping[str, str]) -> tuple[Topology, tuple[str, ...]]:
+    """The topology without the members that are kept out, and a sentence on each of those.
+
+    One that could be written to is never left out of sight.
+    """
+    why = {
+        member.name: (
+            f"{member.name} is closed because its data is being replaced: fab mysql.rebuild"
+            if member.closed
+            else f"{member.name} is kept out ({barred[member.instance_id]}): fab mysql.rejoin"
+        )
+        for member in topology.members
+        if not member.is_writable and (member.closed or member.instance_id in barred)
+    }
+    inside = tuple(member for member in topology.members if member.name not in why)
+    notes = tuple(f"{sentence} {name}" for name, sentence in sorted(why.items()))
+    return replace(topology, members=inside), notes
 
 
 def _unfit(topology: Topology) -> Refusal | None:

@@ -51,6 +51,8 @@ class Member:
     """One server as it described itself. ``executed`` is its gtid_executed.
 
     ``term`` and ``term_uuid`` are the newest row of ops.term, None where there is no such table.
+    ``closed``: it is offline and would be after a restart, because its data is being replaced; what
+    it says of its position is not to be believed.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Member:
     read_only: bool
     super_read_only: bool
     offline: bool = False
+    closed: bool = False
     executed: str = ""
     term: int | None = None
     term_uuid: str | None = None
