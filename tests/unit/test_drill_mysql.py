@@ -1,0 +1,217 @@
+"""The drill of MySQL failovers: when the cluster counts as in order, and what a drill refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mysql_model import Model
+
+from flotilla.drill import mysql as drill
+from flotilla.drill.mysql_cluster import disorder
+from flotilla.drill.mysql_faults import STRIKES, Site, strike, undone
+from flotilla.errors import BadOption, FlotillaError, Refused, Unreachable
+from flotilla.rules.drill_mysql import FAULTS, Aim, Power
+from flotilla.rules.mysql import Repair, repair
+from flotilla.rules.mysql_topology import Record, Topology
+
+
+def whole() -> Model:
+    model = Model()
+    plan = repair(model.look(), None)
+    assert isinstance(plan, Repair)
+    for step in plan.steps:
+        model.apply(step, plan.primary.name, plan.term)
+    return model
+
+
+def looked(model: Model) -> tuple[Topology, Record]:
+    assert model.record is not None
+    topology = model.look()
+    members = tuple(
+        replace(m, semi_sync=replace(m.semi_sync, clients=2)) if m.semi_sync.source else m
+        for m in topology.members
+    )
+    return replace(topology, members=members), model.record
+
+
+# --- in order -------------------------------------------------------------------------------------
+
+
+def test_a_whole_cluster_is_in_order():
+    assert disorder(*looked(whole())) == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda m: m.restart("mysql-1"), "read-only"),
+        (lambda m: m.restart("mysql-2"), "does not replicate"),
+        (lambda m: m.silent.add("mysql-1"), "was not seen"),
+        (lambda m: m.silent.add("mysql-3"), "it is off"),
+        (lambda m: setattr(m.servers["mysql-2"], "super_read_only", False), "would accept writes"),
+        (lambda m: m.write("mysql-3"), "alone holds"),
+    ],
+)
+def test_whatever_is_out_of_order_is_named(spoil, says):
+    model = whole()
+    spoil(model)
+    assert says in disorder(*looked(model))
+
+
+def test_a_primary_that_nobody_acknowledges_to_is_not_in_order():
+    topology, record = looked(whole())
+    alone = tuple(replace(m, semi_sync=replace(m.semi_sync, clients=0)) for m in topology.members)
+    assert "nobody acknowledges" in disorder(replace(topology, members=alone), record)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+class Shell:
+    """Notes what is run where; a host in ``down`` does not answer."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str]] = []
+        self.down: set[str] = set()
+
+    def run(self, host: str, command: str, **_: Any) -> None:
+        if host in self.down:
+            raise Unreachable(f"{host}: no answer")
+        self.ran.append((host, command))
+
+
+class Network:
+    """Notes what is cut and healed."""
+
+    def __init__(self) -> None:
+        self.struck: list[tuple[str, str, dict[str, str]]] = []
+        self.healed: list[str] = []
+
+    def strike(self, target: str, kind: str, **options: str) -> None:
+        self.struck.append((target, kind, options))
+
+    def heal(self, target: str = "") -> None:
+        self.healed.append(target)
+
+
+def site(outside: Network | None = None) -> tuple[Site, Shell]:
+    shell = Shell()
+    settings: Any = SimpleNamespace()
+    made = Site(settings, shell, {}, {}, None, outside)  # type: ignore[arg-type]
+    return made, shell
+
+
+def test_every_fault_can_be_made():
+    assert set(STRIKES) == set(FAULTS)
+
+
+@pytest.mark.parametrize("name", ["kill", "freeze", "restart", "disk-full"])
+def test_a_fault_of_the_shell_is_made_on_the_primary_alone(name):
+    where, shell = site()
+    with undone(where):
+        strike(where, FAULTS[name], Aim("mysql-2"))
+        assert shell.ran
+    assert {host for host, _ in shell.ran} == {"mysql-2"}
+    assert where.undoing == []
+
+
+def test_a_frozen_server_goes_on_afterwards_and_a_fenced_host_is_left_alone():
+    where, shell = site()
+    with undone(where):
+        strike(where, FAULTS["freeze"], Aim("mysql-2"))
+    assert ["STOP" in command for _, command in shell.ran] == [True, False]
+    assert "CONT" in shell.ran[-1][1]
+    with undone(where):
+        strike(where, FAULTS["freeze"], Aim("mysql-2"))
+        shell.down.add("mysql-2")
+
+
+def test_only_the_fault_s_own_target_is_healed():
+    network = Network()
+    where, _ = site(network)
+    with undone(where):
+        strike(where, FAULTS["partition-replicas-only"], Aim("mysql-1", {"from": "mysql-2"}))
+        assert network.struck == [("mysql-1", "cut", {"from": "mysql-2"})]
+        assert network.healed == []
+    assert network.healed == ["mysql-1"]
+
+
+def test_a_fault_is_undone_when_the_run_breaks():
+    network = Network()
+    where, _ = site(network)
+
+    def breaks() -> None:
+        with undone(where):
+            strike(where, FAULTS["zone"], Aim("eu-central-1a"))
+            raise FlotillaError("the cluster cannot be seen")
+
+    with pytest.raises(FlotillaError, match="cannot be seen"):
+        breaks()
+    assert network.healed == ["eu-central-1a"]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fault": "earthquake"}, "choose from: kill, freeze"),
+        ({"fault": "kill", "runs": 0}, "1 or more"),
+        ({"fault": "kill", "writers": 0}, "1 or more"),
+        ({"fault": "kill", "stop_seconds": -1.0}, "0 or more"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_a_bad_option(options, says):
+    with pytest.raises(BadOption, match=says):
+        drill.Options(**options).demand()
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_faults_of_the_network_are_refused_where_nobody_has_power_over_it(fault):
+    settings: Any = SimpleNamespace(env="production")
+    options = drill.Options(fault.name)
+    if fault.power is Power.OUTSIDE:
+        with pytest.raises(Refused, match="production"):
+            drill._demand(settings, options, None)
+    else:
+        drill._demand(settings, options, None)
+    drill._demand(settings, options, Network())
+
+
+def test_slow_stops_are_refused_where_nobody_can_slow_them():
+    settings: Any = SimpleNamespace(env="production")
+    with pytest.raises(Refused, match="slow stops"):
+        drill._demand(settings, drill.Options("kill", stop_seconds=30.0), None)
+
+
+def test_all_runs_are_told_together_with_what_each_broke():
+    run = {
+        "write_gap_seconds": 1.0,
+        "writer_gap_seconds": 1.0,
+        "mending_gap_seconds": 0.1,
+        "dual_writable_seconds": 0.0,
+        "converged_seconds": 2.0,
+        "ended_seconds": 20.0,
+        "acked": 10,
+        "failed": 1,
+        "unknown": 1,
+        "unknown_there": 0,
+        "lost": 0,
+        "lost_ids": [],
+        "old": "mysql-1",
+        "new": "mysql-2",
+        "term": 2,
+        "old_primary": "rejoined",
+        "not_fetched": {},
+        "not_mended": "",
+    }
+    bad = run | {"lost": 2, "lost_ids": ["a", "b"], "not_mended": "mysql-1 does not follow"}
+    told = drill.summed([run, bad], FAULTS["kill"])
+    assert (told["runs"], told["fault"], told["acked"], told["lost"]) == (2, "kill", 20, 2)
+    assert [why.split(":")[0] for why in told["broken"]] == ["run 2", "run 2"]
+    assert "mysql-1 -> mysql-2 (term 2)" in drill.line(0, 2, run)
+    assert "never" in drill.line(0, 2, run | {"converged_seconds": None})
