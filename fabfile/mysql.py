@@ -120,6 +120,78 @@ def rebuild(
     show(done, json=json, text="\n".join(filter(None, [text, saved])))
 
 
+@task(name="add-replica", help={**YES, **JSON})
+def add_replica(_: Context, *, yes: bool = False, json: bool = False) -> None:
+    """Launch a MySQL host and make it a replica: one that is missing, or else one more.
+
+    It is filled before anybody reads from it, and fleet.yml is not written: put the number there
+    too, or the next fleet.provision refuses. Exit 0 done, 2 a host failed and the same command goes
+    on, 3 refused and nothing changed, 4 the API or a host does not answer.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_grow
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate_grow.add_replica(
+            settings,
+            confirmed=lambda plan: confirm(plan, yes=yes, again="fab mysql.add-replica"),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"{', '.join(done['hosts'])} follows; fleet.tiers.mysql.count is to be {done['count']}"
+    show(done, json=json, text=text)
+
+
+@task(help={"restart": "restart every host, whether it needs it or not", **YES, **JSON})
+def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = False) -> None:
+    """Upgrade MySQL's packages and restart what needs it: replicas first, the primary last.
+
+    One host at a time, and writes go on; the primary hands its role over first. A host is restarted
+    when packages or settings (fab fleet.configure writes them) are newer than its server. Exit 0
+    done or nothing to do, 2 a host did not come back, 3 refused and nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_maintain
+
+    settings = attempt(config.load, json=json)
+    again = "fab mysql.patch" + (" --restart" if restart else "")
+    done = attempt(
+        lambda: operate_maintain.patch(
+            settings,
+            restart=restart,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=_rolled(done))
+
+
+@task(help={**YES, **JSON})
+def resize(_: Context, *, yes: bool = False, json: bool = False) -> None:
+    """Give the MySQL hosts the instance type that fleet.yml names, the primary last.
+
+    One host at a time is stopped and started, and writes go on; the primary hands its role over
+    first. Exit 0 done or nothing to do, 2 a host did not come back or EC2 has no room (it then runs
+    as before), 3 refused and nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_maintain
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate_maintain.resize(
+            settings,
+            confirmed=lambda plan: confirm(plan, yes=yes, again="fab mysql.resize"),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=_rolled(done))
+
+
 @task(
     help={
         "reason": "why; whoever looks at the cluster meanwhile reads it",
@@ -197,6 +269,14 @@ def history(_: Context, term: int = 0, *, acknowledge: bool = False, json: bool 
         show(report.as_dict(), json=json, text=mysql_report.text(report))
     else:
         show(found, json=json, text=operate_record.told(found, time.time()))
+
+
+def _rolled(done: dict[str, Any]) -> str:
+    if not done["changed"]:
+        return "nothing to do"
+    moved = done["moved"]
+    text = f"{', '.join(done['hosts'])} done in {sum(done['seconds'].values()):.0f} s"
+    return f"{text}; {moved['new']} is primary of term {moved['term']}" if moved else text
 
 
 def _report(done: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
 )
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_FAB = re.compile(r"^(?:\S+=\S+ |sudo .*)?fab ([a-z]+\.[a-z_]+.*)$", re.DOTALL)
+_FAB = re.compile(r"^(?:\S+=\S+ |sudo .*)?fab ([a-z]+\.[a-z_-]+.*)$", re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 _KEY = re.compile(r"`(fleet(?:\.[a-z_]+)+)`")
 
@@ -79,7 +79,7 @@ def test_every_command_that_a_message_names_exists() -> None:
     known = {word for context in tasks().to_contexts() for word in (context.name, *context.aliases)}
     for folder in ("scripts", "fabfile", "lab", "roles", "playbooks"):
         for path in (p for p in (REPO / folder).rglob("*") if p.suffix in {".py", ".yml", ".j2"}):
-            for task in re.findall(r"\bfab ([a-z]+\.[a-z_]+)", path.read_text()):
+            for task in re.findall(r"\bfab ([a-z]+\.[a-z_]+(?:-[a-z_]+)*)", path.read_text()):
                 assert task in known, f"{name(path)} names fab {task}"
 
 

@@ -41,11 +41,12 @@ def retype(
         ) from error
 
 
-def _started(
-    settings: Settings, instance_id: str, to: str, sleep: Callable[[float], None]
-) -> None:
+def _started(settings: Settings, instance_id: str, to: str, sleep: Callable[[float], None]) -> None:
     ec2 = client(settings, "ec2")
     with described(settings, f"make {instance_id} a {to}"):
         ec2.modify_instance_attribute(InstanceId=instance_id, InstanceType={"Value": to})
+        wanted = ec2.describe_instance_attribute(InstanceId=instance_id, Attribute="instanceType")
+        if wanted["InstanceType"]["Value"] != to:
+            raise FlotillaError(f"{instance_id} is a {wanted['InstanceType']['Value']}, not a {to}")
         ec2.start_instances(InstanceIds=[instance_id])
     instances_in_state(settings, [instance_id], "running", seconds=START_SECONDS, sleep=sleep)

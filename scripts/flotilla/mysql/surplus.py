@@ -116,7 +116,7 @@ def _previous(server: Server, name: str) -> str:
 
 def _contents(file: IO[bytes]) -> Contents:
     with gzip.open(file, "rb") as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")  # type: ignore[arg-type]
+        text = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
         try:
             return contents(text)
         except (EOFError, gzip.BadGzipFile):
