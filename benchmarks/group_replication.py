@@ -161,6 +161,9 @@ class Group:
             why = f"{len(primaries)} members are primary; {why}"
         return View(primaries[0] if len(primaries) == 1 else "", 0, why, names)
 
+    def arm(self) -> None:
+        """Nothing holds up a failover of a group."""
+
     def give(self, to: str) -> None:
         """A planned change of primary."""
         server = self.server(to)

@@ -4,7 +4,7 @@
     benchmarks/mysql_failover.py --yes [--faults kill,freeze,partition] [--runs 5]
 
 The same lab, hosts, packages, durability, HAProxy configuration, faults and clients (those of
-`fab drill.mysql`). `group` is Group Replication in single-primary mode as it comes, `tuned` the same
+`fab drill.mysql`). `group` is Group Replication in single-primary mode as it comes, `tuned` is it
 with member_expel_timeout 0: a silent member is given up after 5 s instead of 10. Replaces the
 fleet's cluster by a group for a while, data aside, and brings it back.
 """

@@ -131,6 +131,7 @@ class Drill:
         if fault.name == "disk-full":
             self._make_room()
         before = self._whole()
+        self._subject.arm()
         aim = self._aim(fault, before)
         site = self._site()
         with Clients(

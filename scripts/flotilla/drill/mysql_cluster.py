@@ -58,6 +58,11 @@ class Subject(Protocol):
     def view(self, but: str = "") -> View:
         """The cluster now, without the member ``but``. Raises FlotillaError: it cannot be seen."""
 
+    def arm(self) -> None:
+        """Have nothing hold up a failover: a former one that nobody has looked at. Raises Refused
+        where somebody has asked for peace.
+        """
+
     def give(self, to: str) -> None:
         """Make another member primary, as planned."""
 
@@ -95,6 +100,18 @@ class Watched:
         names = {member.uuid: member.name for member in topology.members}
         return View(primary.name if primary else "", record.term, disorder(topology, record), names)
 
+    def arm(self) -> None:
+        """See ``Subject``."""
+        state = self._records.state()
+        if state and state.paused and state.paused.until > time.time():
+            raise Refused(
+                f"{state.paused.by} has paused the cluster: {state.paused.reason}",
+                "nobody would take over from a primary that is struck",
+                "Nothing was struck",
+                "fab mysql.unpause",
+            )
+        self._records.acknowledge()
+
     def give(self, to: str) -> None:
         """See ``Subject``."""
         told(self._settings, "mysql.switchover", "--to", to, "--writers", "0", "--yes")
@@ -111,7 +128,6 @@ class Watched:
             told(self._settings, "mysql.rebuild", old, "--yes")
             words.append("rebuilt")
         self._whole()
-        self._records.acknowledge()
         return words
 
     def _rejoin(self, old: str, alive: Alive, words: list[str]) -> None:
