@@ -142,13 +142,15 @@ def opening(
     accept_loss: bool = False,
     manual: bool = False,
     to: str | None = None,
+    degraded: str = "",
 ) -> Opening | Refusal:
     """May a failover begin, and with what.
 
     ``reachable`` are the names that answer, the old primary's among them if it does. ``me`` is the
     lease's holder as the record writes it; ``now`` is epoch seconds. ``manual``: an operator asked
     for it, so a suspicion is enough; a living primary is never replaced. ``to`` is whom an operator
-    wants.
+    wants. ``degraded`` says how the old primary was seen to acknowledge writes that nobody else
+    had ("" for never): then no count of members proves anything.
     """
     old = next((p for p in places if p.instance_id == state.record.instance_id), None)
     if old is None:
@@ -175,6 +177,12 @@ def opening(
         accept_loss=accept_loss,
         to=to,
     )
+    if degraded and not accept_loss:
+        return Refusal(
+            f"{old.name} acknowledged writes on its own: {degraded}",
+            "they are on no other member",
+            f"start {old.name}, or fab mysql.failover --accept-loss",
+        )
     silent = {p.name: "it does not answer" for p in ackers if p not in reached}
     return shortfall(opened, {p.name for p in reached}, silent) or opened
 
@@ -223,10 +231,10 @@ def promotion(
             _LOOK,
         )
     given_up = [
-        found.topology.surplus[m.name, new.name]
-        for m in asked
-        if (m.name, new.name) in found.topology.surplus
+        gtids for (_, lacking), gtids in found.topology.surplus.items() if lacking == new.name
     ]
+    if found.lost and len(names) < opened.needed:
+        given_up.append(found.lost)
     proof = _proof(opened, found, names)
     return Promotion(
         term=opened.term,
@@ -238,7 +246,7 @@ def promotion(
         steps=tuple(_promote(opened, new, followers, proof, found)),
         barred=_barred(opened, state, new, followers),
         notes=tuple(_notes(new, followers, wait_for, found)),
-        given_up=",".join(part for part in (found.lost, *given_up) if part),
+        given_up=",".join(given_up),
     )
 
 

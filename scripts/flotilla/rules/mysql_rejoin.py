@@ -70,7 +70,8 @@ class Peers:
 
     ``primary`` is the recorded primary as it describes itself, None where it does not answer.
     ``surplus`` is what this member received or executed and the primary has not, ``lacks`` what
-    other reachable members hold and this one does not (asked of the recorded primary only).
+    other reachable members, save barred ones, hold and this one does not (asked of the recorded
+    primary only).
     ``stranded``: the primary has purged something that this member lacks. ``acknowledgers`` are
     members whose stream comes from here, is ON and acknowledges.
     """
