@@ -84,6 +84,74 @@ def switchover(
 
 
 @task(
+    help={
+        "to": "who takes over (default: whoever holds everything)",
+        "accept-loss": "go on although acknowledged writes may be lost; the plan says which",
+        **YES,
+        **JSON,
+    }
+)
+def failover(
+    _: Context,
+    to: str | None = None,
+    *,
+    accept_loss: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Replace a primary that does not serve, or complete a change of primary that was cut off.
+
+    Watchers do it by themselves; this is for when they are paused, blocked or may not decide. A
+    living primary is never replaced (fab mysql.switchover). Exit 0 done or nothing to do, 2 the
+    record was changed and the same command completes it, 3 refused and nobody was promoted, 4
+    unreachable, 5 no such host.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_failover
+
+    settings = attempt(config.load, json=json)
+    again = "fab mysql.failover" + (f" --to {to}" if to else "")
+    again += " --accept-loss" if accept_loss else ""
+    done = attempt(
+        lambda: operate_failover.failover(
+            settings,
+            to,
+            accept_loss=accept_loss,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    what = "" if done["changed"] else ": nothing to do"
+    show(done, json=json, text=f"{done['primary']} is primary of term {done['term']}{what}")
+
+
+@task(positional=["host"], help={"host": "the MySQL host that is to follow again", **YES, **JSON})
+def rejoin(_: Context, host: str, *, yes: bool = False, json: bool = False) -> None:
+    """Let a host take its place in the cluster again, if it holds nothing that others lack.
+
+    Its own watcher does that by itself; this is for when it is paused or waits. Exit 0 done or
+    nothing to do, 2 begun and not ended, 3 refused (it must be rebuilt, or waits for something),
+    4 unreachable, 5 no such host.
+    """
+    from flotilla import config
+    from flotilla.mysql import operate_rebuild
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate_rebuild.rejoin(
+            settings,
+            host,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=f"fab mysql.rejoin {host}"),
+            said=said,
+        ),
+        json=json,
+    )
+    text = "\n".join(done["done"]) if done["changed"] else f"{host} is where it belongs"
+    show(done, json=json, text=text)
+
+
+@task(
     positional=["host"],
     help={
         "host": "the MySQL host whose data is replaced",

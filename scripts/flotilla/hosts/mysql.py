@@ -29,6 +29,8 @@ MISSING = frozenset({1146, 1049})
 LOCK_WAIT_TIMEOUT = 1205
 SYNTAX_ERROR = 1064
 _LOST = frozenset({2006, 2013, 2014, 2055})
+# What socat says, at the other end of an SSH channel, of a server that does not run.
+_NOBODY_LISTENS = ("Connection refused", "No such file or directory")
 
 Row = Mapping[str, Any]
 Statement = str | tuple[str, Sequence[object]]
@@ -153,7 +155,8 @@ class Server:
             return SqlError(f"{self.name}: {verb}: {text} ({code})", code)
         said = _complaint(self._stream) or str(error.args[-1] if error.args else error)
         self.close()
-        kind = PortClosedError if isinstance(error, ConnectionRefusedError) else Unreachable
+        closed = isinstance(error, ConnectionRefusedError) or said.endswith(_NOBODY_LISTENS)
+        kind = PortClosedError if closed else Unreachable
         return kind(
             f"{self.name}: MySQL did not answer {verb} (limit {seconds:g} s): {said}",
             next=f"fab fleet.logs {self.name}",

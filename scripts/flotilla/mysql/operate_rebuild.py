@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from flotilla.mysql import store
 from flotilla.mysql.operate import demand_member
 from flotilla.mysql.rebuild import Rebuilding, described
 from flotilla.mysql.recorded import Confirmed, Said, recorded
+from flotilla.mysql.rejoin import Rejoining
 from flotilla.mysql.session import Session, session
+from flotilla.rules.mysql_rejoin import Do
 from flotilla.settings import Settings
 
 START_SECONDS = 120
@@ -27,6 +30,29 @@ def rebuild(
         with recorded(settings, f"fab mysql.rebuild {host}", said) as steps:
             done = run.apply(steps.step, give_up=give_up)
             steps.result = done.as_dict() | {"seconds": steps.seconds}
+        return steps.result
+
+
+def rejoin(settings: Settings, host: str, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
+    """Let a member take its place again: {changed, host, done}.
+
+    Raises Refused with nothing changed where it must be rebuilt, or waits for something else.
+    """
+    with session(settings, fresh=True) as opened:
+        demand_member(opened, host)
+        run = Rejoining(settings, opened.cluster, host)
+        advice = run.plan()
+        if advice.do is Do.NOTHING:
+            return {"changed": False, "host": host, "done": []}
+        confirmed(
+            f"{settings.prefix}: {host}: {advice.do} first, as {advice.why}; then what follows"
+        )
+        with (
+            recorded(settings, f"fab mysql.rejoin {host}", said) as steps,
+            store.lock(settings, f"fab mysql.rejoin {host}") as lock,
+        ):
+            done = run.apply(lock, steps.step)
+            steps.result = {"changed": bool(done), "host": host, "done": done}
         return steps.result
 
 

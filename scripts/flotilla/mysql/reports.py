@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from flotilla.hosts.mysql import MISSING, Server, SqlError
-from flotilla.rules.mysql_report import Report
+from flotilla.mysql.failover_parts import Done
+from flotilla.rules.mysql_failover import Opening
+from flotilla.rules.mysql_report import Report, loss
+from flotilla.rules.mysql_verdict import Verdict
 
 TABLE = (
     "CREATE TABLE IF NOT EXISTS ops.report (term BIGINT UNSIGNED PRIMARY KEY, body JSON NOT NULL)"
@@ -18,6 +22,33 @@ TABLE = (
 _KEEP = "REPLACE INTO ops.report (term, body) VALUES (%s, %s)"
 # A write waits for an acknowledgement, which may need another moment after a failover.
 KEEP_SECONDS = 10.0
+
+
+def of(
+    done: Done, opened: Opening, verdict: Verdict, *, by: str, at: float, wait_for: int = 1
+) -> Report:
+    """The report of a failover that took effect; ``at`` is when it was decided (epoch s)."""
+    proofs = dict.fromkeys(part for part in (done.proof, done.fenced) if part)
+    return Report(
+        kind="failover",
+        term=done.term,
+        at=datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+        by=by,
+        old=done.old,
+        new=done.new,
+        verdict=f"{done.old} was {verdict.kind}",
+        evidence=opened.evidence,
+        proofs=tuple(proofs),
+        seconds=done.seconds,
+        loss=loss(
+            ackers=len(opened.ackers),
+            wait_for=wait_for,
+            revoked=[name for name in done.revoked if name in opened.ackers],
+            missing=done.given_up,
+        ),
+        write_gap_seconds=done.gap_seconds,
+        fate=done.left_out.get(done.old, "") or done.fenced or f"{done.old} is not closed yet",
+    )
 
 
 def keep(primary: Server, report: Report) -> None:

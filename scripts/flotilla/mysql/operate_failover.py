@@ -1,0 +1,225 @@
+"""The command that replaces a primary which does not serve: by its replicas' word, never by ours.
+
+The same rules and the same steps as a watcher's. What an operator adds is patience, and the right
+to accept a loss.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from flotilla.agent.fences import fence
+from flotilla.aws.session import client, described
+from flotilla.aws.waiters import paginate
+from flotilla.hosts.mysql import Server
+from flotilla.lock import Lock
+from flotilla.mysql import reports, store
+from flotilla.mysql.cluster import through
+from flotilla.mysql.ensure import refused
+from flotilla.mysql.failover import Done, Failover
+from flotilla.mysql.failover_journal import Journal
+from flotilla.mysql.fencing import Fence, Fencing
+from flotilla.mysql.observe import Seen, observe
+from flotilla.mysql.operate import demand_member
+from flotilla.mysql.operate_record import demanded
+from flotilla.mysql.recorded import Confirmed, Said, recorded
+from flotilla.mysql.session import Session, session
+from flotilla.rules.mysql import Refusal, primary_objection
+from flotilla.rules.mysql_failover import Completion, Opening, completion, opening
+from flotilla.rules.mysql_report import Report, count, text
+from flotilla.rules.mysql_state import Past, Place, State
+from flotilla.rules.mysql_topology import Topology
+from flotilla.settings import Settings
+from flotilla.who import holder
+
+COMMAND = "fab mysql.failover"
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """A failover that may begin: how, on what verdict, and what everybody held before."""
+
+    opening: Opening
+    seen: Seen
+    topology: Topology
+
+
+def failover(
+    settings: Settings,
+    to: str | None = None,
+    *,
+    accept_loss: bool,
+    confirmed: Confirmed,
+    said: Said,
+) -> dict[str, Any]:
+    """Replace the primary, or complete a change that was cut off: {changed, term, primary, report}.
+
+    ``report`` is None for a completion. Raises Refused with the evidence when the primary is alive
+    or nobody may take over, HostFailed when the record was changed and the rest is to be completed.
+    """
+    with session(settings, fresh=True) as opened:
+        demand_member(opened, to)
+        plan = _plan(opened, to, accept_loss=accept_loss)
+        if isinstance(plan, Completion) and not plan.steps and not plan.waits:
+            return {"changed": False, "term": plan.term, "primary": plan.new.name, "report": None}
+        confirmed(_text(settings, plan))
+        with (
+            recorded(settings, COMMAND, said) as steps,
+            store.lock(settings, COMMAND) as lock,
+            ExitStack() as stack,
+        ):
+            with steps.step("look again"):
+                plan = _plan(opened, to, accept_loss=accept_loss)
+            at = time.time()
+            run = _run(opened, lock, plan, stack)
+            done = run.complete() if isinstance(plan, Completion) else run.run(plan.opening)
+            report = _keep(opened, plan, done, at) if isinstance(plan, Takeover) else None
+            steps.result = {"changed": True, "term": done.term, "primary": done.new}
+    if report:
+        said(text(report))
+    return steps.result | {"report": report.as_dict() if report else None}
+
+
+def _plan(opened: Session, to: str | None, *, accept_loss: bool) -> Takeover | Completion:
+    state = demanded(store.records(opened.settings).state())
+    topology = opened.cluster.look(state.record)
+    primary = topology.by_instance(state.record.instance_id)
+    if primary is not None and primary_objection(primary, state.record):
+        left = completion(state, topology)
+        if isinstance(left, Refusal):
+            raise refused(left)
+        return left
+    places = _places(opened)
+    seen = _observed(opened, places, state)
+    decided = opening(
+        places,
+        state,
+        seen.verdict,
+        seen.reachable,
+        me=holder(),
+        now=time.time(),
+        accept_loss=accept_loss,
+        manual=True,
+        to=to,
+    )
+    if isinstance(decided, Refusal):
+        raise refused(decided)
+    return Takeover(decided, seen, topology)
+
+
+def _observed(opened: Session, places: list[Place], state: State) -> Seen:
+    old = next((p for p in places if p.instance_id == state.record.instance_id), None)
+    if old is None:
+        # EC2 has forgotten the host, so it is fenced for good; its replicas still have to agree.
+        old = Place("the former primary", state.record.instance_id, "")
+        places.append(old)
+    with ExitStack() as stack:
+        runs = old.name in opened.cluster.seats
+        eye = _session(opened, old, stack) if runs else None
+        return observe(opened.cluster, places, old, eye, me=holder())
+
+
+def _run(opened: Session, lock: Lock, plan: Takeover | Completion, stack: ExitStack) -> Failover:
+    settings = opened.settings
+    term = plan.term if isinstance(plan, Completion) else plan.opening.term
+    announcer = opened.announcer()
+    announcer.arm()
+    return Failover(
+        opened.cluster,
+        lock,
+        store.records(settings),
+        Journal.begin(settings.scratch / "mysql" / "failovers", term, time.time),
+        _fence(opened, plan, stack),
+        known=store.secrets(settings),
+        announcer=announcer,
+    )
+
+
+def _places(opened: Session) -> list[Place]:
+    """Every member that may come back to life, a stopped one too."""
+    return [
+        Place(host.name, host.instance_id, host.private_ip or "", host.zone)
+        for host in opened.snapshot.hosts
+        if host.role == "mysql"
+    ]
+
+
+def _session(opened: Session, place: Place, stack: ExitStack) -> Server:
+    """A session of its own on a member, not yet opened."""
+
+    def stream() -> Any:
+        return through(opened.runner, opened.snapshot.host(place.instance_id))()
+
+    server = Server(place.name, stream)
+    stack.callback(server.close)
+    return server
+
+
+def _fence(opened: Session, plan: Takeover | Completion, stack: ExitStack) -> Fence:
+    if isinstance(plan, Completion):
+        return Fencing(lambda: "")
+    server = _session(opened, plan.opening.old, stack)
+    return fence(plan.seen.reach, server, plan.opening, Stops(opened.settings))
+
+
+class Stops:
+    """Stops hosts, as the operator's account; ``flotilla.agent.fences`` says what for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def state(self, instance_id: str) -> str:
+        """The state of an instance in EC2's words; "terminated" once EC2 has forgotten it."""
+        wanted = {"Name": "instance-id", "Values": [instance_id]}
+        pages = paginate(
+            self._settings, "ec2", "describe_instances", "Reservations", Filters=[wanted]
+        )
+        states = [one["State"]["Name"] for page in pages for one in page["Instances"]]
+        return str(states[0]) if states else "terminated"
+
+    def stop(self, instance_id: str) -> None:
+        """Ask for it to be stopped without waiting for its system; does not wait."""
+        with described(self._settings, f"stop {instance_id}"):
+            client(self._settings, "ec2").stop_instances(InstanceIds=[instance_id], Force=True)
+
+
+def _keep(opened: Session, plan: Takeover, done: Done, at: float) -> Report:
+    report = reports.of(done, plan.opening, plan.seen.verdict, by=holder(), at=at)
+    event = Past(at=at, term=done.term, old=done.old, new=done.new, acknowledged=True)
+    store.records(opened.settings).remember(event)
+    reports.keep(opened.cluster.server(done.new), report)
+    return report
+
+
+def _text(settings: Settings, plan: Takeover | Completion) -> str:
+    if isinstance(plan, Completion):
+        lines = [f"{settings.prefix}: complete term {plan.term} of {plan.new.name}"]
+        lines += [f"  {step.act} {step.member}: {step.why}" for step in plan.steps]
+        return "\n".join([*lines, *([f"  {plan.waits}"] if plan.waits else [])])
+    found = plan.opening
+    head = f"{settings.prefix}: term {found.term} is taken from {found.old.name}, which is"
+    lines = [f"{head} {plan.seen.verdict.kind}:"]
+    lines += [f"  {sentence}" for sentence in found.evidence]
+    lines += [f"  {step.act} {step.member}: {step.why}" for step in found.steps]
+    lines.append(f"  then {found.to or 'whoever holds everything'} takes over")
+    return "\n".join([*lines, *(_price(plan) if found.accept_loss else [])])
+
+
+def _price(plan: Takeover) -> list[str]:
+    """What an operator gives up with ``accept_loss``, as far as it is known."""
+    found, held = plan.opening, plan.topology
+    absent = [name for name in found.ackers if name not in plan.seen.reachable]
+    lines = []
+    if absent:
+        lines.append(
+            f"! {', '.join(absent)} may hold acknowledged writes that nobody else has: how many is"
+            " known only when they are back, and they are given up"
+        )
+    if found.to:
+        sets = [held.surplus.get((m.name, found.to), "") for m in held.members]
+        lacks = ",".join(filter(None, sets))
+        lines.append(f"! {found.to} lacks {count(lacks)} transactions that others hold {lacks}")
+    return lines or ["! nothing is known to be lost"]
