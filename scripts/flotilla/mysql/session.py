@@ -68,8 +68,9 @@ class Announcements:
             wait([pool.submit(_tried, self._open, host) for host in self._hosts])
 
     def tell(self, old: str, new: str) -> None:
-        """Send writes to ``new`` and cut the sessions on ``old``."""
-        words = f"set server {WRITER}/{new} health up; set server {WRITER}/{old} health down\n"
+        """Send writes to ``new`` and cut the sessions on ``old``, if it is known."""
+        words = f"set server {WRITER}/{new} health up"
+        words += f"; set server {WRITER}/{old} health down\n" if old else "\n"
         for channel in self._channels:
             with suppress(OSError):
                 channel.sendall(words.encode())
