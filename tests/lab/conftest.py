@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from databases import Databases
 from releases import Releases
 from rolling import Rolling
 from standing import bring_up_lab, said
 
 from flotilla import config, demo
+from flotilla.mysql.session import session
 from flotilla.settings import Settings
 
 
@@ -45,3 +47,19 @@ def fleet(rolling: Rolling) -> Iterator[Rolling]:
     rolling.make_whole()
     yield rolling
     rolling.heal()
+
+
+@pytest.fixture(scope="module")
+def mysql_tier(standing_fleet: Settings) -> Iterator[Databases]:
+    """The standing fleet's database hosts, and sessions on all of them."""
+    with session(standing_fleet, fresh=True) as opened:
+        yield Databases(standing_fleet, opened)
+
+
+@pytest.fixture
+def databases(mysql_tier: Databases) -> Iterator[Databases]:
+    """The same, whole at the beginning and without a fault at the end."""
+    mysql_tier.make_whole()
+    yield mysql_tier
+    for target in list(mysql_tier.struck):
+        mysql_tier.heal(target)

@@ -7,7 +7,8 @@ expression over lines such as
 
     before order app-1 state drain       a command to every load balancer
     after call app-2 switch 20261121-1   the release tool on a host
-    before write end                     a line of the journal
+    before write end                     a line of a deploy's journal
+    after write done revoke              a line of a failover's journal
 
 The first line that it matches runs the command, whose parent process ($PPID) is the task and $HOST
 the line's host. The task waits for it; with --delay it goes on, and the command comes so many
@@ -33,6 +34,7 @@ from fabric.main import program
 from flotilla import config, environment
 from flotilla.deploy.journal import Journal
 from flotilla.deploy.world import Balancers, OverSsh
+from flotilla.mysql import failover_journal
 
 
 def words(*arguments: Any, **_: Any) -> str:
@@ -41,8 +43,13 @@ def words(*arguments: Any, **_: Any) -> str:
 
 
 def entry(event: str, **fields: Any) -> str:
-    """A line of the journal: its event, and the host and step if it has them."""
+    """A line of a deploy's journal: its event, and the host and step if it has them."""
     return f"{event} {fields.get('host', '')} {fields.get('step', '')}"
+
+
+def act(event: str, **fields: Any) -> str:
+    """A line of a failover's journal: its event, and what is done if it says so."""
+    return f"{event} {fields.get('act', '')}"
 
 
 class Listener:
@@ -127,6 +134,7 @@ def main() -> None:
     listener.around(Balancers, "order", words)
     listener.around(OverSsh, "call", words)
     listener.around(Journal, "write", entry)
+    listener.around(failover_journal.Journal, "write", act)
     program.run(["fab", *options.task])
 
 
