@@ -276,7 +276,7 @@ def metadata():
     handler = type("Handler", (Metadata,), {})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield handler, f"127.0.0.1:{server.server_address[1]}"
+        yield handler, f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 

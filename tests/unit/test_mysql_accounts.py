@@ -59,11 +59,13 @@ def test_the_watcher_moves_the_role_and_sees_no_data(made):
         "SYSTEM_VARIABLES_ADMIN",
         "REPLICATION_SLAVE_ADMIN",
         "REPLICATION CLIENT",
+        "RELOAD",
     }
     assert "REQUIRE SSL" in grants
     assert {part.split(" TO ")[0] for part in grants.split(" ON ")[2:]} == {
         "performance_schema.*",
         "ops.term",
+        "ops.report",
     }
 
 

@@ -38,7 +38,7 @@ def test_the_fleet_has_exactly_these_openings():
         ("lb", "app"): {80},
         ("app", "mysql"): {3306, 3380},
         ("app", "redis"): {6379, 3381},
-        ("mysql", "mysql"): {3306, 3380},
+        ("mysql", "mysql"): {3306, 3380, 33062},
         ("redis", "redis"): {6379, 26379, 3381},
     }
 

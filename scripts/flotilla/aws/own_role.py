@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from flotilla.aws.signature import Keys
 from flotilla.errors import Unreachable
 
-METADATA_HOST = "169.254.169.254"
+METADATA_URL = "http://169.254.169.254"
 TOKEN_SECONDS = 21600
 ANSWER_SECONDS = 1.0
 # New keys are there at least five minutes before the old ones expire.
@@ -24,8 +25,8 @@ RETRY_SECONDS = 10.0
 class OwnRole:
     """The keys of the instance's role, read again before they expire. Safe for threads."""
 
-    def __init__(self, host: str = METADATA_HOST, now: Callable[[], float] = time.time) -> None:
-        self._host = host
+    def __init__(self, url: str = METADATA_URL, now: Callable[[], float] = time.time) -> None:
+        self._host = urlsplit(url).netloc
         self._now = now
         self._guard = threading.Lock()
         self._keys: Keys | None = None

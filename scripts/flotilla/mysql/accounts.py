@@ -37,8 +37,8 @@ _WATCH = (
     "SERVICE_CONNECTION_ADMIN, CONNECTION_ADMIN, "
     # super_read_only, offline_mode and the two sides of semi-sync.
     "SYSTEM_VARIABLES_ADMIN, "
-    # CHANGE REPLICATION SOURCE, START, STOP and RESET REPLICA.
-    "REPLICATION_SLAVE_ADMIN, REPLICATION CLIENT"
+    # CHANGE REPLICATION SOURCE, START and STOP REPLICA; RESET REPLICA asks for RELOAD as well.
+    "REPLICATION_SLAVE_ADMIN, REPLICATION CLIENT, RELOAD"
 )
 # What the server keeps of an account, in the words of mysql.user.
 _KEPT = "SHA2(CONCAT_WS('/', plugin, HEX(authentication_string), ssl_type, account_locked), 256)"
@@ -110,6 +110,7 @@ def accounts(settings: Settings, known: Secrets) -> tuple[Account, ...]:
             f"GRANT {_WATCH} ON *.* TO {{}}",
             "GRANT SELECT ON performance_schema.* TO {}",
             "GRANT SELECT, INSERT, UPDATE ON ops.term TO {}",
+            "GRANT CREATE, SELECT, INSERT, DELETE ON ops.report TO {}",
         ),
         _account(
             user,

@@ -1,0 +1,112 @@
+"""The smallest HTTP server that HAProxy's checks need: one request a connection, GET and a path.
+
+Two checks by each application host, twice a second, on every database host: asyncio takes 1.3 ms
+and 9 MiB for what a selector does in 0.2 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+# Status and body of a path.
+Answer = Callable[[str], tuple[int, dict[str, Any]]]
+
+REQUEST_SECONDS = 2.0
+LONGEST_REQUEST = 4096
+BACKLOG = 256
+_REASONS = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
+
+
+class Endpoint:
+    """Answers on ``listener`` with what ``answer`` says; ``answer`` must not wait for anything."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        answer: Answer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listener = listener
+        self._answer = answer
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+        # What each open connection has sent so far, and since when it is open.
+        self._asking: dict[socket.socket, tuple[bytes, float]] = {}
+
+    def serve(self) -> None:
+        """Serve for ever."""
+        while True:
+            self.turn(REQUEST_SECONDS)
+
+    def turn(self, seconds: float) -> None:
+        """Answer whoever asks within ``seconds``, and drop who asks too slowly."""
+        for key, _ in self._selector.select(seconds):
+            if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
+                self._read(key.fileobj)
+            else:
+                self._accept()
+        if self._asking:
+            late = self._clock() - REQUEST_SECONDS
+            for stream in [s for s, (_, since) in self._asking.items() if since < late]:
+                self._close(stream)
+
+    def _accept(self) -> None:
+        try:
+            stream, _ = self._listener.accept()
+        except OSError:  # gone again, or no file left: the next check will tell
+            return
+        stream.setblocking(False)
+        self._asking[stream] = (b"", self._clock())
+        self._selector.register(stream, selectors.EVENT_READ)
+        # What a check sends is there as soon as its connection is.
+        self._read(stream)
+
+    def _read(self, stream: socket.socket) -> None:
+        before, since = self._asking[stream]
+        try:
+            got = stream.recv(LONGEST_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            got = b""
+        request = before + got
+        if got and b"\r\n\r\n" not in request and len(request) < LONGEST_REQUEST:
+            self._asking[stream] = (request, since)
+            return
+        words = request.split(None, 2)
+        if got and len(words) > 1:
+            status, body = self._answer(words[1].decode("ascii", "replace"))
+            with suppress(OSError):
+                stream.send(response(status, body))  # fits the buffer of any new connection
+        self._close(stream)
+
+    def _close(self, stream: socket.socket) -> None:
+        self._selector.unregister(stream)
+        del self._asking[stream]
+        stream.close()
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A listener; with "", on every address of this host, IPv6 too where the host has it."""
+    if not address and socket.has_dualstack_ipv6():
+        family = socket.AF_INET6
+        return socket.create_server(("", port), family=family, dualstack_ipv6=True, backlog=BACKLOG)
+    return socket.create_server((address, port), backlog=BACKLOG)
+
+
+def response(status: int, body: dict[str, Any]) -> bytes:
+    """A whole answer."""
+    content = json.dumps(body).encode() + b"\n"
+    head = (
+        f"HTTP/1.0 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + content

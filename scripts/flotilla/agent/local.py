@@ -1,0 +1,83 @@
+"""What this host's own server was like a moment ago, for all who ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flotilla.errors import FlotillaError
+from flotilla.hosts.mysql import Server
+from flotilla.hosts.mysql_glimpse import Glimpse, glimpse, stirs
+
+PERIOD_SECONDS = 0.25
+# A frozen server must never look healthy: later than this is no answer.
+PROBE_SECONDS = 0.4
+# A look is as old as this at the most while looking works.
+FRESH_SECONDS = PERIOD_SECONDS + PROBE_SECONDS + 0.25
+# Timers that fire so late mean that this process was not running.
+AWAY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest look, ``at`` a monotonic time; ``why`` says why there is no ``glimpse``."""
+
+    glimpse: Glimpse | None
+    why: str
+    at: float
+
+
+class Local:
+    """Looks at one server again and again. ``seen`` and ``gap_at`` are for any thread.
+
+    ``pace`` says, from the newest look, when to look next: PERIOD_SECONDS or less.
+    """
+
+    def __init__(self, server: Server, clock: Callable[[], float] = time.monotonic) -> None:
+        self._server = server
+        self._better: Callable[[], Server | None] = lambda: None
+        self.pace: Callable[[Glimpse | None], float] = lambda _: PERIOD_SECONDS
+        self._clock = clock
+        self.gap_at = clock()
+        self._seen = Seen(None, "the server was not looked at yet", clock())
+
+    @property
+    def seen(self) -> Seen:
+        """The newest look; one that is too old says so and has no glimpse."""
+        seen = self._seen
+        age = self._clock() - seen.at
+        if age > FRESH_SECONDS:
+            return Seen(None, f"MySQL gave no answer for {age:.1f} s", seen.at)
+        return seen
+
+    def turn_to(self, better: Callable[[], Server | None]) -> None:
+        """Where the session ends, or cannot be had, use the one that ``better`` makes, if any."""
+        self._better = better
+
+    def run(self) -> None:
+        """Look for ever."""
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait for the next look, or for the end of the server, and look."""
+        start = self._clock()
+        stirs(self._server, self.pace(self._seen.glimpse))
+        if self._clock() - start > PERIOD_SECONDS + AWAY_SECONDS:
+            self.gap_at = self._clock()
+        self.look()
+
+    def look(self) -> None:
+        """Look now."""
+        start = self._clock()
+        try:
+            found, why = glimpse(self._server, seconds=PROBE_SECONDS), ""
+        except FlotillaError as error:
+            found, why = None, error.what
+            # The admin port has room when clients hold every connection.
+            self._server = self._better() or self._server
+        now = self._clock()
+        if found is None or now - start > AWAY_SECONDS:
+            self.gap_at = now
+        self._seen = Seen(found, why, now)

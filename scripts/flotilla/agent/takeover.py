@@ -1,0 +1,153 @@
+"""Fail over from a database host: win the lease, carry it out, report it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from flotilla.agent.fences import Stops, fence
+from flotilla.agent.guard import Guard
+from flotilla.agent.knowledge import Knowledge
+from flotilla.agent.watch import Case
+from flotilla.aws.lease import Held
+from flotilla.errors import FlotillaError
+from flotilla.hosts.mysql import Server
+from flotilla.mysql import reports
+from flotilla.mysql.accounts import Secrets
+from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.failover import Failover
+from flotilla.mysql.failover_journal import Journal
+from flotilla.mysql.failover_parts import Done
+from flotilla.rules.mysql import Refusal
+from flotilla.rules.mysql_failover import Opening, opening
+from flotilla.rules.mysql_flap import hold
+from flotilla.rules.mysql_report import Report, loss
+from flotilla.rules.mysql_state import Past, Place
+
+WAIT_FOR = 1
+
+log = logging.getLogger("flotilla.watcher")
+
+
+class Opens(Protocol):
+    """Who makes sessions on members."""
+
+    def server(self, place: Place) -> Server:
+        """A new session, not yet opened."""
+
+    def cluster(self, places: dict[str, Place]) -> Cluster:
+        """New sessions on these members."""
+
+
+class Takeover:
+    """What a watcher does with a case; ``holder`` is how it signs leases."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        sessions: Opens,
+        stops: Stops,
+        known: Secrets,
+        *,
+        holder: str,
+        journals: Path,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._knowledge = knowledge
+        self._sessions = sessions
+        self._stops = stops
+        self._known = known
+        self._holder = holder
+        self._journals = journals
+        self._now = now
+        self._failed_at: float | None = None
+        self._held = ""
+
+    def propose(self, case: Case) -> None:
+        """Fail over if nothing speaks against it. Raises nothing of ours."""
+        try:
+            state = self._knowledge.records.state()
+            if state is None or state.record != case.state.record:
+                self._knowledge.hurry()
+                return
+            held = hold(state, self._holder, self._now(), failed_at=self._failed_at)
+            if held:
+                self._tell(f"no failover: {held}")
+                return
+            self._tell("")
+            self._act(case)
+        except Held as error:
+            log.info("no failover by this host: %s", error.what)
+        except FlotillaError as error:
+            self._failed_at = self._now()
+            log.warning("failover: %s", error)
+        finally:
+            self._knowledge.hurry()
+
+    def _act(self, case: Case) -> None:
+        term = case.state.record.term
+        reason = f"{case.primary.name} is {case.verdict.kind}"
+        with Guard(self._knowledge.records, self._holder, reason, term=term) as guard:
+            # Read again under the lease: this is what is written back, and nobody else may now.
+            state = self._knowledge.records.state()
+            opened = opening(
+                list(self._knowledge.places.values()),
+                state or case.state,
+                case.verdict,
+                case.reachable,
+                me=self._holder,
+                now=self._now(),
+                wait_for=WAIT_FOR,
+            )
+            if isinstance(opened, Refusal):
+                self._failed_at = self._now()
+                log.warning("no failover: %s: %s", opened.what, opened.why)
+                return
+            log.warning("failover to term %d: %s", opened.term, "; ".join(opened.evidence))
+            with self._sessions.cluster(dict(self._knowledge.places)) as cluster:
+                self._run(case, opened, guard, cluster)
+
+    def _run(self, case: Case, opened: Opening, guard: Guard, cluster: Cluster) -> None:
+        journal = Journal.begin(self._journals, opened.term, self._now)
+        closing = fence(case.look.reach, self._sessions.server(case.primary), opened, self._stops)
+        run = Failover(cluster, guard, self._knowledge.records, journal, closing, known=self._known)
+        begun = self._now()
+        done = run.run(opened)
+        seconds = self._now() - begun
+        log.warning("%s is primary of term %d after %.2f s", done.new, done.term, seconds)
+        self._knowledge.records.remember(Past(self._now(), done.term, done.old, done.new))
+        reports.keep(cluster.server(done.new), self._report(case, opened, done))
+
+    def _report(self, case: Case, opened: Opening, done: Done) -> Report:
+        fate = done.left_out.get(done.old) or done.fenced or "it is being closed"
+        return Report(
+            kind="failover",
+            term=done.term,
+            at=datetime.fromtimestamp(self._now(), UTC).isoformat(),
+            by=self._holder,
+            old=done.old,
+            new=done.new,
+            verdict=case.verdict.kind.value,
+            evidence=case.verdict.evidence,
+            proofs=tuple(dict.fromkeys(one for one in (done.proof, done.fenced) if one)),
+            seconds=done.seconds,
+            loss=loss(
+                ackers=len(opened.ackers),
+                wait_for=WAIT_FOR,
+                revoked=done.revoked,
+                missing=done.given_up,
+            ),
+            write_gap_seconds=done.gap_seconds,
+            fate=f"{done.old}: {fate}",
+        )
+
+    def _tell(self, held: str) -> None:
+        # Figures in it change with every try.
+        kind = held.partition(",")[0].rstrip("0123456789.: s")
+        if kind != self._held and held:
+            log.warning("%s", held)
+        self._held = kind

@@ -1,0 +1,183 @@
+"""What a watcher reads of its own server, and of a replica it asks, several times a second.
+
+One round trip and three small rows: 0.6 ms of this process, against 6 ms for a full look.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flotilla.errors import Unreachable
+from flotilla.hosts.mysql import PortClosedError, Row, Server, SqlError
+from flotilla.rules.mysql_health import Health
+from flotilla.rules.mysql_standing import Glance
+from flotilla.rules.mysql_verdict import DYING, Look, Reach, Stream
+
+# Heartbeats and transactions by this server's own clock: no other clock is compared with it.
+_GLIMPSE = """
+SELECT @@GLOBAL.server_uuid AS uuid, @@GLOBAL.read_only AS read_only,
+  @@GLOBAL.super_read_only AS super_read_only, @@GLOBAL.offline_mode AS offline,
+  @@GLOBAL.rpl_semi_sync_source_enabled AS waits,
+  @@GLOBAL.rpl_semi_sync_replica_enabled AS acknowledges
+"""
+_STREAM = """
+SELECT c.HOST AS host, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier,
+  TIMESTAMPDIFF(MICROSECOND, s.LAST_HEARTBEAT_TIMESTAMP, NOW(6)) / 1e6 AS heartbeat_age,
+  TIMESTAMPDIFF(MICROSECOND, s.LAST_QUEUED_TRANSACTION_END_QUEUE_TIMESTAMP, NOW(6)) / 1e6
+    AS queued_age,
+  s.LAST_ERROR_NUMBER AS error, s.LAST_ERROR_MESSAGE AS text,
+  IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
+    GREATEST(0, TIMESTAMPDIFF(MICROSECOND, LEAST(
+      COALESCE((SELECT MIN(w.APPLYING_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP)
+         FROM performance_schema.replication_applier_status_by_worker w
+         WHERE w.CHANNEL_NAME = '' AND w.APPLYING_TRANSACTION <> ''), NOW(6)),
+      IF(s.LAST_QUEUED_TRANSACTION <> '',
+        s.LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP, NOW(6))
+    ), NOW(6))) / 1e6) AS lag_seconds
+FROM performance_schema.replication_connection_configuration c
+JOIN performance_schema.replication_connection_status s USING (CHANNEL_NAME)
+JOIN performance_schema.replication_applier_status a USING (CHANNEL_NAME)
+WHERE c.CHANNEL_NAME = ''
+"""
+_TERM = "SELECT term, uuid FROM ops.term ORDER BY term DESC LIMIT 1"
+_WAITING = """
+SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.global_status
+WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_wait_sessions', 'Rpl_semi_sync_source_yes_tx',
+  'Rpl_semi_sync_source_no_tx')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse(Glance):
+    """A server at one moment. ``follows`` is the address of its source, None for nobody.
+
+    Ages are seconds; None: never. ``error`` and ``text`` are the last error of a stream.
+    """
+
+    heartbeat_age: float | None = None
+    queued_age: float | None = None
+    error: int = 0
+    text: str = ""
+
+    def stream(self, member: str, source: str, answer_seconds: float, sees: Reach | None) -> Stream:
+        """The same in a judge's words; ``source`` is the name of the member it follows."""
+        return Stream(
+            member=member,
+            source=source,
+            state=self.health.io or "OFF",
+            heartbeat_age=self.heartbeat_age,
+            queued_age=self.queued_age,
+            answer_seconds=answer_seconds,
+            error=self.error,
+            text=self.text,
+            sees=sees,
+        )
+
+
+def glimpse(server: Server, *, seconds: float) -> Glimpse:
+    """Look at a server; raises SqlError, or Unreachable when ``seconds`` are over."""
+    mine, stream, term = server.batch([_GLIMPSE, _STREAM, _TERM], seconds=seconds)
+    me: Row = mine[0]
+    follows: Mapping[str, Any] = stream[0] if stream else {}
+    newest: Mapping[str, Any] = term[0] if term else {}
+    return Glimpse(
+        health=Health(
+            uuid=me["uuid"],
+            read_only=bool(me["read_only"] or me["super_read_only"]),
+            offline=bool(me["offline"]),
+            term=newest.get("term"),
+            term_uuid=newest.get("uuid"),
+            io=follows.get("io"),
+            applier=follows.get("applier"),
+            lag_seconds=float(follows.get("lag_seconds") or 0),
+        ),
+        super_read_only=bool(me["super_read_only"]),
+        waits=bool(me["waits"]),
+        acknowledges=bool(me["acknowledges"]),
+        follows=follows.get("host"),
+        heartbeat_age=_age(follows.get("heartbeat_age")),
+        queued_age=_age(follows.get("queued_age")),
+        error=int(follows.get("error") or 0),
+        text=str(follows.get("text") or "")[:200],
+    )
+
+
+class Regard:
+    """One watcher's eye on the primary: it keeps a session open and knows how long it was silent.
+
+    ``clock`` is monotonic. Not for two threads.
+    """
+
+    def __init__(self, server: Server, clock: Any) -> None:
+        self._server = server
+        self._clock = clock
+        self._answered = clock()
+        self._failures = 0
+        self._absent = 0.0
+        self._blocked_since: float | None = None
+        self._progress: tuple[int, int] = (0, 0)
+
+    def missed(self, seconds: float) -> None:
+        """This watcher was not running for so long."""
+        self._absent += seconds
+
+    def look(self, *, seconds: float, waiting: bool) -> Look:
+        """Ask once; with ``waiting``, also whether commits wait for acknowledgements."""
+        reach, error, text, sessions = Reach.ANSWERS, 0, "", 0
+        try:
+            self._server.query("SELECT 1", seconds=seconds)
+            sessions = self._waiting(seconds) if waiting else 0
+        except SqlError as said:
+            reach = Reach.SILENT if said.code in DYING else Reach.ANSWERS
+            error, text = said.code, said.what
+        except PortClosedError as said:
+            reach, text = Reach.REFUSES, said.what
+        except Unreachable as said:
+            reach, text = Reach.SILENT, said.what
+        now = self._clock()
+        if reach is Reach.ANSWERS:
+            self._answered, self._failures, self._absent = now, 0, 0.0
+        else:
+            self._failures += 1
+        if not sessions:
+            self._blocked_since = None
+        return Look(
+            reach=reach,
+            answered_age=now - self._answered,
+            failures=self._failures,
+            absent=self._absent,
+            error=error,
+            text=text,
+            waiting=sessions,
+            blocked_seconds=now - self._blocked_since if self._blocked_since else 0.0,
+        )
+
+    def await_end(self, seconds: float) -> bool:
+        """Wait for so long, or until the session ends, as it does when the server dies."""
+        return stirs(self._server, seconds)
+
+    def close(self) -> None:
+        """End the session."""
+        self._server.close()
+
+    def _waiting(self, seconds: float) -> int:
+        rows = self._server.query(_WAITING, seconds=seconds)
+        values = {row["name"].rpartition("source_")[2]: int(row["value"]) for row in rows}
+        progress = values.get("yes_tx", 0), values.get("no_tx", 0)
+        if progress != self._progress or self._blocked_since is None:
+            self._progress, self._blocked_since = progress, self._clock()
+        return values.get("wait_sessions", 0)
+
+
+def _age(value: Any) -> float | None:
+    return None if value is None else max(0.0, float(value))
+
+
+def stirs(server: Server, seconds: float) -> bool:
+    """Wait for so long, or until the session ends; whether it did."""
+    watched = [] if server.socket is None else [server.socket]
+    ready, _, _ = select.select(watched, [], [], seconds)
+    return bool(ready)
