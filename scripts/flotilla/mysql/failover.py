@@ -149,7 +149,7 @@ class Failover:
     def _choose(self, opened: Opening, state: State) -> tuple[Promotion, Found]:
         """Somebody who holds and has applied everything; the next best one where that fails."""
         while True:
-            found = self._positions(opened, state)
+            found = self._positions(state)
             chosen = promotion(opened, state, found)
             if isinstance(chosen, Refusal):
                 raise _refused(chosen, opened)
@@ -161,8 +161,8 @@ class Failover:
             else:
                 return chosen, found
 
-    def _positions(self, opened: Opening, state: State) -> Found:
-        names = [name for name in self._cluster.seats if name != opened.old.name]
+    def _positions(self, state: State) -> Found:
+        names = sorted(self._revoked)
         with self._step(Act.POSITIONS, names):
             seen = positions.read(self._cluster, names, state.record.uuid, state.baseline)
             silent = seen.topology.silent
@@ -302,7 +302,7 @@ class Failover:
         actions: dict[Act, Callable[[], None]] = {
             Act.DRAIN: lambda: steps.drain(server),
             Act.DETACH: lambda: takeover.promote(server),
-            Act.REPOINT: lambda: self._behind(seat, new, takeover.turn),
+            Act.REPOINT: lambda: self._behind(seat, new, _turn),
             Act.FOLLOW: lambda: self._behind(seat, new, self._follow),
             Act.GRANT: lambda: takeover.grant(server, term, new.uuid),
             Act.VERIFY: lambda: self._verify(seat, new, term),
@@ -366,6 +366,11 @@ def _try_revoke(seat: Seat) -> str | None:
     except FlotillaError as error:
         return error.what
     return None
+
+
+def _turn(server: Server, address: str) -> None:
+    # The rules let nobody follow who holds something that the new primary lacks.
+    takeover.turn(server, address, held_there=True)
 
 
 def _try_turn(seat: Seat, address: str) -> None:

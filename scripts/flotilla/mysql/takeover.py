@@ -7,7 +7,7 @@ comment names the loss it avoids. Every step may be done again, from any state a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flotilla.errors import HostFailed, Unreachable
 from flotilla.hosts.mysql import Server, Statement
@@ -51,6 +51,7 @@ _FENCED = """
 SELECT @@GLOBAL.offline_mode AND @@GLOBAL.super_read_only
   AND NOT @@GLOBAL.rpl_semi_sync_source_enabled AS fenced
 """
+_APPLIED = "SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s) AS late"
 _APPLIER_ERROR = """
 SELECT CONCAT_WS('; ', NULLIF(co.LAST_ERROR_MESSAGE, ''),
   (SELECT MAX(NULLIF(w.LAST_ERROR_MESSAGE, ''))
@@ -126,17 +127,17 @@ def drain(server: Server, received: str, *, seconds: float) -> None:
     stop = time.monotonic() + seconds
     server.query("START REPLICA SQL_THREAD")
     while True:
-        left = max(0.0, stop - time.monotonic())
-        # In short waits: an applier that has stopped is seen at once, not at the time limit.
-        rows = server.batch(
-            [("SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, %s) AS late", (received, min(left, 0.5)))],
-            seconds=left + 3.0,
-        )
-        if not rows[0][0]["late"]:
+        left = stop - time.monotonic()
+        # In short waits: an applier that has stopped is seen at once, not at the time limit. Never
+        # 0, which the server takes for ever.
+        rows = server.query(_APPLIED, (received, min(max(left, 0.01), 0.5)), seconds=5.0)
+        if not rows[0]["late"]:
             return
         state = _stream(server)
-        if state is None or state["applier"] != "ON" or not left:
-            raise _stuck(server, seconds if state and state["applier"] == "ON" else None)
+        if state is None or state["applier"] != "ON":
+            raise _stuck(server, "its applier has stopped")
+        if left <= 0:
+            raise _stuck(server, f"it needs more than {seconds:g} s")
 
 
 def promote(server: Server) -> None:
@@ -147,19 +148,28 @@ def promote(server: Server) -> None:
     server.batch(["STOP REPLICA", "RESET REPLICA ALL", *_AS_SOURCE], seconds=PROMOTE_SECONDS)
 
 
-def turn(server: Server, address: str, port: int = PORT) -> None:
-    """Follow the new primary and acknowledge to it; nothing received is thrown away.
+def turn(server: Server, address: str, port: int = PORT, *, held_there: bool = False) -> None:
+    """Follow another source and acknowledge to it; nothing received is thrown away.
 
     The applier must run while the source is changed: with both threads stopped the relay log goes.
+    One that has stopped for an error is turned only if the source is known to hold all that the
+    member received (``held_there``): it fetches and acknowledges, and a human mends its applier.
     """
-    server.query("START REPLICA SQL_THREAD")
     state = _stream(server)
-    if state is None or state["applier"] != "ON":
-        raise _stuck(server, None)
+    if state is None:
+        raise HostFailed(f"{server.name}: it follows nobody", next="fab mysql.status")
+    if state["applier"] == "OFF" and not _applier_error(server):
+        server.query("START REPLICA SQL_THREAD")
+    elif state["applier"] == "OFF" and not held_there and (address, port) != _source(state):
+        raise _stuck(server, "its applier has stopped")
     change = "CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s"
+    # Left out where it would change nothing: then it cannot throw anything away either.
+    moves: list[Statement] = (
+        [(change, (address, port))] if (address, port) != _source(state) else []
+    )
     statements: list[Statement] = [
         "STOP REPLICA IO_THREAD",
-        (change, (address, port)),
+        *moves,
         "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
         "START REPLICA IO_THREAD",
     ]
@@ -199,16 +209,23 @@ def _await_stopped(server: Server, clock: Callable[[], float] = time.monotonic) 
         ) from None
 
 
-def _stuck(server: Server, seconds: float | None) -> HostFailed:
-    rows = server.query(_APPLIER_ERROR)
-    said = (rows[0]["error"] if rows else "") or "no error is shown"
-    how = "its applier has stopped" if seconds is None else f"it needs more than {seconds:g} s"
+def _stuck(server: Server, how: str) -> HostFailed:
+    said = _applier_error(server) or "no error is shown"
     return HostFailed(
         f"{server.name}: it does not apply what it received: {how} ({said})",
         "turning it now would throw away transactions it has acknowledged",
         "Its relay log was left as it is",
         "fab mysql.status",
     )
+
+
+def _applier_error(server: Server) -> str:
+    rows = server.query(_APPLIER_ERROR)
+    return str(rows[0]["error"] or "") if rows else ""
+
+
+def _source(state: Mapping[str, object]) -> tuple[object, object]:
+    return state["host"], state["port"]
 
 
 def _stream(server: Server) -> dict[str, object] | None:

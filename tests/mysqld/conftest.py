@@ -1,0 +1,53 @@
+"""Real servers for the tests of this folder; skipped, with the reason, where there can be none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import requests
+from moto.server import ThreadedMotoServer
+from mysqld.binaries import Binaries, NoImageError, binaries
+from mysqld.trio import Trio, prepare_account, running
+from unit.fleets import maker
+
+from flotilla.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def programs() -> Binaries:
+    """mysqld itself."""
+    try:
+        return binaries()
+    except NoImageError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An AWS account of its own, reachable from other processes too."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    # One process has one account, however many servers it starts.
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10).raise_for_status()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def settings(api: str, tmp_path) -> Settings:
+    """The lab's fleet in that account, provisioned as far as MySQL needs it."""
+    made = maker(tmp_path)().settings
+    prepare_account(made)
+    return made
+
+
+@pytest.fixture
+def trio(programs: Binaries, settings: Settings) -> Iterator[Trio]:
+    """A whole cluster: mysql-1 is primary of term 1, the others follow and acknowledge."""
+    with running(programs, settings) as made:
+        yield made
