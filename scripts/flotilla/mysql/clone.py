@@ -10,10 +10,11 @@ away; administrators are not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flotilla.errors import FlotillaError, HostFailed, Unreachable
-from flotilla.hosts.mysql import Server, SqlError
+from flotilla.hosts.mysql import PortClosedError, Server, SqlError
 from flotilla.mysql.steps import PORT
 from flotilla.wait import DeadlineError, until
 
@@ -23,6 +24,9 @@ COPY_SECONDS = 6 * 3600.0
 BACK_SECONDS = 120.0
 CLOSE_SECONDS = 5
 _NO_SUPERVISOR = 3707
+_LOOK_SECONDS = 0.25
+# Looks at a closed port before it is started from here: systemd waits a second.
+_PATIENCE = 16
 
 # What it says of an earlier copy is told apart by when that began.
 _STATUS = """
@@ -118,6 +122,8 @@ def copy(
     try:
         server.batch(
             [
+                # It refuses to be replaced while nobody at all may write; clients may not anyhow.
+                "SET GLOBAL super_read_only = OFF",
                 ("SET GLOBAL clone_valid_donor_list = %s", (f"{donor}:{port}",)),
                 (
                     "CLONE INSTANCE FROM %s@%s:%s IDENTIFIED BY %s REQUIRE SSL",
@@ -128,24 +134,29 @@ def copy(
         )
     except SqlError as error:
         if error.code != _NO_SUPERVISOR:
+            with suppress(FlotillaError):
+                server.query("SET GLOBAL super_read_only = ON")
             raise _failed(server, error.what) from None
         server.close()
-        start()
     except Unreachable:
         pass  # it restarts: that ends the session
-    return _completed(server, before)
+    return _completed(server, before, start)
 
 
-def _completed(server: Server, before: list[str]) -> Copy:
-    why = ""
+def _completed(server: Server, before: list[str], start: Callable[[], None]) -> Copy:
+    why, closed = "", 0
 
     def ended() -> Copy | None:
-        nonlocal why
+        nonlocal why, closed
         try:
             rows = server.query(_STATUS)
         except FlotillaError as error:
             why = error.what
             server.close()
+            closed += isinstance(error, PortClosedError)
+            if closed == _PATIENCE:
+                # Whoever supervises it has not started it again: it ended in order.
+                start()
             return None
         if not rows or rows[0]["begun"] in before:
             why = "no copy was begun"
@@ -155,7 +166,7 @@ def _completed(server: Server, before: list[str]) -> Copy:
         return Copy(rows[0]["uuid"], "".join(rows[0]["executed"].split())) if done else None
 
     try:
-        return until(ended, seconds=BACK_SECONDS, every=0.25)
+        return until(ended, seconds=BACK_SECONDS, every=_LOOK_SECONDS)
     except DeadlineError:
         raise _failed(server, why) from None
 

@@ -133,13 +133,13 @@ def _as_primary(me: Member, record: Record, peers: Peers, wait_for: int) -> Iter
 
 def _as_replica(me: Member, state: State, peers: Peers) -> Iterator[Advice]:
     term, barred = state.record.term, state.barred.get(me.instance_id, "")
+    if me.closed and me.read_only:
+        # Cut off in the middle of a copy, a server has its old position and no tables.
+        yield Advice(Do.WAIT, f"its data is being replaced: fab mysql.rebuild {me.name}")
     if not (me.read_only and me.super_read_only):
         yield Advice(Do.CLOSE, f"it could be written to, and term {term} is not its own")
     if me.semi_sync.source:
         yield Advice(Do.SOURCE_OFF, "a replica must not wait for acknowledgements")
-    if me.closed:
-        # Cut off in the middle of a copy, a server has its old position and no tables.
-        yield Advice(Do.WAIT, f"its data is being replaced: fab mysql.rebuild {me.name}")
     if peers.primary is None:
         yield Advice(Do.WAIT, f"the primary of term {term} does not answer")
         return
