@@ -40,7 +40,7 @@ fallocate -l "$(df --output=avail -B1 {DATA} | tail -1)" {BALLAST} 2>/dev/null
 dd if=/dev/zero of={BALLAST} bs=64k oflag=append conv=notrunc 2>/dev/null
 [ "$(df --output=avail -B1 {DATA} | tail -1)" -lt 1048576 ]
 """
-_CROWD = (
+LOADER = (
     "import base64, os, runpy, sys, tempfile\n"
     "folder = tempfile.TemporaryDirectory()\n"
     "path = os.path.join(folder.name, 'crowd.zip')\n"
@@ -105,7 +105,7 @@ def _crowd(site: Site, _: Aim) -> None:
     """Take every connection from the first application host, through its HAProxy."""
     host = next(iter(site.apps.values()))
     wanted: Order = replace(order(site.settings, site.known), writers=CROWD)
-    quoted = "'" + _CROWD.replace("'", "'\"'\"'") + "'"
+    quoted = "'" + LOADER.replace("'", "'\"'\"'") + "'"
     channel: Any = site.runner.stream(host, f"exec python3 -c {quoted}")
     site.undoing.append(channel.close)
     channel.settimeout(CROWD_SECONDS)
