@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import permutations
 
-from mysql_world import DEAD_END, LostError, Server, Session, StaleError, World, parsed, text
+from mysql_world import DEAD_END, Gtid, LostError, Server, Session, StaleError, World, parsed, text
 
 from flotilla.rules.mysql_candidate import Found
 from flotilla.rules.mysql_failover import (
@@ -152,13 +152,16 @@ class Actor:
             )
             return count >= world.wait_for
 
+        rows: list[Gtid] = []
+
         def take(server: Server) -> None:
             server.read_only = server.offline = False
-            world.write(server, term)
+            rows.append(world.write(server, term))
 
         yield from self.act(name, waits)
         yield from self.wait(is_heard, "nobody acknowledges")
         yield from self.act(name, take)
+        yield from self.wait(lambda: rows[0] not in world.servers[name].waiting, "no answer")
 
 
 class Failover(Actor):

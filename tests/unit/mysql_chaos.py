@@ -12,6 +12,8 @@ from mysql_world import LostError, Server, StaleError, World
 Event = tuple[str, Callable[[], object]]
 # A plan of ours is a dozen steps of two or three yields; faults must be rarer for it to get far.
 FAULT_ODDS = 12
+# A lease of somebody who died ends after 60 turns, and a watcher's round takes ten.
+CALM = 90
 
 
 class Chaos:
@@ -142,7 +144,7 @@ class Chaos:
         self.world.cut |= {pair for pair in self._pairs() if name in pair}
 
     def heal(self, rounds: int = 400) -> None:
-        """Nothing breaks any more, and everybody goes on in turn."""
+        """Nothing breaks any more, and everybody goes on in turn, until nothing changes either."""
         world = self.world
         world.cut.clear()
         world.no_api.clear()
@@ -153,8 +155,10 @@ class Chaos:
                 world.thaw(server)
             if not server.is_up:
                 self._boot(name)
-        for _ in range(rounds):
-            self.world.now += 0.2
+        same, before = 0, self._shape()
+        while rounds and same < CALM:
+            rounds -= 1
+            world.now += 0.2
             for index in reversed(range(len(self.running))):
                 self._go_on(index)
             for _, event in [
@@ -164,3 +168,18 @@ class Chaos:
             for index in reversed(range(len(world.acks))):
                 world.deliver(index)
             self.check()
+            same = same + 1 if self._shape() == before else 0
+            before = self._shape()
+
+    def _shape(self) -> tuple[object, ...]:
+        """All that matters of the world, but for the clock and who holds the lease."""
+        servers = self.world.servers.values()
+        state = self.world.state
+        return (
+            state.record,
+            *state.barred,
+            *(
+                (s.read_only, s.offline, s.io, s.source, len(s.log), len(s.waiting))
+                for s in servers
+            ),
+        )

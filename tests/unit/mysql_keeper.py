@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from mysql_actors import Actor, QuitError, Steps, compared, detach, follow, turn
 from mysql_world import DEAD_END, LostError, Server, StaleError
@@ -26,10 +27,11 @@ class Keeper(Actor):
                     self.sessions.clear()
                     advice = yield from self._advice()
                 yield from self._carry_out(advice)
+            except (LostError, StaleError, QuitError):
+                yield
+            with suppress(LostError, StaleError):
                 if self.fence:
                     self.world.release(self.host, self.fence)
-            except (LostError, StaleError, QuitError):
-                continue
 
     def _advice(self) -> Iterator[None]:
         world = self.world

@@ -329,6 +329,15 @@ def test_a_term_is_completed_by_its_own_server_only():
     assert isinstance(completion(PROMOTED, Topology((other, THREE))), Refusal)
 
 
+def test_a_primary_that_lacks_what_another_one_holds_is_not_opened():
+    ahead_of_it = ahead(replace(TWO, replication=None), THREE, x3_2="u1:101")
+    assert "mysql-3 holds u1:101" in refused(completion(PROMOTED, ahead_of_it)).what
+    given_up = replace(PROMOTED, barred={"i-mysql-1": "old", "i-mysql-3": "given up"})
+    todo = completion(given_up, ahead_of_it)
+    assert isinstance(todo, Completion)
+    assert todo.left_out == {"mysql-3": "given up"}
+
+
 # --- over many states
 
 

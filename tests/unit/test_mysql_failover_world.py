@@ -88,7 +88,7 @@ def in_order(chaos: Chaos) -> None:
             assert server.executed == world.primary.executed
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(TAPES)
 def test_nothing_acknowledged_is_lost_whatever_happens_in_between(tape):
     chaos = Chaos()
@@ -97,7 +97,7 @@ def test_nothing_acknowledged_is_lost_whatever_happens_in_between(tape):
     in_order(chaos)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(TAPES)
 def test_five_members_of_which_two_acknowledge(tape):
     chaos = Chaos(5, 2)
@@ -106,7 +106,7 @@ def test_five_members_of_which_two_acknowledge(tape):
     in_order(chaos)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(TAPES)
 def test_even_where_loss_is_accepted_no_two_servers_acknowledge(tape):
     Chaos(lossy=True).play(tape)

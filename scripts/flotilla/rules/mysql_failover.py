@@ -22,6 +22,7 @@ from enum import StrEnum
 
 from flotilla.rules.mysql import Refusal, primary_objection
 from flotilla.rules.mysql_candidate import Found, best, objections
+from flotilla.rules.mysql_gtid import missing
 from flotilla.rules.mysql_state import Place, State, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
 from flotilla.rules.mysql_verdict import Kind, Verdict
@@ -261,22 +262,27 @@ def completion(state: State, topology: Topology, *, wait_for: int = 1) -> Comple
             "nobody else may be opened under this term",
             "start that host, or fab mysql.failover",
         )
-    steps: list[Step] = []
-    left_out = dict(topology.silent)
-    ready = 0
-    for member in topology.others(new):
-        apart = state.barred.get(member.instance_id) or _apart(topology, member, new)
-        if apart:
-            left_out[member.name] = apart
-            continue
-        ready += 1
-        steps += _behind(member, new)
+    objection = primary_objection(new, record)
+    apart = {m.name: _apart(topology, m, new) for m in topology.others(new)}
+    barred = {m.name: state.barred.get(m.instance_id, "") for m in topology.others(new)}
+    ahead = "; ".join(f"{name} {apart[name]}" for name in apart if apart[name] and not barred[name])
+    if objection and ahead:
+        return Refusal(
+            f"{ahead}; {new.name} is primary of term {record.term} but does not take writes",
+            "with it as primary, acknowledged writes would be lost",
+            _LOOK,
+        )
+    left_out = {
+        **topology.silent,
+        **{n: barred[n] or apart[n] for n in apart if barred[n] or apart[n]},
+    }
+    behind = [m for m in topology.others(new) if m.name not in left_out]
+    steps = [step for member in behind for step in _behind(member, new)]
     if new.replication is not None:
         why = f"term {record.term} is its own, but it is set to follow {new.replication.host}"
         steps = [Step(Act.DRAIN, new.name, why), Step(Act.DETACH, new.name, why), *steps]
-    objection = primary_objection(new, record)
     waits = ""
-    if objection and ready < wait_for:
+    if objection and len(behind) < wait_for:
         waits = f"{new.name} takes no writes before {wait_for} members acknowledge to it"
     elif objection:
         steps.append(Step(Act.GRANT, new.name, objection))
@@ -367,8 +373,8 @@ def _behind(member: Member, new: Member) -> Iterator[Step]:
 
 
 def _apart(topology: Topology, member: Member, new: Member) -> str:
-    ahead = topology.surplus.get((member.name, new.name), "")
-    return f"it holds {ahead}, which {new.name} lacks" if ahead else ""
+    ahead = missing(topology.surplus.get((member.name, new.name), ""), new)
+    return f"holds {ahead}, which {new.name} lacks" if ahead else ""
 
 
 def _barred(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from flotilla.rules.mysql import primary_objection
-from flotilla.rules.mysql_gtid import foreign
+from flotilla.rules.mysql_gtid import foreign, missing
 from flotilla.rules.mysql_state import State, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record
 
@@ -121,13 +121,16 @@ def _as_primary(me: Member, record: Record, peers: Peers, wait_for: int) -> Iter
     objection = primary_objection(me, record)
     if objection is None:
         yield Advice(Do.NOTHING, f"it is primary of term {record.term}")
-    if peers.lacks:
-        yield Advice(Do.WAIT, f"others hold {peers.lacks}, which it lacks: a human must look")
+    lost = missing(peers.lacks, me)
+    if lost:
+        yield Advice(Do.WAIT, f"others hold {lost}, which it lacks: a human must look")
     if me.replication is not None:
         yield Advice(Do.DETACH, f"primary by the record, yet it follows {me.replication.host}")
-    if len(peers.acknowledgers) < wait_for and me.read_only:
+    alone = me.is_writable and not me.semi_sync.source
+    if len(peers.acknowledgers) < wait_for and not alone:
         count = len(peers.acknowledgers)
         yield Advice(Do.WAIT, f"{count} members acknowledge to it, a commit waits for {wait_for}")
+    # One that tells OK for what nobody else has is made to wait at once, whoever is there.
     yield Advice(Do.GRANT, objection or "")
 
 
