@@ -5,8 +5,8 @@
 
 The same lab, hosts, packages, durability, HAProxy configuration, faults and clients (those of
 `fab drill.mysql`). `group` is Group Replication in single-primary mode as it comes, `tuned` is it
-with member_expel_timeout 0: a silent member is given up after 5 s instead of 10. Replaces the
-fleet's cluster by a group for a while, data aside, and brings it back.
+with member_expel_timeout 0, which gives a silent member up soonest. Replaces the fleet's cluster by
+a group for a while, data aside, and brings it back.
 """
 
 from __future__ import annotations

@@ -21,11 +21,16 @@ TOO_MANY = 1040
 AGAIN_SECONDS = 0.1
 
 
+def _until_the_end(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main() -> None:
     """Take connections until the input ends."""
     order = Order(**json.loads(sys.stdin.readline()))
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    threading.Thread(target=_until_the_end, args=[stop], daemon=True).start()
     held: list[Any] = []
     told = False
     while not stop.is_set() and len(held) < order.writers:

@@ -127,7 +127,7 @@ def connect(order: Order) -> tuple[Any, str]:
 
     TLS is used where the server has it, so the password is not readable.
     """
-    connection = pymysql.connect(
+    connection: Any = pymysql.connect(
         host=order.host,
         port=order.port,
         user=order.user,
