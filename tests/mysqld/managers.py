@@ -161,6 +161,7 @@ def start(trio: Trio, *, at_line: int = 0, with_signal: int = int(signal.SIGKILL
     assert process.stdin is not None
     process.stdin.write(json.dumps(asdict(order)) + "\n")
     process.stdin.close()
+    process.stdin = None  # or communicate() would flush it
     return process
 
 

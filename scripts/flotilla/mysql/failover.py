@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
@@ -288,7 +289,7 @@ class Failover:
                 if act is Act.FENCED:
                     self._note_fence(names[0])
                 else:
-                    self._cluster.each(names, lambda seat, act=act: self._do(act, seat, new, term))
+                    self._cluster.each(names, partial(self._do, act, new, term))
             if act is Act.GRANT:
                 self._announcer.tell("", new.name)
 
@@ -297,7 +298,7 @@ class Failover:
         if not self._fence.verified(FENCE_SECONDS):
             self._left_out[old] = f"it could not be closed: {self._fence.failure or 'no answer'}"
 
-    def _do(self, act: Act, seat: Seat, new: Member, term: int) -> None:
+    def _do(self, act: Act, new: Member, term: int, seat: Seat) -> None:
         server = seat.server
         actions: dict[Act, Callable[[], None]] = {
             Act.DRAIN: lambda: steps.drain(server),
@@ -370,7 +371,9 @@ def _try_revoke(seat: Seat) -> str | None:
 
 def _turn(server: Server, address: str) -> None:
     # The rules let nobody follow who holds something that the new primary lacks.
-    takeover.turn(server, address, held_there=True)
+    error = takeover.turn(server, address, held_there=True)
+    if error:
+        raise HostFailed(f"it acknowledges, but its applier has stopped: {error}")
 
 
 def _try_turn(seat: Seat, address: str) -> None:

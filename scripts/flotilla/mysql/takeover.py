@@ -148,20 +148,22 @@ def promote(server: Server) -> None:
     server.batch(["STOP REPLICA", "RESET REPLICA ALL", *_AS_SOURCE], seconds=PROMOTE_SECONDS)
 
 
-def turn(server: Server, address: str, port: int = PORT, *, held_there: bool = False) -> None:
+def turn(server: Server, address: str, port: int = PORT, *, held_there: bool = False) -> str:
     """Follow another source and acknowledge to it; nothing received is thrown away.
 
     The applier must run while the source is changed: with both threads stopped the relay log goes.
     One that has stopped for an error is turned only if the source is known to hold all that the
     member received (``held_there``): it fetches and acknowledges, and a human mends its applier.
+    That error is returned, "" where the applier runs.
     """
     state = _stream(server)
     if state is None:
         raise HostFailed(f"{server.name}: it follows nobody", next="fab mysql.status")
-    if state["applier"] == "OFF" and not _applier_error(server):
-        server.query("START REPLICA SQL_THREAD")
-    elif state["applier"] == "OFF" and not held_there and (address, port) != _source(state):
+    error = _applier_error(server) if state["applier"] == "OFF" else ""
+    if error and not held_there and (address, port) != _source(state):
         raise _stuck(server, "its applier has stopped")
+    if state["applier"] == "OFF" and not error:
+        server.query("START REPLICA SQL_THREAD")
     change = "CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s"
     # Left out where it would change nothing: then it cannot throw anything away either.
     moves: list[Statement] = (
@@ -174,6 +176,7 @@ def turn(server: Server, address: str, port: int = PORT, *, held_there: bool = F
         "START REPLICA IO_THREAD",
     ]
     server.batch(statements, seconds=PROMOTE_SECONDS)
+    return error
 
 
 def grant(server: Server, term: int, uuid: str) -> None:
