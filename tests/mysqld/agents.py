@@ -6,16 +6,18 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from mysqld.server import Mysqld
 from mysqld.trio import Trio
@@ -112,12 +114,61 @@ class Agent:
         os.kill(self._pid, number)
 
 
+class Wire:
+    """A TCP port that leads to another one, until it is cut."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "", parts.port or 80)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.is_cut = False
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                stream, _ = self._listener.accept()
+                threading.Thread(target=self._carry, args=(stream,), daemon=True).start()
+
+    def _carry(self, stream: socket.socket) -> None:
+        if self.is_cut:
+            time.sleep(5)  # as when packets are lost: no answer, not even a no
+            stream.close()
+            return
+        with contextlib.suppress(OSError), stream, socket.create_connection(self._target) as other:
+            back = threading.Thread(target=_copy, args=(other, stream), daemon=True)
+            back.start()
+            _copy(stream, other)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while block := source.recv(65536):
+            target.sendall(block)
+        target.shutdown(socket.SHUT_WR)
+
+
 class Agents:
     """``with Agents(trio, api) as agents:`` all run; ``agents["mysql-2"]``."""
 
     def __init__(self, trio: Trio, api: str) -> None:
-        self._all = {name: Agent(trio, server, api) for name, server in trio.servers.items()}
-        self._trio = trio
+        self._wire = Wire(api)
+        url = self._wire.url
+        self._all = {name: Agent(trio, server, url) for name, server in trio.servers.items()}
+
+    def cut_off(self) -> None:
+        """None of them reaches AWS any more."""
+        self._wire.is_cut = True
+
+    def connect(self) -> None:
+        """They reach AWS again."""
+        self._wire.is_cut = False
 
     def __enter__(self) -> Self:
         for agent in self._all.values():
@@ -129,6 +180,7 @@ class Agents:
             with contextlib.suppress(AssertionError, ProcessLookupError):
                 agent.thaw()
             agent.stop()
+        self._wire.close()
 
     def __getitem__(self, name: str) -> Agent:
         return self._all[name]
@@ -191,13 +243,11 @@ def _metadata(instance_id: str) -> str:
             self._say(texts[self.path])
 
         def _say(self, text: str) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(text.encode())
+            with contextlib.suppress(OSError):  # whoever asked was killed meanwhile
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(text.encode())
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_address[1]}"
-
-
-Fault = Callable[[Mysqld], None]

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--lag-limit-seconds", type=float, default=5.0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.modules["cryptography"] = None  # type: ignore[assignment]  Python's way to say: not there
+    sys.modules["cryptography"] = None  # type: ignore[assignment]  # Python's way to say: not there
     from flotilla.agent.service import Agent  # noqa: PLC0415  see above
 
     Agent(options, os.environ).run()

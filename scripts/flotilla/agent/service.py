@@ -56,7 +56,7 @@ class Answers:
     def __init__(self, seen: Local, knowledge: Knowledge | None, lag_limit_seconds: float) -> None:
         self._local = seen
         self.knowledge = knowledge
-        self.watch: Callable[[], Mapping[str, object]] = dict
+        self.watch: Callable[[], Mapping[str, str]] = dict
         self.duty: Callable[[], str] = str
         self._lag_limit = lag_limit_seconds
         self._said: dict[str, str] = {}
@@ -125,7 +125,7 @@ class Agent:
         known = insist(lambda: secrets(self._slow, fleet, env))
         sessions = Sessions(known.passwords[WATCHER])
         knowledge.vouched = Voucher(knowledge, sessions)
-        self._local.turn_to(lambda: knowledge.me and sessions.server(knowledge.me))
+        self._local.turn_to(lambda: sessions.server(knowledge.me) if knowledge.me else None)
         self._local.pace = Pace(knowledge)
         # Unique to this run: a lease that an earlier one left behind is not ours.
         holder = f"{instance_id}:{os.getpid()}:{int(time.time())}"

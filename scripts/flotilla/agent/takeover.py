@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from flotilla.agent.fences import Stops, fence
 from flotilla.agent.guard import Guard
@@ -23,7 +25,7 @@ from flotilla.mysql.failover import Failover
 from flotilla.mysql.failover_journal import Journal
 from flotilla.mysql.failover_parts import Done
 from flotilla.rules.mysql import Refusal
-from flotilla.rules.mysql_failover import Opening, opening
+from flotilla.rules.mysql_failover import Act, Opening, opening
 from flotilla.rules.mysql_flap import hold
 from flotilla.rules.mysql_report import Report, loss
 from flotilla.rules.mysql_state import Past, Place
@@ -41,6 +43,24 @@ class Opens(Protocol):
 
     def cluster(self, places: dict[str, Place]) -> Cluster:
         """New sessions on these members."""
+
+
+class Noted:
+    """A journal that has the failover remembered as soon as it took effect: a watcher that dies
+    later must not leave the cluster free to fail over again.
+    """
+
+    def __init__(self, journal: Journal, remember: Callable[[str], None]) -> None:
+        self._journal = journal
+        self._remember = remember
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Add a line."""
+        self._journal.write(event, **fields)
+        # Not before writes go on: this takes a moment, and nobody can fail over meanwhile.
+        if (event, fields.get("act")) == ("done", Act.GRANT.value):
+            with suppress(FlotillaError):
+                self._remember(fields["members"][0])
 
 
 class Takeover:
@@ -81,7 +101,7 @@ class Takeover:
             self._tell("")
             self._act(case)
         except Held as error:
-            log.info("no failover by this host: %s", error.what)
+            self._tell(f"no failover by this host: {error.what}")
         except FlotillaError as error:
             self._failed_at = self._now()
             log.warning("failover: %s", error)
@@ -95,7 +115,7 @@ class Takeover:
             # Read again under the lease: this is what is written back, and nobody else may now.
             state = self._knowledge.records.state()
             opened = opening(
-                list(self._knowledge.places.values()),
+                [self._rated(place, case) for place in self._knowledge.places.values()],
                 state or case.state,
                 case.verdict,
                 case.reachable,
@@ -111,15 +131,24 @@ class Takeover:
             with self._sessions.cluster(dict(self._knowledge.places)) as cluster:
                 self._run(case, opened, guard, cluster)
 
+    @staticmethod
+    def _rated(place: Place, case: Case) -> Place:
+        """Nobody is sent to a host whose endpoint is mute, however good its server."""
+        return replace(place, rule="prefer_not") if place.name in case.mute else place
+
     def _run(self, case: Case, opened: Opening, guard: Guard, cluster: Cluster) -> None:
-        journal = Journal.begin(self._journals, opened.term, self._now)
+        journal = Noted(
+            Journal.begin(self._journals, opened.term, self._now),
+            lambda new: self._knowledge.records.remember(
+                Past(self._now(), opened.term, opened.old.name, new)
+            ),
+        )
         closing = fence(case.look.reach, self._sessions.server(case.primary), opened, self._stops)
         run = Failover(cluster, guard, self._knowledge.records, journal, closing, known=self._known)
         begun = self._now()
         done = run.run(opened)
         seconds = self._now() - begun
         log.warning("%s is primary of term %d after %.2f s", done.new, done.term, seconds)
-        self._knowledge.records.remember(Past(self._now(), done.term, done.old, done.new))
         reports.keep(cluster.server(done.new), self._report(case, opened, done))
 
     def _report(self, case: Case, opened: Opening, done: Done) -> Report:
@@ -146,8 +175,7 @@ class Takeover:
         )
 
     def _tell(self, held: str) -> None:
-        # Figures in it change with every try.
-        kind = held.partition(",")[0].rstrip("0123456789.: s")
-        if kind != self._held and held:
+        kind = "".join(filter(str.isalpha, held))  # figures differ with every try
+        if held and kind != self._held:
             log.warning("%s", held)
         self._held = kind

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,13 +47,17 @@ class Opens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a verdict was made from, for whoever acts on it."""
+    """What a verdict was made from, for whoever acts on it.
+
+    ``reachable`` are members whose servers answer, ``mute`` those whose endpoints do not.
+    """
 
     state: State
     primary: Place
     look: Look
     verdict: Verdict
     reachable: frozenset[str]
+    mute: frozenset[str]
 
 
 class Watcher:
@@ -69,7 +74,7 @@ class Watcher:
         propose: Callable[[Case], None],
         *,
         dry: Callable[[], bool],
-        sight: Callable[[Place], tuple[str, Reach] | None],
+        sight: Callable[[Place], Mapping[str, str] | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._knowledge = knowledge
@@ -82,6 +87,7 @@ class Watcher:
         self._regarded: Place | None = None
         self._servers: dict[str, tuple[Place, Server]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._mute: set[str] = set()
         self._said = ("", 0.0)
         # How the primary was met last, for other watchers: its instance id, how, and when.
         self.sees: tuple[str, Reach, float] | None = None
@@ -144,7 +150,8 @@ class Watcher:
             reachable = {stream.member for stream in streams}
             if look.reach is Reach.ANSWERS:
                 reachable.add(primary.name)
-            self._propose(Case(state, primary, look, verdict, frozenset(reachable)))
+            mute = frozenset(self._mute)
+            self._propose(Case(state, primary, look, verdict, frozenset(reachable), mute))
 
     def say(self, kind: str, text: str) -> None:
         """Log what is new, and what lasts once in a while."""
@@ -174,9 +181,21 @@ class Watcher:
         except FlotillaError as error:
             return error.what
         seconds = self._clock() - start
-        met = self._sight(place) if place != self._knowledge.me else None
-        sees = met[1] if met and met[0] == primary.instance_id else None
+        sees = self._ask_watcher(place, primary)
         return seen.stream(place.name, self._name(seen.follows), seconds, sees)
+
+    def _ask_watcher(self, place: Place, primary: Place) -> Reach | None:
+        """How a member's own watcher meets the primary, None where it does not say."""
+        self._mute.discard(place.name)
+        if place == self._knowledge.me:
+            return None
+        said = self._sight(place)
+        if said is None:
+            self._mute.add(place.name)
+            return None
+        with suppress(KeyError, ValueError):
+            return Reach(said["reach"]) if said["primary"] == primary.instance_id else None
+        return None
 
     def _glimpse(self, place: Place) -> Glimpse:
         known = self._servers.get(place.name)
@@ -198,20 +217,22 @@ class Watcher:
         return next((place.name for place in places if place.address == address), "")
 
 
-def sight(place: Place, *, port: int = HEALTH_PORT) -> tuple[str, Reach] | None:
-    """How another host's watcher met the primary: its instance id, and how; None if not known."""
+def sight(place: Place, *, port: int = HEALTH_PORT) -> Mapping[str, str] | None:
+    """What another host's endpoint says of how it met the primary (``described``); None where it
+    does not answer.
+    """
     try:
         with socket.create_connection((place.address, port), SIGHT_SECONDS) as stream:
             stream.settimeout(SIGHT_SECONDS)
             stream.sendall(b"GET /watch HTTP/1.0\r\n\r\n")
             with stream.makefile("rb") as file:
                 answer = json.loads(file.read().partition(b"\r\n\r\n")[2])
-        return str(answer["primary"]), Reach(answer["reach"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+    return answer if isinstance(answer, dict) else None
 
 
-def described(sees: tuple[str, Reach, float] | None, now: float) -> Mapping[str, object]:
+def described(sees: tuple[str, Reach, float] | None, now: float) -> Mapping[str, str]:
     """The answer to ``sight``; nothing where the newest look is too old to count."""
     if sees is None or now - sees[2] > PERIOD_SECONDS + 2 * PROBE_SECONDS:
         return {}

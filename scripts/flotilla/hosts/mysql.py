@@ -18,7 +18,6 @@ from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor
 
 from flotilla.errors import HostFailed, Unreachable
-from flotilla.rules.mysql_health import Health
 from flotilla.rules.mysql_settings import NAMES, faults
 from flotilla.rules.mysql_topology import Member, Replication, SemiSync
 
@@ -262,23 +261,6 @@ def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str
         faults=tuple(faults(variables, kept)),
     )
     return member, _flat(me["purged"])
-
-
-def read_health(server: Server, *, seconds: float) -> Health:
-    """What the health endpoint needs, in one round trip, readable for its small account."""
-    identity, replication, term = server.batch([_IDENTITY, _REPLICATION, _TERM], seconds=seconds)
-    me, newest = identity[0], term[0] if term else None
-    follows = _replication(replication[0]) if replication else None
-    return Health(
-        uuid=me["uuid"],
-        read_only=bool(me["read_only"] or me["super_read_only"]),
-        offline=bool(me["offline"]),
-        term=newest["term"] if newest else None,
-        term_uuid=newest["uuid"] if newest else None,
-        io=follows.io if follows else None,
-        applier=follows.applier if follows else None,
-        lag_seconds=follows.lag_seconds if follows else 0.0,
-    )
 
 
 def subtract(server: Server, sets: Mapping[str, str]) -> dict[tuple[str, str], str]:
