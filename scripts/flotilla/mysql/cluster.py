@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from flotilla.errors import FlotillaError, Refused
+from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.hosts.mysql import SOCKET, Server, look, position, subtract
 from flotilla.mysql.accounts import Account, Secrets, unusable
 from flotilla.rules.mysql_topology import Member, Record, Topology
@@ -22,6 +23,7 @@ T = TypeVar("T")
 # A replica may hold what its source is about to commit: the source is given this long to do so
 # before the difference is called a divergence.
 IN_FLIGHT_SECONDS = 2.0
+AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,17 @@ class Cluster:
 
 
 def _try_look(seat: Seat) -> tuple[Member, str] | FlotillaError:
+    """A session that was open may have ended long ago, with its server: that says nothing of now.
+
+    One that runs out of time is not tried again: a frozen server would be waited for twice.
+    """
+    was_open, start = seat.server.socket is not None, time.monotonic()
     try:
         return look(seat.server, instance_id=seat.instance_id, address=seat.address)
+    except Unreachable as error:
+        if was_open and time.monotonic() - start < AGAIN_SECONDS:
+            return _try_look(seat)
+        return error
     except FlotillaError as error:
         return error
 

@@ -142,7 +142,7 @@ class Rebuilding:
     def _bar(self, plan: Rebuild, lease: Lock, why: str) -> None:
         """Keep the member out of the cluster; with no reason, let it in again.
 
-        A failover asks nobody who is out: a half-made copy has a position that is not true.
+        A failover asks nobody who is out, so it need not wait for one that restarts.
         """
         state = self._records.state()
         barred = dict(state.barred) if state else {}

@@ -137,7 +137,7 @@ def _as_primary(me: Member, record: Record, peers: Peers, wait_for: int) -> Iter
 def _as_replica(me: Member, state: State, peers: Peers) -> Iterator[Advice]:
     term, barred = state.record.term, state.barred.get(me.instance_id, "")
     if me.closed and me.read_only:
-        # Cut off in the middle of a copy, a server has its old position and no tables.
+        # Cut off in the middle of a copy, a server has no tables and looks like a new one.
         yield Advice(Do.WAIT, f"its data is being replaced: fab mysql.rebuild {me.name}")
     if not (me.read_only and me.super_read_only):
         yield Advice(Do.CLOSE, f"it could be written to, and term {term} is not its own")

@@ -52,7 +52,7 @@ class Member:
 
     ``term`` and ``term_uuid`` are the newest row of ops.term, None where there is no such table.
     ``closed``: it is offline and would be after a restart, because its data is being replaced; what
-    it says of its position is not to be believed.
+    it holds until then is of no use to anybody.
     """
 
     name: str
