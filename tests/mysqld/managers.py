@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_failover import Opening, opening
 from flotilla.rules.mysql_state import Place
 from flotilla.rules.mysql_verdict import Kind, Verdict
+from flotilla.wait import until
 from flotilla.who import holder
 
 DEAD = Verdict(Kind.DEAD, ("it was killed by the test",), is_actionable=True)
@@ -192,7 +194,7 @@ def _manage(order: Order) -> None:
         journal = Interrupted.begin(Path(order.journal), begin.term, time.time)
         assert isinstance(journal, Interrupted)
         journal.at_line, journal.with_signal = order.at_line, order.with_signal
-        fence = Fencing(lambda: _ended(order.old, lambda: _end(order.old_pid)))
+        fence = Fencing(partial(_slow_stop, order, journal))
         known = store.secrets(settings)
         Failover(cluster, lock, records, journal, fence, known=known).run(begin)
 
@@ -202,6 +204,13 @@ def _seats(order: Order) -> list[Seat]:
         Seat(name, instance, address, Server(name, lambda folder=folder: unix_stream(Path(folder))))
         for name, instance, address, folder in order.seats
     ]
+
+
+def _slow_stop(order: Order, journal: Journal) -> str:
+    """Like EC2's: over only when the new primary has long been taking writes."""
+    granted = {"event": "done", "act": "grant"}
+    until(lambda: any(granted.items() <= line.items() for line in journal.lines()), seconds=60)
+    return _ended(order.old, lambda: _end(order.old_pid))
 
 
 def _ended(name: str, end: Callable[[], None]) -> str:

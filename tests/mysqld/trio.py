@@ -40,6 +40,7 @@ _NETWORK = "127.83"
 # Whatever made a kept cluster: another version of it makes another one.
 _MADE_BY = ("accounts.py", "ensure.py", "steps.py")
 _MEMORY = Path("/dev/shm")
+_PREFIX = "flotilla-mysqld-"
 _PASSWORDS = {
     "root_password": "root of all",
     "app_password": "an application's",
@@ -50,10 +51,16 @@ _PASSWORDS = {
 
 
 def scratch() -> Path:
-    """A new folder in memory, or on the disk where there is no such thing."""
-    return Path(
-        tempfile.mkdtemp(prefix="flotilla-mysqld-", dir=_MEMORY if _MEMORY.is_dir() else None)
-    )
+    """A new folder in memory, or on the disk where there is no such thing.
+
+    A test run that was killed leaves its own behind; the next one takes it away.
+    """
+    base = _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
+    for left in base.glob(f"{_PREFIX}*-*"):
+        owner = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
 
 
 def prepare_account(settings: Settings) -> None:
