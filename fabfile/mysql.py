@@ -102,9 +102,9 @@ def failover(
     """Replace a primary that does not serve, or complete a change of primary that was cut off.
 
     Watchers do it by themselves; this is for when they are paused, blocked or may not decide. A
-    living primary is never replaced (fab mysql.switchover). Exit 0 done or nothing to do, 2 the
-    record was changed and the same command completes it, 3 refused and nobody was promoted, 4
-    unreachable, 5 no such host.
+    living primary is never replaced (fab mysql.switchover). Exit 0 done, 2 the record was changed
+    and the same command completes it, 3 refused and nobody was promoted, 4 unreachable, 5 no such
+    host.
     """
     from flotilla import config
     from flotilla.mysql import operate_failover
@@ -122,8 +122,7 @@ def failover(
         ),
         json=json,
     )
-    what = "" if done["changed"] else ": nothing to do"
-    show(done, json=json, text=f"{done['primary']} is primary of term {done['term']}{what}")
+    show(done, json=json, text=f"{done['primary']} is primary of term {done['term']}")
 
 
 @task(positional=["host"], help={"host": "the MySQL host that is to follow again", **YES, **JSON})

@@ -55,7 +55,7 @@ def failover(
     confirmed: Confirmed,
     said: Said,
 ) -> dict[str, Any]:
-    """Replace the primary, or complete a change that was cut off: {changed, term, primary, report}.
+    """Replace the primary, or complete a change that was cut off: {term, primary, report}.
 
     ``report`` is None for a completion. Raises Refused with the evidence when the primary is alive
     or nobody may take over, HostFailed when the record was changed and the rest is to be completed.
@@ -63,8 +63,6 @@ def failover(
     with session(settings, fresh=True) as opened:
         demand_member(opened, to)
         plan = _plan(opened, to, accept_loss=accept_loss)
-        if isinstance(plan, Completion) and not plan.steps and not plan.waits:
-            return {"changed": False, "term": plan.term, "primary": plan.new.name, "report": None}
         confirmed(_text(settings, plan))
         with (
             recorded(settings, COMMAND, said) as steps,
@@ -77,7 +75,7 @@ def failover(
             run = _run(opened, lock, plan, stack)
             done = run.complete() if isinstance(plan, Completion) else run.run(plan.opening)
             report = _keep(opened, plan, done, at) if isinstance(plan, Takeover) else None
-            steps.result = {"changed": True, "term": done.term, "primary": done.new}
+            steps.result = {"term": done.term, "primary": done.new}
     if report:
         said(text(report))
     return steps.result | {"report": report.as_dict() if report else None}

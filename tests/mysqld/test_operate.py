@@ -1,0 +1,170 @@
+"""What an operator types, on three real servers under load: fail over, patch, look back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mysqld.operators import Hands, operator
+from mysqld.test_failover import is_whole_without, nothing_is_lost, writes_go_on
+from mysqld.trio import Trio
+from mysqld.writers import Writers
+
+from flotilla.errors import Refused
+from flotilla.mysql import operate_failover, operate_maintain, operate_record, store
+from flotilla.mysql.session import Session
+from flotilla.rules.mysql_report import Report
+from flotilla.settings import Settings
+from flotilla.wait import until
+
+
+@pytest.fixture
+def hands(trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hands]:
+    """Commands find these servers where they would find a fleet."""
+    with operator(trio, tmp_path) as (opened, made):
+
+        @contextmanager
+        def session(_: Settings, *, fresh: bool) -> Iterator[Session]:
+            yield opened
+
+        for module in (operate_failover, operate_maintain, operate_record):
+            monkeypatch.setattr(module, "session", session)
+        yield made
+
+
+def yes(_: str) -> None:
+    """Go on."""
+
+
+def fail_over(trio: Trio, to: str | None = None, **options: Any) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"accept_loss": False, "confirmed": yes, "said": yes, **options}
+    return operate_failover.failover(trio.settings, to, **chosen)
+
+
+@contextmanager
+def load(trio: Trio) -> Iterator[Writers]:
+    """Clients that write; nothing they were told OK for is missing in the end."""
+    with Writers(trio) as clients:
+        until(lambda: len(clients.acked) > 40, seconds=20)
+        yield clients
+        writes_go_on(clients)
+        nothing_is_lost(trio, clients)
+
+
+def test_a_dead_primary_is_replaced_by_command_and_the_report_says_why(
+    trio: Trio, hands: Hands
+) -> None:
+    with load(trio):
+        trio.primary.kill()
+        done = fail_over(trio)
+    assert done["term"] == 2
+    report = Report.from_dict(done["report"])
+    assert (report.old, report.new, report.loss.count) == ("mysql-1", trio.primary.name, 0)
+    assert any("mysql-1" in sentence for sentence in report.evidence)
+    assert report.proofs
+    assert report.write_gap_seconds
+    assert 0 < report.write_gap_seconds < 20
+    is_whole_without(trio, "mysql-1")
+    found = operate_record.history(trio.settings)
+    assert [one["term"] for one in found["failovers"]] == [2]
+    assert found["blocked_until"] is None, "whoever did it has seen it"
+    assert operate_record.the_report(found, 2) == report
+    assert "acknowledged writes lost: 0" in operate_record.told(found, time.time())
+
+
+def test_a_living_primary_is_not_replaced(trio: Trio, hands: Hands) -> None:
+    with load(trio), pytest.raises(Refused, match="mysql-1 is alive") as refused:
+        fail_over(trio)
+    assert refused.value.next == "fab mysql.switchover"
+    assert trio.record.term == 1
+
+
+def test_an_operator_whom_the_bastion_fails_replaces_nobody(trio: Trio, hands: Hands) -> None:
+    """SSH does not reach the primary's host; its replicas get everything."""
+    hands.unreachable.add("mysql-1")
+    with load(trio), pytest.raises(Refused):
+        fail_over(trio)
+    assert trio.record.term == 1
+
+
+def test_a_primary_that_was_restarted_gets_its_role_back_by_the_same_command(
+    trio: Trio, hands: Hands
+) -> None:
+    trio.primary.stop()
+    trio.start(["mysql-1"])
+    until(lambda: not fail_over_pending(trio), seconds=30)
+    done = fail_over(trio)
+    assert (done["term"], done["primary"]) == (1, "mysql-1")
+    assert done["report"] is None
+    is_whole_without(trio)
+
+
+def fail_over_pending(trio: Trio) -> bool:
+    """Whether a replica's stream has not found its restarted source again."""
+    state = "SELECT SERVICE_STATE AS io FROM performance_schema.replication_connection_status"
+    return any(trio.rows(one.name, state) != [{"io": "ON"}] for one in trio.replicas)
+
+
+def test_what_is_given_up_is_said_before_it_is_done(trio: Trio, hands: Hands) -> None:
+    trio["mysql-3"].kill()
+    trio.primary.kill()
+    plans: list[str] = []
+
+    def refuse(plan: str) -> None:
+        plans.append(plan)
+        raise Refused("no")
+
+    with pytest.raises(Refused, match="can be cut off"):
+        fail_over(trio, confirmed=refuse)
+    assert not plans
+    with pytest.raises(Refused, match="no"):
+        fail_over(trio, accept_loss=True, confirmed=refuse)
+    assert "mysql-3 may hold acknowledged writes" in plans[0]
+    state = store.records(trio.settings).state()
+    assert state
+    assert state.record.term == 1
+
+
+def test_every_host_is_restarted_the_primary_last_and_clients_lose_nothing(
+    trio: Trio, hands: Hands
+) -> None:
+    began = {name: started(trio, name) for name in trio.servers}
+    with load(trio):
+        done = operate_maintain.patch(trio.settings, restart=True, confirmed=yes, said=yes)
+    stops = [line.partition(":")[0] for line in hands.did if line.endswith("stop")]
+    assert stops == ["mysql-2", "mysql-3", "mysql-1"]
+    assert (done["moved"]["old"], done["moved"]["term"]) == ("mysql-1", 2)
+    assert all(started(trio, name) > began[name] for name in trio.servers)
+    is_whole_without(trio)
+
+
+def test_nothing_to_patch_changes_nothing(trio: Trio, hands: Hands) -> None:
+    done = operate_maintain.patch(trio.settings, restart=False, confirmed=yes, said=yes)
+    assert not done["changed"]
+    assert trio.record.term == 1
+
+
+def test_another_series_is_refused_before_anything_is_touched(trio: Trio, hands: Hands) -> None:
+    hands.said["mysql-2"] = "Inst mysql-server-core [9.7.4-1] (10.1.0-1 Debian:unstable [amd64])"
+    with pytest.raises(Refused, match="change the series"):
+        operate_maintain.patch(trio.settings, restart=False, confirmed=yes, said=yes)
+    assert not any(line.endswith("stop") for line in hands.did)
+
+
+def test_a_replica_that_does_not_acknowledge_keeps_the_others_from_being_taken_away(
+    trio: Trio, hands: Hands
+) -> None:
+    trio["mysql-3"].kill()
+    with pytest.raises(Refused) as refused:
+        operate_maintain.patch(trio.settings, restart=True, confirmed=yes, said=yes)
+    assert "mysql-3" in refused.value.what
+    assert not any(line.endswith("stop") for line in hands.did)
+
+
+def started(trio: Trio, name: str) -> float:
+    rows = trio.rows(name, "SHOW GLOBAL STATUS LIKE 'Uptime'")
+    return time.time() - float(rows[0]["Value"])
