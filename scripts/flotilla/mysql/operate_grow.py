@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from flotilla import configure, inventory
-from flotilla.errors import FlotillaError, Refused
+from flotilla.errors import FlotillaError
 from flotilla.mysql import store
 from flotilla.mysql.operate_rebuild import rebuilding
+from flotilla.mysql.operate_record import demanded
 from flotilla.mysql.recorded import Confirmed, Said, Steps, recorded
 from flotilla.mysql.session import Session, session
 from flotilla.mysql.switchover import LAG_LIMIT_SECONDS
@@ -47,6 +48,7 @@ def add_replica(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict
     with recorded(settings, COMMAND, said) as steps:
         with steps.step("launch " + (", ".join(place.name for place in launch) or "nobody")):
             provision.provision(grown, confirmed=lambda _: None, said=said)
+            _bar(settings, new)
             provision.await_hosts(grown, said=said)
         # All of the tier: the watchers must know of a member before it may acknowledge.
         with steps.step("configure the MySQL hosts"):
@@ -56,6 +58,19 @@ def add_replica(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict
             configure.configure(settings, limit="app", say=said)
         steps.result = {"hosts": new, "count": count, "copied": copied, "seconds": steps.seconds}
     return steps.result
+
+
+def _bar(settings: Settings, hosts: Collection[str]) -> None:
+    """Keep new hosts out until they follow: whoever may acknowledge must be reached before anybody
+    is promoted, and a host that boots cannot be.
+    """
+    snapshot = inventory.load(settings, refresh=True)
+    new = {host.instance_id for host in snapshot.hosts if host.name in hosts}
+    records = store.records(settings)
+    with store.lock(settings, COMMAND) as lock:
+        state = demanded(records.state())
+        barred = {**dict.fromkeys(new, "it is being added"), **state.barred}
+        records.bar(barred, term=state.record.term, fence=lock.term)
 
 
 def _fill(settings: Settings, hosts: Iterable[str], steps: Steps) -> list[str]:
@@ -72,9 +87,7 @@ def _fill(settings: Settings, hosts: Iterable[str], steps: Steps) -> list[str]:
 
 
 def _catches_up(opened: Session, name: str) -> bool:
-    record = store.records(opened.settings).read()
-    if record is None:
-        raise Refused("there is no record of a primary", next="fab mysql.ensure")
+    record = demanded(store.records(opened.settings).state()).record
 
     def caught_up() -> bool:
         topology = opened.cluster.look(record)
