@@ -125,20 +125,18 @@ class Watched:
         words: list[str] = []
         self._rejoin(old, alive, words)
         if words[-1] not in {"kept", "rejoined"} or (is_emptied and "stopped" in words):
-            told(self._settings, "mysql.rebuild", old, "--yes")
+            self.rebuild(old)
             words.append("rebuilt")
         self._whole()
         return words
 
     def _rejoin(self, old: str, alive: Alive, words: list[str]) -> None:
         """Wait until a member follows, or until it is clear that it will not by itself."""
-        instance_id = self._opened.snapshot.host(old).instance_id
         own_since: list[float] = []
 
         def settled() -> str:
             # A fence that waits for nobody may come late: look each time.
-            if started(self._settings, instance_id):
-                awaited(lambda: self._answers(old), START_SECONDS, f"{old} answers SSH")
+            if self.revive(old):
                 words.append("stopped")
                 alive(old)
             member = self._member(old)
@@ -154,6 +152,17 @@ class Watched:
             words.append(until(settled, seconds=REJOIN_SECONDS, every=1.0))
         except DeadlineError:
             words.append("left out")
+
+    def revive(self, name: str) -> bool:
+        """Start a host that was stopped, and wait until it can be used; whether it was stopped."""
+        if not started(self._settings, self._opened.snapshot.host(name).instance_id):
+            return False
+        awaited(lambda: self._answers(name), START_SECONDS, f"{name} answers SSH")
+        return True
+
+    def rebuild(self, name: str) -> None:
+        """Make a member a copy of another one."""
+        told(self._settings, "mysql.rebuild", name, "--yes")
 
     def _member(self, name: str) -> dict[str, Any]:
         """One member of the board; a look that failed is a reason to look again."""
