@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,8 +12,9 @@ import pymysql
 import pytest
 from mysqld.agents import Agents
 from mysqld.trio import NAMES, Trio
-from mysqld.writers import Writers, held
+from mysqld.writers import TABLE, Writers, held
 
+from flotilla.errors import FlotillaError
 from flotilla.rules.mysql_state import Pause
 from flotilla.wait import DeadlineError, until
 
@@ -82,20 +84,39 @@ def closed(trio: Trio, name: str) -> bool:
 def test_what_only_the_old_primary_has_is_kept_apart(trio, agents):
     with Writers(trio) as clients:
         until(lambda: len(clients.acked) > 50, seconds=10)
-        # Commits wait for acknowledgements that do not come, and then it dies: they are in its log.
-        for name in ("mysql-2", "mysql-3"):
-            trio[name].freeze()
-        time.sleep(0.5)
-        trio["mysql-1"].kill()
-        for name in ("mysql-2", "mysql-3"):
-            trio[name].thaw()
-        new = agents.await_primary("mysql-1")
-        nothing_is_lost(trio, clients)
+        clients.stop()
+    for name in ("mysql-2", "mysql-3"):
+        agents[name].freeze()
+        trio.rows(name, "STOP REPLICA IO_THREAD")
+    database = trio.settings.mysql.database
+    unacknowledged = f"INSERT INTO {database}.{TABLE} VALUES (-1, @@server_uuid)"
+    threading.Thread(target=tried, args=(trio, "mysql-1", unacknowledged), daemon=True).start()
+    until(lambda: waiting(trio, "mysql-1"), seconds=10)
+    # Nobody has acknowledged it, and yet it is there when the server comes back.
+    trio["mysql-1"].kill()
+    for name in ("mysql-2", "mysql-3"):
+        agents[name].thaw()
+    new = agents.await_primary("mysql-1")
+    nothing_is_lost(trio, clients)
     trio["mysql-1"].start()
     trio["mysql-1"].ready()
-    until(lambda: "only it holds" in why_out(trio, "mysql-1"), seconds=30)
+    until(lambda: "only it holds" in why_out(trio, "mysql-1"), seconds=60)
+    assert -1 in held(trio, "mysql-1")
+    assert -1 not in held(trio, new)
     assert agents["mysql-1"].ask("/replica")[0] == 503
     assert agents.primaries() == [new]
+
+
+def tried(trio: Trio, name: str, sql: str) -> None:
+    """Do it on a server, whatever comes of it."""
+    with contextlib.suppress(FlotillaError):
+        trio.rows(name, sql)
+
+
+def waiting(trio: Trio, name: str) -> int:
+    """How many commits of a server wait for an acknowledgement."""
+    rows = trio.rows(name, "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_source_wait_sessions'")
+    return int(rows[0]["Value"])
 
 
 def why_out(trio: Trio, name: str) -> str:
@@ -172,6 +193,21 @@ def test_a_server_without_a_free_connection_is_alive(trio, agents):
     until(lambda: agents["mysql-2"].ask("/watch")[1].get("reach") == "answers", seconds=20)
     for connection in held_open:
         connection.close()
+
+
+def test_what_a_killed_watcher_began_is_done_by_another_one(trio, agents):
+    trio["mysql-1"].kill()
+    journals = "agent-*/failovers/*"
+    journal = until(lambda: next(trio.folder.glob(journals), None), seconds=10, every=0.002)
+    # Nobody acknowledges any more, and nobody is promoted yet.
+    until(lambda: '"done", "act": "revoke"' in journal.read_text(), seconds=10, every=0.001)
+    began = journal.parents[1].name.removeprefix("agent-")
+    agents[began].stop()
+    log.info("%s", journal.read_text())
+    agents[began].start()  # as systemd does
+    new = agents.await_primary("mysql-1", seconds=60)
+    trio["mysql-1"].start()
+    assert agents.await_whole(new, seconds=60) == new
 
 
 def test_a_watcher_that_sleeps_through_its_failover_changes_nothing_after(trio, agents):

@@ -188,7 +188,8 @@ class Watcher:
         """How a member's own watcher meets the primary, None where it does not say."""
         self._mute.discard(place.name)
         if place == self._knowledge.me:
-            return None
+            # A stream that somebody stopped says nothing; that this host cannot reach it, does.
+            return self.sees[1] if self.sees else None
         said = self._sight(place)
         if said is None:
             self._mute.add(place.name)
