@@ -245,7 +245,7 @@ def test_a_look_that_is_too_old_is_no_look():
     assert local.seen.glimpse
     clock.now += FRESH_SECONDS + 0.01
     assert local.seen.glimpse is None
-    assert "no answer for 0.9 s" in local.seen.why
+    assert "no answer for 2.0 s" in local.seen.why
 
 
 def test_a_server_that_cannot_be_reached_is_an_absence():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,10 +21,11 @@ from flotilla.hosts.mysql import Server, look, position, subtract
 from flotilla.hosts.mysql_glimpse import Glimpse
 from flotilla.mysql import steps, takeover
 from flotilla.mysql.accounts import Secrets
+from flotilla.mysql.advised import carry_out, peers
 from flotilla.rules.mysql_rejoin import CLOSING, Advice, Do, Peers, advise
 from flotilla.rules.mysql_standing import is_in_place
 from flotilla.rules.mysql_state import Place, State
-from flotilla.rules.mysql_topology import Member
+from flotilla.rules.mysql_topology import Member, Topology
 
 # A server that looks right is looked at in full all the same, as not all shows at a glance.
 CHECK_SECONDS = 30.0
@@ -99,22 +100,24 @@ class Duty:
         return waited >= (CHECK_SECONDS if right else RETRY_SECONDS)
 
     def _serve(self, me: Place) -> None:
-        advice, _, _ = self._advised(me)
+        advice, member, state = self._advised(me)
         self._note(advice)
-        if advice.do in {Do.NOTHING, Do.WAIT, Do.CLONE}:
+        if state is None or advice.do in {Do.NOTHING, Do.WAIT, Do.CLONE}:
             return
-        server = self._server(me)
         if advice.do in CLOSING:
-            _close(advice.do, server)
+            self._do(advice, member, state, fence=0)
             return
-        term = self._knowledge.state.record.term if self._knowledge.state else 0
+        term = state.record.term
         with Guard(self._knowledge.records, self._holder, advice.why, term=term) as guard:
             again, member, state = self._advised(me)
             if again.do is not advice.do or state is None:
                 self._note(again)
                 return
             guard.check()
-            self._open(again, member, state, guard)
+            if again.do is Do.QUARANTINE:
+                self._quarantine(again, member, state, guard)
+            else:
+                self._do(again, member, state, fence=guard.term)
         # What it led to is looked at soon.
         self._checked = self._clock() - CHECK_SECONDS
         self._knowledge.hurry()
@@ -126,44 +129,28 @@ class Duty:
         asked = self._clock()
         state = self._knowledge.records.state()
         self._knowledge.learn(state, asked)
-        primary = self._knowledge.primary
-        peers = Peers(None)
-        if state and primary == me:
-            peers = self._of_primary(member, server)
-        elif state and primary:
-            peers = self._of_replica(member, server, primary)
-        advice = advise(member, state, peers, holder=self._holder, now=self._now())
+        known = peers(self._others(member, server, me), member, state) if state else Peers(None)
+        advice = advise(member, state, known, holder=self._holder, now=self._now())
         return advice, member, state
 
-    def _of_primary(self, me: Member, server: Server) -> Peers:
-        others = {
-            place.name: answer[0]
-            for place in self._knowledge.places.values()
-            if place.instance_id != me.instance_id and (answer := self._look(place))
+    def _others(self, member: Member, server: Server, me: Place) -> Topology:
+        """Of a replica's view, the primary only: one that is frozen must not hold this up."""
+        primary = self._knowledge.primary
+        places = self._knowledge.places.values() if primary == me else [primary] if primary else []
+        found = {
+            place.name: answer
+            for place in places
+            if place != me and (answer := self._look(place)) is not None
         }
-        sets = {name: position(other) for name, other in others.items()}
-        found = subtract(server, {me.name: position(me), **sets})
-        lacks = ",".join(filter(None, (found.get((name, me.name), "") for name in others)))
-        acknowledgers = [
-            name
-            for name, other in others.items()
-            if other.replication
-            and (other.replication.host, other.replication.io) == (me.address, "ON")
-            and other.semi_sync.replica
-        ]
-        return Peers(me, lacks=lacks, acknowledgers=acknowledgers)
-
-    def _of_replica(self, me: Member, server: Server, place: Place) -> Peers:
-        found = self._look(place)
-        if found is None:
-            return Peers(None)
-        primary, purged = found
-        sets = {"me": position(me), "primary": position(primary), "purged": purged}
-        differ = subtract(server, sets)
-        return Peers(
-            primary,
-            surplus=differ.get(("me", "primary"), ""),
-            stranded=bool(differ.get(("purged", "me"))),
+        others = [other for other, _ in found.values()]
+        sets = {one.name: position(one) for one in (member, *others)}
+        source = found.get(primary.name) if primary else None
+        return Topology(
+            (member, *others),
+            surplus=subtract(server, sets),
+            stranded=frozenset(
+                {member.name} if source and _lacks(server, source[1], member) else ()
+            ),
         )
 
     def _look(self, place: Place) -> tuple[Member, str] | None:
@@ -177,25 +164,18 @@ class Duty:
                 return None
         return None
 
-    def _open(self, advice: Advice, me: Member, state: State, guard: Guard) -> None:
-        if advice.do is Do.QUARANTINE:
-            self._quarantine(advice, me, state, guard)
-            return
-        if advice.unbar:
-            left = {k: why for k, why in state.barred.items() if k != me.instance_id}
-            self._knowledge.records.bar(left, term=state.record.term, fence=guard.term)
-        server = self._server(self._place(me))
-        source = self._knowledge.primary.address if self._knowledge.primary else ""
-        actions: Mapping[Do, Callable[[], None]] = {
-            Do.DETACH: lambda: steps.detach(server),
-            Do.FOLLOW: lambda: steps.follow(server, source, self._known),
-            Do.REPOINT: lambda: takeover.turn(server, source),
-            Do.RESUME: lambda: steps.resume(server),
-            Do.ACKNOWLEDGE: lambda: steps.acknowledge(server),
-            Do.REOPEN: lambda: _set(server, "offline_mode = OFF"),
-            Do.GRANT: lambda: takeover.grant(server, state.record.term, me.uuid),
-        }
-        actions[advice.do]()
+    def _do(self, advice: Advice, me: Member, state: State, *, fence: int) -> None:
+        primary = self._knowledge.primary
+        carry_out(
+            advice,
+            self._server(self._place(me)),
+            me,
+            state,
+            source=primary.address if primary else "",
+            known=self._known,
+            records=self._knowledge.records,
+            fence=fence,
+        )
         log.warning("%s: done", advice.do)
 
     def _quarantine(self, advice: Advice, me: Member, state: State, guard: Guard) -> None:
@@ -222,13 +202,6 @@ class Duty:
         self._advice = advice
 
 
-def _close(do: Do, server: Server) -> None:
-    if do is Do.CLOSE:
-        takeover.fence(server)
-    else:
-        steps.source_off(server)
-    log.warning("%s: done", do)
-
-
-def _set(server: Server, what: str) -> None:
-    server.query(f"SET GLOBAL {what}")
+def _lacks(server: Server, purged: str, me: Member) -> bool:
+    """Whether this member lacks something that its primary has purged."""
+    return ("purged", "me") in subtract(server, {"purged": purged, "me": position(me)})

@@ -11,12 +11,14 @@ from flotilla.hosts.mysql import Server
 from flotilla.hosts.mysql_glimpse import Glimpse, glimpse, stirs
 
 PERIOD_SECONDS = 0.25
-# A frozen server must never look healthy: later than this is no answer.
-PROBE_SECONDS = 0.4
+# A server that died says so at once, by the end of its sessions. One that is slow may only be busy,
+# and HAProxy cuts every session of a primary that says no, so it is waited for; nobody takes over
+# from a silent one before 2.5 s.
+PROBE_SECONDS = 1.5
 # A look is as old as this at the most while looking works.
 FRESH_SECONDS = PERIOD_SECONDS + PROBE_SECONDS + 0.25
-# Timers that fire so late mean that this process was not running.
-AWAY_SECONDS = 1.0
+# For so long, this process or its server may have slept without anybody taking over meanwhile.
+AWAY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)

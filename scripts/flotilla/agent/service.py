@@ -126,7 +126,7 @@ class Agent:
         sessions = Sessions(known.passwords[WATCHER])
         knowledge.vouched = Voucher(knowledge, sessions)
         self._local.turn_to(lambda: sessions.server(knowledge.me) if knowledge.me else None)
-        self._local.pace = Pace(knowledge)
+        self._local.pace = Pace(knowledge, self._local)
         # Unique to this run: a lease that an earlier one left behind is not ours.
         holder = f"{instance_id}:{os.getpid()}:{int(time.time())}"
         duty = Duty(knowledge, sessions, known, holder=holder)
@@ -155,11 +155,13 @@ class Agent:
 class Pace:
     """When to look at the own server next: soon, while the record gives it a role it has not yet.
 
-    A server that has a role the record does not give it has the record read again at once.
+    A server that has a role the record does not give it, or one that was away, has the record read
+    again at once.
     """
 
-    def __init__(self, knowledge: Knowledge) -> None:
+    def __init__(self, knowledge: Knowledge, local: Local) -> None:
         self._knowledge = knowledge
+        self._local = local
 
     def __call__(self, seen: Glimpse | None) -> float:
         """Seconds until the next look."""
@@ -167,6 +169,8 @@ class Pace:
         if seen is None or state is None:
             return PERIOD_SECONDS
         health, record = seen.health, state.record
+        if (self._knowledge.heard_at or 0.0) <= self._local.gap_at:
+            self._knowledge.hurry()
         mine = record.instance_id == self._knowledge.instance_id
         if health.term is not None and health.term > record.term:
             self._knowledge.hurry()

@@ -7,16 +7,17 @@ again, until there is nothing left to do or something only a rebuild can mend.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from flotilla.errors import HostFailed, Refused
 from flotilla.lock import Lock
-from flotilla.mysql import reports, steps, store, takeover
+from flotilla.mysql import reports, store
 from flotilla.mysql.accounts import Secrets
+from flotilla.mysql.advised import carry_out, peers
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.ensure import Progress
-from flotilla.rules.mysql_rejoin import Advice, Do, Peers, advise
+from flotilla.rules.mysql_rejoin import Advice, Do, advise
 from flotilla.rules.mysql_state import State
 from flotilla.rules.mysql_topology import Member, Topology
 from flotilla.settings import Settings
@@ -111,30 +112,22 @@ class Rejoining:
         # A pause holds the watchers, not the operator.
         ruled = replace(state, paused=None)
         advice = advise(
-            member, ruled, _peers(topology, member, state), holder=holder(), now=time.time()
+            member, ruled, peers(topology, member, state), holder=holder(), now=time.time()
         )
         return Found(advice, member, state, topology)
 
     def _do(self, found: Found, lock: Lock, known: Secrets) -> None:
-        me, term = found.member, found.state.record.term
-        if found.advice.unbar:
-            left = {one: why for one, why in found.state.barred.items() if one != me.instance_id}
-            self._records.bar(left, term=term, fence=lock.term)
-        server = self._cluster.server(self._name)
         primary = found.topology.by_instance(found.state.record.instance_id)
-        source = primary.address if primary else ""
-        actions: Mapping[Do, Callable[[], object]] = {
-            Do.CLOSE: lambda: takeover.fence(server),
-            Do.SOURCE_OFF: lambda: steps.source_off(server),
-            Do.DETACH: lambda: steps.detach(server),
-            Do.FOLLOW: lambda: steps.follow(server, source, known),
-            Do.REPOINT: lambda: takeover.turn(server, source),
-            Do.RESUME: lambda: steps.resume(server),
-            Do.ACKNOWLEDGE: lambda: steps.acknowledge(server),
-            Do.REOPEN: lambda: server.query("SET GLOBAL offline_mode = OFF"),
-            Do.GRANT: lambda: takeover.grant(server, term, me.uuid),
-        }
-        actions[found.advice.do]()
+        carry_out(
+            found.advice,
+            self._cluster.server(self._name),
+            found.member,
+            found.state,
+            source=primary.address if primary else "",
+            known=known,
+            records=self._records,
+            fence=lock.term,
+        )
 
     def _completed(self, found: Found, done: list[str]) -> None:
         """The report of the failover that it lost its role in says how it ended for it."""
@@ -165,23 +158,3 @@ class Rejoining:
             untouched=f"Done: {'; '.join(done)}" if done else "Nothing was changed",
             next="fab mysql.status",
         )
-
-
-def _peers(topology: Topology, me: Member, state: State) -> Peers:
-    primary = topology.by_instance(state.record.instance_id)
-    if primary is None or primary.name != me.name:
-        return Peers(
-            primary,
-            surplus=topology.surplus.get((me.name, primary.name), "") if primary else "",
-            stranded=me.name in topology.stranded,
-        )
-    others = [one for one in topology.others(me) if one.instance_id not in state.barred]
-    lacks = [topology.surplus.get((one.name, me.name), "") for one in others]
-    acknowledgers = [
-        one.name
-        for one in others
-        if one.replication
-        and (one.replication.host, one.replication.io) == (me.address, "ON")
-        and one.semi_sync.replica
-    ]
-    return Peers(me, lacks=",".join(filter(None, lacks)), acknowledgers=acknowledgers)
