@@ -286,8 +286,16 @@ class Failover(Actor):
             ),
             errant=errant,
             unapplied={m.name: "some" for m in members if self.world.servers[m.name].unapplied},
+            owed=self._owed(members),
             unable=self.unable,
         )
+
+    def _owed(self, members: list[Member]) -> dict[str, str]:
+        if self.mutant == "the baseline is forgotten":
+            return {}
+        known = set(parsed(self.world.state.baseline))
+        gaps = {m.name: text(known - self.world.servers[m.name].holds) for m in members}
+        return {name: gtids for name, gtids in gaps.items() if gtids}
 
     def _ready(self, chosen: Promotion) -> Steps:
         for step in chosen.steps:

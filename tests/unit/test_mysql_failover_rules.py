@@ -205,6 +205,15 @@ def test_an_operator_may_give_up_what_one_of_them_lacks_and_is_told_what():
     assert (plan.new.name, plan.given_up) == ("mysql-2", "u1:101")
     assert plan.followers == ()
     assert "i-mysql-3" in plan.barred
+    assert isinstance(promotion(opened(to="mysql-2"), STATE, seen), Refusal)
+
+
+def test_what_the_old_primary_began_its_term_with_must_be_there():
+    """What earlier terms acknowledged may have reached nobody else yet."""
+    assert chosen(found(TWO, THREE, owed={"mysql-2": "u1:89-90"})).new is THREE
+    both = found(TWO, THREE, owed={"mysql-2": "u1:89-90", "mysql-3": "u1:88-90"}, fenced="off")
+    assert "u1:88-90 of earlier terms" in refused(promotion(opened(), STATE, both)).what
+    assert chosen(both, opened(accept_loss=True, to="mysql-2")).given_up == "u1:89-90"
 
 
 def test_errant_transactions_disqualify_and_are_named():
@@ -229,6 +238,8 @@ def test_a_stuck_applier_disqualifies_whoever_holds_more_than_it_applied():
     )
     assert chosen(found(stuck, THREE, unapplied={"mysql-2": "u1:100"})).new is THREE
     assert chosen(found(stuck, THREE)).new is stuck
+    runs = replace(stuck, replication=replace(stuck.replication, applier="ON"))
+    assert chosen(found(runs, THREE, unapplied=dict.fromkeys(BOTH, "u1:100"))).new is runs
     both = replace(stuck, name="mysql-3", instance_id="i-mysql-3")
     seen = found(stuck, both, unapplied={"mysql-2": "u1:100", "mysql-3": "u1:99"})
     assert "duplicate key" in refused(promotion(opened(), STATE, seen)).what

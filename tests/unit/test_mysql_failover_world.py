@@ -106,6 +106,15 @@ def test_five_members_of_which_two_acknowledge(tape):
     in_order(chaos)
 
 
+@settings(max_examples=25, deadline=None)
+@given(TAPES)
+def test_five_members_of_which_one_acknowledges(tape):
+    chaos = Chaos(5, 1)
+    chaos.play(tape)
+    chaos.heal()
+    in_order(chaos)
+
+
 @settings(max_examples=40, deadline=None)
 @given(TAPES)
 def test_even_where_loss_is_accepted_no_two_servers_acknowledge(tape):
@@ -242,6 +251,39 @@ def test_a_member_that_was_let_in_again_counts_as_one_that_may_have_acknowledged
 def test_the_world_would_notice_a_member_that_acknowledges_before_it_is_let_in():
     with pytest.raises(AssertionError, match="lost"):
         only_the_returned_member_acknowledges("acknowledges while barred")
+
+
+def two_primaries_are_lost_in_a_row(mutant: str) -> int:
+    """mysql-2 alone has acknowledged a write, takes over, and is gone before others have it."""
+    chaos = quiet(5, mutant)
+    world = chaos.world
+    gtid = world.write(world.servers["mysql-1"])
+    world.receive("mysql-2")
+    while world.acks:
+        world.deliver(0)
+    assert gtid in world.told
+    world.crash(world.servers["mysql-1"])
+    for _ in Failover(world, "mysql-3", mutant).steps():
+        for name in world.servers:
+            world.connect(name)
+        if world.state.record.term == 2 and not world.servers["mysql-2"].read_only:
+            break
+        for server in world.servers.values():
+            while server.applier and server.unapplied:
+                world.apply(server)
+    world.crash(world.servers["mysql-2"])
+    world.now += LEASE + 1
+    run(chaos, Failover(world, "mysql-4", mutant))
+    return world.state.record.term
+
+
+def test_a_primary_that_is_lost_before_others_caught_up_is_not_replaced_by_one_of_them():
+    assert two_primaries_are_lost_in_a_row("") == 2
+
+
+def test_the_world_would_notice_a_successor_that_lacks_what_earlier_terms_acknowledged():
+    with pytest.raises(AssertionError, match="lost"):
+        two_primaries_are_lost_in_a_row("the baseline is forgotten")
 
 
 def test_a_primary_that_answers_is_closed_without_an_ok_that_is_lost():

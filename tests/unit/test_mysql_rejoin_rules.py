@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flotilla.rules.mysql_gtid import foreign
 from flotilla.rules.mysql_rejoin import CLOSING, NAMING, OPENING, Advice, Do, Peers, advise
 from flotilla.rules.mysql_state import Claim, Pause, State
 from flotilla.rules.mysql_topology import Member, Record, Replication, SemiSync
@@ -113,6 +114,7 @@ def test_what_was_acknowledged_to_a_former_primary_is_not_applied_where_others_l
 def test_what_a_live_stream_is_ahead_by_is_no_surplus():
     """A replica has a transaction before its source commits it."""
     assert ruled(REPLICA, peers=Peers(SERVING, surplus="u1:500-502")).do is Do.NOTHING
+    assert ruled(REPLICA, BARRED, Peers(SERVING, surplus="u1:500")).do is Do.QUARANTINE
     errant = Peers(SERVING, surplus="u1:500,u2:1")
     assert ruled(REPLICA, peers=errant).do is Do.QUARANTINE
 
@@ -155,6 +157,13 @@ def test_under_a_lease_that_ran_out_acknowledging_waits_until_it_was_taken_over(
     over = replace(STATE, claim=Claim("mysql-3", 8, NOW - 1))
     assert ruled(stopped, over).needs_lease
     assert not ruled(stopped).needs_lease
+
+
+def test_a_set_is_split_by_who_wrote_it_and_tags_stay_with_their_writer():
+    gtids = "AAAA-1:1-5:7:blue:1-2,\nbbbb-2:9"
+    assert foreign(gtids, "aaaa-1") == "bbbb-2:9"
+    assert foreign(gtids, "bbbb-2") == "AAAA-1:1-5:7:blue:1-2"
+    assert not foreign("", "aaaa-1")
 
 
 bits = st.booleans()

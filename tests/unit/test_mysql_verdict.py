@@ -110,6 +110,22 @@ def test_a_stream_that_somebody_stopped_says_nothing_about_its_source():
     assert rule(SILENT, tried).kind is Kind.DEAD
 
 
+def test_who_follows_somebody_else_neither_confirms_nor_vetoes():
+    other = replace(BROKEN, source="mysql-9")
+    assert rule(SILENT, other, replace(BROKEN, member="mysql-2")).kind is Kind.SUSPECT
+    fresh = replace(LIVE, source="mysql-9")
+    third = replace(BROKEN, member="mysql-4")
+    streams_of_five = (fresh, third, replace(BROKEN, member="mysql-5"))
+    own = replace(BROKEN, member="mysql-2")
+    assert rule(SILENT, own, *streams_of_five, members=FIVE).kind is Kind.DEAD
+
+
+def test_whoever_proposes_has_found_it_out_for_himself():
+    own = replace(BROKEN, member="mysql-2", state="OFF", error=0)
+    others = [replace(BROKEN, member=f"mysql-{n}") for n in (3, 4, 5)]
+    assert rule(SILENT, own, *others, members=FIVE).kind is Kind.SUSPECT
+
+
 def test_a_member_whose_watcher_gets_answers_vetoes_though_its_stream_is_broken():
     assert rule(SILENT, replace(BROKEN, sees=Reach.ANSWERS)).kind is Kind.BLIND
 

@@ -1,7 +1,8 @@
 """Rule on who may take over from a primary that is gone, and who should.
 
-Invariant: whoever is fit holds everything that any other member asked received, save what no
-primary ever wrote; and it holds nothing of that kind itself.
+Invariant: whoever is fit holds everything that any other member asked received, and everything that
+the primary which is gone began its term with, save what no primary ever wrote; and it holds nothing
+of that kind itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Found:
     others to the reason. ``fenced`` says how the old primary was verified to be closed, "" while it
     is not. ``topology`` is everybody who answered; its ``surplus`` leaves out what is in
     ``errant``, which maps members to the GTIDs that no primary wrote. ``unapplied`` is what a
-    member received and has not executed. ``unable`` were tried in this run and failed.
+    member received and has not executed. ``owed`` is what it lacks of the record's baseline: what
+    was acknowledged in earlier terms may be on no other member yet than the primary that is gone.
+    ``unable`` were tried in this run and failed.
     ``lost`` is what the old primary was last seen to hold and nobody asked has.
     """
 
@@ -33,6 +36,7 @@ class Found:
     topology: Topology
     errant: Mapping[str, str] = field(default_factory=dict)
     unapplied: Mapping[str, str] = field(default_factory=dict)
+    owed: Mapping[str, str] = field(default_factory=dict)
     unable: Mapping[str, str] = field(default_factory=dict)
     lost: str = ""
 
@@ -82,12 +86,7 @@ def _objections(
         yield found.unable[member.name]
     if member.name in found.errant:
         yield f"it holds what no primary wrote: {found.errant[member.name]}"
-    surplus = found.topology.surplus
-    lacks = [
-        f"{surplus[other.name, member.name]} of {other.name}"
-        for other in asked
-        if (other.name, member.name) in surplus
-    ]
+    lacks = _lacks(member, asked, found)
     if lacks and not lossy:
         yield f"it lacks {', '.join(lacks)}"
     if rule == "must_not":
@@ -101,3 +100,14 @@ def _objections(
     follows = member.replication
     if follows and follows.error and follows.applier != "ON" and member.name in found.unapplied:
         yield f"its applier stopped before {found.unapplied[member.name]}: {follows.error}"
+
+
+def _lacks(member: Member, asked: Collection[Member], found: Found) -> list[str]:
+    surplus = found.topology.surplus
+    lacks = [
+        f"{surplus[other.name, member.name]} of {other.name}"
+        for other in asked
+        if (other.name, member.name) in surplus
+    ]
+    owed = found.owed.get(member.name)
+    return [*lacks, f"{owed} of earlier terms"] if owed else lacks

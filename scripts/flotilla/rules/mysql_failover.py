@@ -9,7 +9,8 @@ the new primary; after that only ``completion`` is left. Invariants:
   write. The same count proves that every acknowledged write is on a member that was asked.
 - Where that count is given up (``accept_loss``), nobody is promoted before the old primary is
   verified to be closed or stopped.
-- The new primary holds all that anybody asked received, but for what no primary wrote.
+- The new primary holds all that anybody asked received, but for what no primary wrote, and all that
+  the old one held when its term began: its followers may not have caught up with that yet.
 - The record is changed before any member is told to follow or to acknowledge to the new primary,
   and by the same write all who are not known to be whole are barred.
 """
@@ -234,7 +235,8 @@ def promotion(
     given_up = [
         gtids for (_, lacking), gtids in found.topology.surplus.items() if lacking == new.name
     ]
-    if found.lost and len(names) < opened.needed:
+    given_up.append(found.owed.get(new.name, ""))
+    if len(names) < opened.needed:
         given_up.append(found.lost)
     proof = _proof(opened, found, names)
     return Promotion(
@@ -247,7 +249,7 @@ def promotion(
         steps=tuple(_promote(opened, new, followers, proof, found)),
         barred=_barred(opened, state, new, followers),
         notes=tuple(_notes(new, followers, wait_for, found)),
-        given_up=",".join(given_up),
+        given_up=",".join(filter(None, given_up)),
     )
 
 
@@ -272,10 +274,8 @@ def completion(state: State, topology: Topology, *, wait_for: int = 1) -> Comple
             "with it as primary, acknowledged writes would be lost",
             _LOOK,
         )
-    left_out = {
-        **topology.silent,
-        **{n: barred[n] or apart[n] for n in apart if barred[n] or apart[n]},
-    }
+    out = {name: barred[name] or apart[name] for name in apart}
+    left_out = {**topology.silent, **{name: why for name, why in out.items() if why}}
     behind = [m for m in topology.others(new) if m.name not in left_out]
     steps = [step for member in behind for step in _behind(member, new)]
     if new.replication is not None:
