@@ -1,4 +1,4 @@
-"""Give an instance another type: EC2 changes it only while the instance is stopped."""
+"""Stopped instances: give one another type, which EC2 does only then, or start it again."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def retype(
             untouched=f"It runs as {before} again",
             next="fleet.yml, then: fab mysql.resize",
         ) from error
+
+
+def start(
+    settings: Settings, instance_id: str, *, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Start an instance that is stopped, or is about to be, and wait until it runs."""
+    instances_in_state(settings, [instance_id], "stopped", seconds=STOP_SECONDS, sleep=sleep)
+    with described(settings, f"start {instance_id}"):
+        client(settings, "ec2").start_instances(InstanceIds=[instance_id])
+    instances_in_state(settings, [instance_id], "running", seconds=START_SECONDS, sleep=sleep)
 
 
 def _started(settings: Settings, instance_id: str, to: str, sleep: Callable[[float], None]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from flotilla import configure, inventory
 from flotilla.errors import FlotillaError
 from flotilla.mysql import store
+from flotilla.mysql.leasing import leased
 from flotilla.mysql.operate_rebuild import rebuilding
 from flotilla.mysql.operate_record import demanded
 from flotilla.mysql.recorded import Confirmed, Said, Steps, recorded
@@ -67,7 +68,7 @@ def _bar(settings: Settings, hosts: Collection[str]) -> None:
     snapshot = inventory.load(settings, refresh=True)
     new = {host.instance_id for host in snapshot.hosts if host.name in hosts}
     records = store.records(settings)
-    with store.lock(settings, COMMAND) as lock:
+    with leased(settings, COMMAND) as lock:
         state = demanded(records.state())
         barred = {**dict.fromkeys(new, "it is being added"), **state.barred}
         records.bar(barred, term=state.record.term, fence=lock.term)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from flotilla.aws.resize import retype
-from flotilla.errors import Unreachable
 from flotilla.lock import Lock
 from flotilla.mysql import operate_rebuild as hands
 from flotilla.mysql.ensure import refused
@@ -19,12 +18,10 @@ from flotilla.rules import mysql_maintain as rules
 from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_maintain import Need, Rolling
 from flotilla.settings import Settings
-from flotilla.wait import DeadlineError, until
 
 # The same lock as a deploy's and provision's: none may move hosts under the other.
 LOCK = "deploy"
 UPGRADE_SECONDS = 900.0
-BOOT_SECONDS = 300.0
 
 # Every package of the server and its clients that is installed, in the form apt takes.
 _INSTALLED = (
@@ -78,7 +75,7 @@ def resize(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str,
             host = opened.snapshot.host(name)
             hands.stop(opened, name)
             retype(settings, host.instance_id, before=wrong[name], to=to)
-            _booted(opened, name)
+            hands.booted(opened, name)
             hands.start(opened, name)
 
         return _roll(opened, "fab mysql.resize", reasons, work, confirmed=confirmed, said=said)
@@ -146,25 +143,6 @@ def _upgrade(settings: Settings) -> str:
 
 def _suite(settings: Settings) -> str:
     return f"-t {shlex.quote(settings.mysql.apt.suite)}"
-
-
-def _booted(opened: Session, name: str, *, seconds: float = BOOT_SECONDS) -> None:
-    """Wait until a host answers SSH again."""
-
-    def answers() -> bool:
-        try:
-            return opened.runner.run(name, "true", seconds=10).ok
-        except Unreachable:
-            return False
-
-    try:
-        until(answers, seconds=seconds, every=2.0)
-    except DeadlineError:
-        raise Unreachable(
-            f"{name} does not answer SSH {seconds:g} s after it was started",
-            untouched="The hosts after it were left as they are; the primary takes writes",
-            next=f"fab fleet.logs {name}",
-        ) from None
 
 
 def _text(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flotilla.mysql import store
+from flotilla import inventory
+from flotilla.aws.resize import start as start_instance
+from flotilla.errors import Unreachable
+from flotilla.mysql.leasing import leased
 from flotilla.mysql.operate import demand_member
 from flotilla.mysql.rebuild import Rebuilding, described
 from flotilla.mysql.recorded import Confirmed, Said, recorded
@@ -12,8 +15,10 @@ from flotilla.mysql.rejoin import Rejoining
 from flotilla.mysql.session import Session, session
 from flotilla.rules.mysql_rejoin import Do
 from flotilla.settings import Settings
+from flotilla.wait import DeadlineError, until
 
 START_SECONDS = 120
+BOOT_SECONDS = 300.0
 
 
 def rebuild(
@@ -34,26 +39,42 @@ def rebuild(
 
 
 def rejoin(settings: Settings, host: str, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
-    """Let a member take its place again: {changed, host, done}.
+    """Let a member take its place again, and start its host if that is stopped: {changed, host,
+    done}.
 
     Raises Refused with nothing changed where it must be rebuilt, or waits for something else.
     """
+    command = f"fab mysql.rejoin {host}"
+    found = inventory.load(settings, refresh=True).host(host)
+    if found.role == "mysql" and found.state in {"stopped", "stopping"}:
+        confirmed(
+            f"{settings.prefix}: {host} is {found.state}: start it. It boots read-only and follows"
+            " nobody, and is let in if it holds nothing that others lack"
+        )
+        with recorded(settings, command, said) as steps, steps.step(f"start {host}"):
+            start_instance(settings, found.instance_id)
+        inventory.load(settings, refresh=True)
+        with session(settings, fresh=True) as opened:
+            booted(opened, host)
+            start(opened, host)
+        confirmed = _agreed
     with session(settings, fresh=True) as opened:
         demand_member(opened, host)
         run = Rejoining(settings, opened.cluster, host)
         advice = run.plan()
         if advice.do is Do.NOTHING:
-            return {"changed": False, "host": host, "done": []}
+            return {"changed": confirmed is _agreed, "host": host, "done": []}
         confirmed(
             f"{settings.prefix}: {host}: {advice.do} first, as {advice.why}; then what follows"
         )
-        with (
-            recorded(settings, f"fab mysql.rejoin {host}", said) as steps,
-            store.lock(settings, f"fab mysql.rejoin {host}") as lock,
-        ):
+        with recorded(settings, command, said) as steps, leased(settings, command) as lock:
             done = run.apply(lock, steps.step)
             steps.result = {"changed": bool(done), "host": host, "done": done}
         return steps.result
+
+
+def _agreed(_: str) -> None:
+    """What follows from what was confirmed."""
 
 
 def rebuilding(opened: Session, host: str) -> Rebuilding:
@@ -77,3 +98,22 @@ def stop(opened: Session, host: str) -> None:
     """Shut a host's server down in order. Raises HostFailed."""
     opened.cluster.server(host).close()
     opened.runner.run(host, "systemctl stop mysql", sudo=True, seconds=START_SECONDS)
+
+
+def booted(opened: Session, name: str, *, seconds: float = BOOT_SECONDS) -> None:
+    """Wait until a host answers SSH again."""
+
+    def answers() -> bool:
+        try:
+            return opened.runner.run(name, "true", seconds=10).ok
+        except Unreachable:
+            return False
+
+    try:
+        until(answers, seconds=seconds, every=2.0)
+    except DeadlineError:
+        raise Unreachable(
+            f"{name} does not answer SSH {seconds:g} s after it was started",
+            untouched="The hosts after it were left as they are; the primary takes writes",
+            next=f"fab fleet.logs {name}",
+        ) from None

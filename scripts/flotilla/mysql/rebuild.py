@@ -7,26 +7,21 @@ away for longer than binary logs are kept, and for a new host.
 from __future__ import annotations
 
 import secrets as tokens
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flotilla.aws.lease import Held
 from flotilla.errors import HostFailed
 from flotilla.hosts.mysql import look, position, subtract
 from flotilla.lock import Lock
 from flotilla.mysql import clone, reports, steps, store, surplus
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.ensure import Progress, refused
+from flotilla.mysql.leasing import leased
 from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_rebuild import Rebuild, rebuild
 from flotilla.rules.mysql_report import Surplus
 from flotilla.settings import Settings
-from flotilla.wait import DeadlineError, until
-
-# Longer than a lease that its holder has left behind.
-LEASE_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +86,7 @@ class Rebuilding:
         member then stays closed and barred, until another run has rebuilt it.
         """
         with Lock(self._settings, f"rebuild-{self._name}", reason=self._reason) as own:
-            with self._leased() as lease:
+            with leased(self._settings, self._reason) as lease:
                 plan = self.plan()
                 with progress(f"close {self._name}"):
                     self._bar(plan, lease, f"fab mysql.rebuild since term {plan.term}")
@@ -101,7 +96,7 @@ class Rebuilding:
             own.check()
             self._copy(plan, progress)
             own.check()
-            with self._leased() as lease:
+            with leased(self._settings, self._reason) as lease:
                 plan = self.plan()
                 self._return(plan, lease, progress)
         fate = f"{self._name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
@@ -109,22 +104,6 @@ class Rebuilding:
             primary = self._cluster.server(plan.primary.name)
             reports.complete(primary, self._name, lambda report: report.returned(saved, fate))
         return Rebuilt(self._name, plan.donor.name, saved)
-
-    @contextmanager
-    def _leased(self) -> Iterator[Lock]:
-        """The cluster's lease, as soon as whoever has it is done. Raises Held when that lasts."""
-        with ExitStack() as stack:
-
-            def taken() -> Lock | None:
-                with suppress(Held):
-                    return stack.enter_context(store.lock(self._settings, self._reason))
-                return None
-
-            try:
-                lock = until(taken, seconds=LEASE_SECONDS, every=1.0)
-            except DeadlineError:
-                lock = stack.enter_context(store.lock(self._settings, self._reason))
-            yield lock
 
     def _save(self, plan: Rebuild, progress: Progress, *, give_up: bool) -> Surplus | None:
         server = self._cluster.server(self._name)
