@@ -198,6 +198,14 @@ def follow(made: Rehearsal, step: Command) -> None:
             seconds=30,
             what=lambda: made.json("mysql.status"),
         )
+    if step.fab and step.fab[0] == "mysql.rejoin":
+        # A host that is being fenced is stopped in a moment, and cannot be started before.
+        until(
+            lambda: made.shell(f"{step.line} --yes").returncode == 0,
+            seconds=60,
+            what=lambda: made.json("mysql.status"),
+        )
+        return
     made.run(step)
 
 

@@ -25,13 +25,13 @@ from flotilla.mysql.fencing import Fence, Fencing
 from flotilla.mysql.observe import Seen, observe
 from flotilla.mysql.operate import demand_member
 from flotilla.mysql.operate_record import demanded
+from flotilla.mysql.positions import read
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.mysql.session import Session, session
 from flotilla.rules.mysql import Refusal, primary_objection
 from flotilla.rules.mysql_failover import Completion, Opening, completion, opening
 from flotilla.rules.mysql_report import Report, count, text
 from flotilla.rules.mysql_state import Past, Place, State
-from flotilla.rules.mysql_topology import Topology
 from flotilla.settings import Settings
 from flotilla.who import holder
 
@@ -40,11 +40,10 @@ COMMAND = "fab mysql.failover"
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """A failover that may begin: how, on what verdict, and what everybody held before."""
+    """A failover that may begin: how, and on what verdict."""
 
     opening: Opening
     seen: Seen
-    topology: Topology
 
 
 def failover(
@@ -63,7 +62,7 @@ def failover(
     with session(settings, fresh=True) as opened:
         demand_member(opened, to)
         plan = _plan(opened, to, accept_loss=accept_loss)
-        confirmed(_text(settings, plan))
+        confirmed(_text(opened, plan))
         with (
             recorded(settings, COMMAND, said) as steps,
             store.lock(settings, COMMAND) as lock,
@@ -83,15 +82,12 @@ def failover(
 
 def _plan(opened: Session, to: str | None, *, accept_loss: bool) -> Takeover | Completion:
     state = demanded(store.records(opened.settings).state())
-    topology = opened.cluster.look(state.record)
-    primary = topology.by_instance(state.record.instance_id)
-    if primary is not None and primary_objection(primary, state.record):
-        left = completion(state, topology)
-        if isinstance(left, Refusal):
-            raise refused(left)
-        return left
-    places = _places(opened)
-    seen = _observed(opened, places, state)
+    places, old = _places(opened, state)
+    seen = _observed(opened, places, old)
+    if old.name in seen.reachable:
+        left = _rest(opened, state)
+        if left:
+            return left
     decided = opening(
         places,
         state,
@@ -105,15 +101,22 @@ def _plan(opened: Session, to: str | None, *, accept_loss: bool) -> Takeover | C
     )
     if isinstance(decided, Refusal):
         raise refused(decided)
-    return Takeover(decided, seen, topology)
+    return Takeover(decided, seen)
 
 
-def _observed(opened: Session, places: list[Place], state: State) -> Seen:
-    old = next((p for p in places if p.instance_id == state.record.instance_id), None)
-    if old is None:
-        # EC2 has forgotten the host, so it is fenced for good; its replicas still have to agree.
-        old = Place("the former primary", state.record.instance_id, "")
-        places.append(old)
+def _rest(opened: Session, state: State) -> Completion | None:
+    """What is left of an earlier change, where the recorded primary answers and does not serve."""
+    topology = opened.cluster.look(state.record)
+    primary = topology.by_instance(state.record.instance_id)
+    if primary is None or primary_objection(primary, state.record) is None:
+        return None
+    left = completion(state, topology)
+    if isinstance(left, Refusal):
+        raise refused(left)
+    return left
+
+
+def _observed(opened: Session, places: list[Place], old: Place) -> Seen:
     with ExitStack() as stack:
         runs = old.name in opened.cluster.seats
         eye = _session(opened, old, stack) if runs else None
@@ -136,13 +139,19 @@ def _run(opened: Session, lock: Lock, plan: Takeover | Completion, stack: ExitSt
     )
 
 
-def _places(opened: Session) -> list[Place]:
-    """Every member that may come back to life, a stopped one too."""
-    return [
+def _places(opened: Session, state: State) -> tuple[list[Place], Place]:
+    """Every member that may come back to life, a stopped one too; and the recorded primary."""
+    places = [
         Place(host.name, host.instance_id, host.private_ip or "", host.zone)
         for host in opened.snapshot.hosts
         if host.role == "mysql"
     ]
+    old = next((p for p in places if p.instance_id == state.record.instance_id), None)
+    if old is None:
+        # EC2 has forgotten the host, so it is fenced for good; its replicas still have to agree.
+        old = Place("the former primary", state.record.instance_id, "")
+        places.append(old)
+    return places, old
 
 
 def _session(opened: Session, place: Place, stack: ExitStack) -> Server:
@@ -192,7 +201,8 @@ def _keep(opened: Session, plan: Takeover, done: Done, at: float) -> Report:
     return report
 
 
-def _text(settings: Settings, plan: Takeover | Completion) -> str:
+def _text(opened: Session, plan: Takeover | Completion) -> str:
+    settings = opened.settings
     if isinstance(plan, Completion):
         lines = [f"{settings.prefix}: complete term {plan.term} of {plan.new.name}"]
         lines += [f"  {step.act} {step.member}: {step.why}" for step in plan.steps]
@@ -203,12 +213,12 @@ def _text(settings: Settings, plan: Takeover | Completion) -> str:
     lines += [f"  {sentence}" for sentence in found.evidence]
     lines += [f"  {step.act} {step.member}: {step.why}" for step in found.steps]
     lines.append(f"  then {found.to or 'whoever holds everything'} takes over")
-    return "\n".join([*lines, *(_price(plan) if found.accept_loss else [])])
+    return "\n".join([*lines, *(_price(opened, plan) if found.accept_loss else [])])
 
 
-def _price(plan: Takeover) -> list[str]:
+def _price(opened: Session, plan: Takeover) -> list[str]:
     """What an operator gives up with ``accept_loss``, as far as it is known."""
-    found, held = plan.opening, plan.topology
+    found = plan.opening
     absent = [name for name in found.ackers if name not in plan.seen.reachable]
     lines = []
     if absent:
@@ -217,7 +227,9 @@ def _price(plan: Takeover) -> list[str]:
             " known only when they are back, and they are given up"
         )
     if found.to:
-        sets = [held.surplus.get((m.name, found.to), "") for m in held.members]
-        lacks = ",".join(filter(None, sets))
+        asked = [name for name in found.ackers if name in plan.seen.reachable]
+        state = demanded(store.records(opened.settings).state())
+        held = read(opened.cluster, asked, state.record.uuid, state.baseline).topology
+        lacks = ",".join(held.surplus.get((name, found.to), "") for name in asked).strip(",")
         lines.append(f"! {found.to} lacks {count(lacks)} transactions that others hold {lacks}")
     return lines or ["! nothing is known to be lost"]
