@@ -358,7 +358,7 @@ def test_a_manager_killed_after_any_line_of_its_journal_is_resumed_under_the_sam
     is_whole_without(trio, old.name)
 
 
-@pytest.mark.parametrize("line", [2, 7, 9, 11])
+@pytest.mark.parametrize("line", [2, 7, 9, 10, 11, 12, 16])
 def test_a_manager_that_slept_while_another_one_took_over_changes_nothing_any_more(
     trio: Trio, line: int
 ) -> None:

@@ -305,7 +305,7 @@ class Failover:
             Act.DETACH: lambda: takeover.promote(server),
             Act.REPOINT: lambda: self._behind(seat, new, _turn),
             Act.FOLLOW: lambda: self._behind(seat, new, self._follow),
-            Act.GRANT: lambda: takeover.grant(server, term, new.uuid),
+            Act.GRANT: lambda: takeover.grant(server, term, new.uuid, self._guard.check),
             Act.VERIFY: lambda: self._verify(seat, new, term),
         }
         actions[act]()
@@ -351,10 +351,13 @@ class Failover:
 
     @contextmanager
     def _step(self, act: Act, members: Sequence[str]) -> Iterator[None]:
-        """One step: the lease is ours, it is on the disk, then it is done."""
-        self._guard.check()
+        """One step: it is on the disk, the lease is ours, then it is done.
+
+        In this order: who slept over the writing of a line finds out before anything is changed.
+        """
         start = self._monotonic()
         self._journal.write("intent", act=act.value, members=list(members))
+        self._guard.check()
         yield
         seconds = round(self._monotonic() - start, 4)
         self._journal.write("done", act=act.value, members=list(members), seconds=seconds)

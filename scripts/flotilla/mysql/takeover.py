@@ -179,10 +179,11 @@ def turn(server: Server, address: str, port: int = PORT, *, held_there: bool = F
     return error
 
 
-def grant(server: Server, term: int, uuid: str) -> None:
+def grant(server: Server, term: int, uuid: str, check: Callable[[], object] = lambda: None) -> None:
     """Take writes under this term, proved by a commit that somebody acknowledged.
 
-    Raises HostFailed while still read-only when nobody would acknowledge.
+    ``check`` raises when the lease is lost: the wait before may have been long. Raises HostFailed
+    while still read-only when nobody would acknowledge.
     """
     server.batch(_AS_SOURCE)
     try:
@@ -194,6 +195,7 @@ def grant(server: Server, term: int, uuid: str) -> None:
             "It is still read-only, and no write is lost",
             "fab mysql.status",
         ) from None
+    check()
     server.batch(open_for_writes(term, uuid), seconds=OPEN_SECONDS)
 
 
