@@ -20,7 +20,6 @@ from flotilla.rules.mysql_failover import (
     Opening,
     Promotion,
     Step,
-    completion,
     opening,
     promotion,
     shortfall,
@@ -31,6 +30,7 @@ from flotilla.rules.mysql_verdict import Kind, Verdict
 
 Steps = Iterator[None]
 PATIENCE = 12
+NEVER = float("inf")
 DEAD = Verdict(Kind.DEAD, ("somebody says so",), is_actionable=True)
 
 
@@ -71,6 +71,11 @@ class Actor:
         self.world = world
         self.host = host
         self.mutant = mutant
+        # How statements of whoever lost the lease are kept from taking effect; one is enough.
+        self.means = {"nothing stops a sleeper": set(), "kill": {"kill", "release"}}.get(
+            mutant, {"deadline"}
+        )
+        self.is_in_doubt = False
         self.holder = f"{host}/{type(self).__name__}"
         self.fence = 0
         self.sessions: dict[str, Session] = {}
@@ -78,13 +83,14 @@ class Actor:
     def steps(self) -> Steps:
         raise NotImplementedError
 
-    def guard(self) -> None:
-        """The lease is ours and its time is not up."""
+    def guard(self) -> float:
+        """The lease is ours and its time is not up; when it will be."""
         state = self.world.read(self.host)
         if state.fence != self.fence or state.claim is None:
             raise StaleError
         if self.world.now > state.claim.expires_at or state.claim.holder != self.holder:
             raise StaleError
+        return state.claim.expires_at
 
     def session(self, name: str) -> Session:
         if name not in self.sessions:
@@ -92,20 +98,28 @@ class Actor:
         return self.sessions[name]
 
     def act(self, name: str, *works: Callable[[Server], None]) -> Steps:
-        """Connect, then look at the lease, then act on that very session."""
+        """Connect, then look at the lease, then act on that very session before the lease ends."""
         for work in works:
             session = self.session(name)
             yield
-            if self.fence:
-                self.guard()
+            until = self.guard() if self.fence and "deadline" in self.means else NEVER
             yield
-            session.do(work)
+            try:
+                session.do(work, until)
+            except LostError:
+                self.is_in_doubt = True
+                raise
+
+    def let_go(self) -> None:
+        """Release the lease, unless a statement of ours may still take effect: then let it end."""
+        if not self.is_in_doubt or "release" in self.means:
+            self.world.release(self.host, self.fence)
 
     def fenced_in(self, name: str) -> Steps:
         """Kill whoever else has a session there."""
         session = self.session(name)
         yield
-        if self.mutant != "sessions live on":
+        if "kill" in self.means:
             session.kill_others()
 
     def wait(self, done: Callable[[], bool], why: str) -> Steps:
@@ -187,7 +201,7 @@ class Failover(Actor):
         except (QuitError, LostError):
             yield from self._give_up(opened)
             return
-        self.world.release(self.host, self.fence)
+        self.let_go()
 
     def _may(self) -> Opening:
         world = self.world
@@ -334,7 +348,7 @@ class Failover(Actor):
                 yield from self.act(name, lambda s: turn(s, opened.old.name))
             except LostError:
                 continue
-        self.world.release(self.host, self.fence)
+        self.let_go()
 
 
 class Closer(Actor):
@@ -360,30 +374,6 @@ def finish(actor: Actor, todo: list[Step], new: Member, term: int) -> Steps:
                 yield from actor.act(step.member, lambda s: follow(s, new.name))
             case Act.GRANT:
                 yield from actor.grant(step.member, term)
-
-
-class Complete(Actor):
-    """Somebody finishes what another one left after the record."""
-
-    def steps(self) -> Steps:
-        self.fence = self.world.claim(self.host, self.holder, "complete")
-        yield
-        members: list[Member] = []
-        for name in self.world.servers:
-            try:
-                self.session(name).do(lambda s: members.append(self.world.member(s)))
-            except LostError:
-                continue
-            yield
-        state = self.world.read(self.host)
-        left = completion(
-            state, Topology(tuple(members), {}, compared(members)), wait_for=self.world.wait_for
-        )
-        if hasattr(left, "steps"):
-            if any(step.act is Act.DRAIN for step in left.steps):
-                yield from self.drain(left.new.name)
-            yield from finish(self, list(left.steps), left.new, left.term)
-        self.world.release(self.host, self.fence)
 
 
 def compared(members: list[Member]) -> dict[tuple[str, str], str]:

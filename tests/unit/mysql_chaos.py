@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from mysql_actors import Actor, Complete, Failover, QuitError, Steps
-from mysql_keeper import Keeper
+from mysql_actors import Actor, Failover, QuitError, Steps
+from mysql_keeper import Complete, Keeper
 from mysql_world import LostError, Server, StaleError, World
 
 Event = tuple[str, Callable[[], object]]
@@ -70,6 +70,9 @@ class Chaos:
             yield f"{name} receives", partial(world.receive, name)
         if server.answers and server.applier and server.unapplied and not server.delayed:
             yield f"{name} applies", partial(world.apply, server)
+        if server.answers:
+            for index in range(len(server.unread)):
+                yield f"{name} reads on", partial(world.read_on, server, index)
         if server.answers and server.io != "OFF" and server.source:
             yield f"{name} looks after its stream", partial(world.connect, name)
 
@@ -95,7 +98,7 @@ class Chaos:
         else:
             yield f"{name} starts", partial(self._boot, name)
         if server.is_frozen:
-            yield f"{name} thaws", partial(world.thaw, server)
+            yield f"{name} thaws", partial(setattr, server, "is_frozen", False)
         if name in world.stopping:
             yield f"EC2 stops {name}", partial(self._stop, name)
         yield f"{name} has no API", partial(world.no_api.add, name)
@@ -151,25 +154,31 @@ class Chaos:
         world.mute.clear()
         world.stopping.clear()
         for name, server in world.servers.items():
-            if server.is_frozen:
-                world.thaw(server)
+            server.is_frozen = False
             if not server.is_up:
                 self._boot(name)
         same, before = 0, self._shape()
         while rounds and same < CALM:
             rounds -= 1
             world.now += 0.2
-            for index in reversed(range(len(self.running))):
-                self._go_on(index)
-            for _, event in [
-                e for e in self.events() if e[0].endswith(("receives", "applies", "stream"))
-            ]:
-                event()
-            for index in reversed(range(len(world.acks))):
-                world.deliver(index)
+            self._go_round()
             self.check()
             same = same + 1 if self._shape() == before else 0
             before = self._shape()
+
+    def _go_round(self) -> None:
+        """Everybody does a step, and all that is on its way arrives."""
+        for index in reversed(range(len(self.running))):
+            self._go_on(index)
+        for _, event in [
+            e for e in self.events() if e[0].endswith(("receives", "applies", "stream"))
+        ]:
+            event()
+        for server in self.world.servers.values():
+            while server.unread:
+                self.world.read_on(server, 0)
+        for index in reversed(range(len(self.world.acks))):
+            self.world.deliver(index)
 
     def _shape(self) -> tuple[object, ...]:
         """All that matters of the world, but for the clock and who holds the lease."""

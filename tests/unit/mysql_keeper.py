@@ -1,15 +1,16 @@
-"""The watcher of one host in the world of ``mysql_world``, as the rules tell it."""
+"""Watchers in the world of ``mysql_world``: who keeps a role, and who completes a change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from mysql_actors import Actor, QuitError, Steps, compared, detach, follow, turn
+from mysql_actors import Actor, QuitError, Steps, compared, detach, finish, follow, turn
 from mysql_world import DEAD_END, LostError, Server, StaleError
 
+from flotilla.rules.mysql_failover import Act, completion
 from flotilla.rules.mysql_rejoin import Advice, Do, Peers, advise
-from flotilla.rules.mysql_topology import Member
+from flotilla.rules.mysql_topology import Member, Topology
 
 
 class Keeper(Actor):
@@ -17,12 +18,12 @@ class Keeper(Actor):
 
     def steps(self) -> Steps:
         while True:
-            self.fence = 0
+            self.fence, self.is_in_doubt = 0, False
             self.sessions.clear()
             yield
             try:
                 advice = yield from self._advice()
-                if advice.needs_lease or advice.do is Do.QUARANTINE:
+                if advice.needs_lease:
                     self.fence = self.world.claim(self.host, self.holder, advice.do)
                     self.sessions.clear()
                     advice = yield from self._advice()
@@ -31,7 +32,7 @@ class Keeper(Actor):
                 yield
             with suppress(LostError, StaleError):
                 if self.fence:
-                    self.world.release(self.host, self.fence)
+                    self.let_go()
 
     def _advice(self) -> Iterator[None]:
         world = self.world
@@ -107,3 +108,27 @@ def resume(server: Server) -> None:
     server.applier = True
     if server.io == "OFF":
         server.io = "CONNECTING"
+
+
+class Complete(Actor):
+    """Somebody finishes what another one left after the record."""
+
+    def steps(self) -> Steps:
+        self.fence = self.world.claim(self.host, self.holder, "complete")
+        yield
+        members: list[Member] = []
+        for name in self.world.servers:
+            try:
+                self.session(name).do(lambda s: members.append(self.world.member(s)))
+            except LostError:
+                continue
+            yield
+        state = self.world.read(self.host)
+        left = completion(
+            state, Topology(tuple(members), {}, compared(members)), wait_for=self.world.wait_for
+        )
+        if hasattr(left, "steps"):
+            if any(step.act is Act.DRAIN for step in left.steps):
+                yield from self.drain(left.new.name)
+            yield from finish(self, list(left.steps), left.new, left.term)
+        self.let_go()

@@ -28,6 +28,15 @@ class StaleError(Exception):
 
 
 @dataclass
+class Sent:
+    """Statements that a server has not read yet: by which session, and when they are too late."""
+
+    session: int
+    until: float
+    work: Callable[[Server], None]
+
+
+@dataclass
 class Server:
     """``log`` is its binary log in order, ``waiting`` the end of it that is not committed yet."""
 
@@ -49,7 +58,7 @@ class Server:
     applier: bool = False
     delayed: bool = False
     session: int = 0
-    unread: list[tuple[int, Callable[[Server], None]]] = field(default_factory=list)
+    unread: list[Sent] = field(default_factory=list)
 
     @property
     def answers(self) -> bool:
@@ -202,13 +211,11 @@ class World:
             if other.source == server.name and other.io == "ON":
                 other.io = "CONNECTING"
 
-    def thaw(self, server: Server) -> None:
-        """It runs again, and first does what was sent to it meanwhile."""
-        server.is_frozen = False
-        for number, work in server.unread:
-            if number == server.session:
-                work(server)
-        server.unread.clear()
+    def read_on(self, server: Server, index: int) -> None:
+        """It does what was sent to it while it was frozen, in any order."""
+        sent = server.unread.pop(index)
+        if sent.session == server.session and self.now <= sent.until:
+            sent.work(server)
 
     def member(self, server: Server) -> Member:
         terms = [self.terms[g] for g in server.log if g in self.terms and g not in server.waiting]
@@ -295,11 +302,16 @@ class Session:
         self._check(self.server.session)
         self._number = self.server.session
 
-    def do(self, work: Callable[[Server], None]) -> None:
-        """Run statements. LostError: they took effect, or will, or did not."""
+    def do(self, work: Callable[[Server], None], until: float = float("inf")) -> None:
+        """Run statements. LostError: they took effect, or will, or did not.
+
+        With ``until``, the server itself refuses to begin them after that time.
+        """
         if self.server.is_frozen and self._number == self.server.session:
-            self.server.unread.append((self._number, work))
+            self.server.unread.append(Sent(self._number, until, work))
         self._check(self._number)
+        if self._world.now > until:
+            raise StaleError
         work(self.server)
         if self._host in self._world.mute:
             self._world.mute.discard(self._host)

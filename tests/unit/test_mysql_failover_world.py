@@ -14,9 +14,9 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mysql_actors import Actor, Complete, Failover, QuitError
+from mysql_actors import Actor, Failover, QuitError
 from mysql_chaos import Chaos
-from mysql_keeper import Keeper
+from mysql_keeper import Complete, Keeper
 from mysql_world import LEASE, LostError, StaleError
 
 NUMBERS = st.integers(0, (1 << 20) - 1)
@@ -97,6 +97,12 @@ def test_nothing_acknowledged_is_lost_whatever_happens_in_between(tape):
     in_order(chaos)
 
 
+@settings(max_examples=30, deadline=None)
+@given(TAPES)
+def test_sessions_that_are_killed_by_the_next_failover_are_enough_too(tape):
+    Chaos(mutant="kill").play(tape)
+
+
 @settings(max_examples=25, deadline=None)
 @given(TAPES)
 def test_five_members_of_which_two_acknowledge(tape):
@@ -164,13 +170,14 @@ def test_a_failover_survives_faults_at_every_step(fault, dies):
         assert world.state.record.term <= 2
 
 
-def test_a_proposer_that_slept_through_its_lease_changes_nothing_when_it_wakes():
-    asleep_before_it_turns_a_member("")
+@pytest.mark.parametrize("means", ["", "kill"], ids=["the server says no", "its session is gone"])
+def test_a_proposer_that_slept_through_its_lease_changes_nothing_when_it_wakes(means):
+    asleep_before_it_turns_a_member(means)
 
 
-def test_the_world_would_notice_a_proposer_whose_session_lives_on():
+def test_the_world_would_notice_a_proposer_that_nothing_stops():
     with pytest.raises(AssertionError, match="not its to take"):
-        asleep_before_it_turns_a_member("sessions live on")
+        asleep_before_it_turns_a_member("nothing stops a sleeper")
 
 
 def asleep_before_it_turns_a_member(mutant: str) -> None:

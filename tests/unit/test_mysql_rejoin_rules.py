@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.rules.mysql_gtid import foreign
-from flotilla.rules.mysql_rejoin import CLOSING, NAMING, OPENING, Advice, Do, Peers, advise
+from flotilla.rules.mysql_rejoin import CLOSING, OPENING, Advice, Do, Peers, advise
 from flotilla.rules.mysql_state import Claim, Pause, State
 from flotilla.rules.mysql_topology import Member, Record, Replication, SemiSync
 
@@ -152,11 +152,10 @@ def test_nothing_is_known_without_a_record_or_without_its_primary():
     assert ruled(member("mysql-2"), peers=Peers(None)).do is Do.WAIT
 
 
-def test_under_a_lease_that_ran_out_acknowledging_waits_until_it_was_taken_over():
+def test_acknowledging_begins_under_the_lease_only():
     stopped = member("mysql-2", **following("10.0.0.1", io="OFF"))
-    over = replace(STATE, claim=Claim("mysql-3", 8, NOW - 1))
-    assert ruled(stopped, over).needs_lease
-    assert not ruled(stopped).needs_lease
+    for claim in (None, Claim("", 7, 0.0), Claim("mysql-3", 8, NOW - 1)):
+        assert ruled(stopped, replace(STATE, claim=claim)).needs_lease
 
 
 def test_a_set_is_split_by_who_wrote_it_and_tags_stay_with_their_writer():
@@ -224,8 +223,7 @@ def test_nothing_opens_that_somebody_else_or_a_pause_forbids(me, state, seen):
     foreign = claim and claim.holder not in {"", me.name} and claim.expires_at >= NOW
     if foreign or state.paused:
         assert advice.do in {*CLOSING, Do.WAIT}
-    if advice.do in NAMING or (advice.do in OPENING and claim and claim.holder):
-        assert advice.needs_lease
+    assert advice.needs_lease == (advice.do in OPENING or advice.do is Do.QUARANTINE)
 
 
 @given(members, states, peers)

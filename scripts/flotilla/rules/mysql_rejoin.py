@@ -3,9 +3,9 @@
 Invariants:
 
 - A member that could be written to and is not the record's primary closes itself before all else.
-- Nothing that lets a member acknowledge, follow or take writes happens while somebody else holds
-  the cluster's lease. Under a lease that ran out it happens only once that was taken over: its
-  holder may be asleep in the middle of a failover, and must find his fencing number outdated.
+- What lets a member acknowledge, follow or take writes happens under the cluster's lease only. One
+  that ran out is taken over first: its holder may be asleep in the middle of a failover, and must
+  find his fencing number outdated.
 - What only this member holds is never applied, never streamed to others and never thrown away.
 - A barred member is let in by the record before it is told to acknowledge.
 """
@@ -40,10 +40,9 @@ class Do(StrEnum):
     GRANT = "grant"
 
 
-# Each of these lets acknowledgements or writes begin.
+# Each of these lets acknowledgements or writes begin, so it is done under the lease only: whoever
+# goes by a look at a free lease may be overtaken by a failover before his statement arrives.
 OPENING = frozenset({Do.FOLLOW, Do.REPOINT, Do.RESUME, Do.ACKNOWLEDGE, Do.GRANT, Do.DETACH})
-# These say who is what, so they are done under the lease whether or not anybody else has it.
-NAMING = frozenset({Do.FOLLOW, Do.REPOINT, Do.GRANT, Do.DETACH})
 # These only take away, so neither a pause nor somebody else's lease stops them.
 CLOSING = frozenset({Do.CLOSE, Do.SOURCE_OFF, Do.NOTHING})
 
@@ -112,9 +111,7 @@ def _allowed(advice: Advice, state: State, holder: str, now: float) -> Advice:
     claim = foreign_claim(state, holder, now)
     if claim is not None:
         return Advice(Do.WAIT, f"{claim.holder} is at work ({claim.reason}); then: {advice.why}")
-    stands = state.claim is not None and bool(state.claim.holder)
-    needs = advice.do in NAMING or advice.unbar or (stands and advice.do in OPENING)
-    return replace(advice, needs_lease=needs)
+    return replace(advice, needs_lease=advice.do in OPENING or advice.do is Do.QUARANTINE)
 
 
 def _as_primary(me: Member, record: Record, peers: Peers, wait_for: int) -> Iterator[Advice]:
