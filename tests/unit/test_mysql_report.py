@@ -99,3 +99,12 @@ def test_an_old_primary_that_came_back_completes_the_report() -> None:
     found = replace(REPORT, surplus=None).returned(REPORT.surplus, "mysql-1 follows mysql-3")
     assert found == replace(REPORT, fate="mysql-1 follows mysql-3")
     assert found.returned(None, "x").surplus == REPORT.surplus
+
+
+def test_what_the_old_primary_comes_back_with_bounds_a_loss_that_was_not_known() -> None:
+    unknown = replace(REPORT, surplus=None, loss=Loss(None, "mysql-2 was away"))
+    assert unknown.returned(None, "it follows").loss.count == 0
+    bounded = unknown.returned(REPORT.surplus, "it is kept out").loss
+    assert (bounded.count, bounded.gtids) == (None, f"{A}:7-9")
+    assert "at most the 3" in bounded.proof
+    assert REPORT.returned(None, "it follows").loss == REPORT.loss

@@ -19,10 +19,11 @@ from flotilla.aws.lease import Held
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.mysql import Server, look, position, subtract
 from flotilla.hosts.mysql_glimpse import Glimpse
-from flotilla.mysql import steps, takeover
+from flotilla.mysql import reports, steps, takeover
 from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.advised import carry_out, peers
 from flotilla.rules.mysql_rejoin import CLOSING, Advice, Do, Peers, advise
+from flotilla.rules.mysql_report import Surplus
 from flotilla.rules.mysql_standing import is_in_place
 from flotilla.rules.mysql_state import Place, State
 from flotilla.rules.mysql_topology import Member, Topology
@@ -177,6 +178,20 @@ class Duty:
             fence=fence,
         )
         log.warning("%s: done", advice.do)
+        if advice.unbar and primary:
+            self._report(None, f"{me.name} follows {primary.name}: nobody lacks what it held")
+
+    def _report(self, surplus: Surplus | None, fate: str) -> None:
+        """How the failover that this host lost its role in ended for it; no report, no harm."""
+        me, primary = self._knowledge.me, self._knowledge.primary
+        if me is None or primary is None:
+            return
+        try:
+            reports.complete(
+                self._server(primary), me.name, lambda report: report.returned(surplus, fate)
+            )
+        except FlotillaError as error:
+            log.warning("the report was not completed: %s", error.what)
 
     def _quarantine(self, advice: Advice, me: Member, state: State, guard: Guard) -> None:
         """Out for all to know, and nothing comes or goes: its rows must not spread."""
@@ -186,6 +201,8 @@ class Duty:
         barred = {**state.barred, me.instance_id: advice.why}
         self._knowledge.records.bar(barred, term=state.record.term, fence=guard.term)
         log.warning("quarantined: %s; next: fab mysql.rebuild %s", advice.why, me.name)
+        fate = f"{me.name} is kept out until it is rebuilt: fab mysql.rebuild {me.name}"
+        self._report(Surplus(me.name, advice.gtids), fate)
 
     def _place(self, me: Member) -> Place:
         return self._knowledge.places[me.name]

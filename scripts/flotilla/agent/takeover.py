@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +22,9 @@ from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.failover import Failover
 from flotilla.mysql.failover_journal import Journal
-from flotilla.mysql.failover_parts import Done
 from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_failover import Act, Opening, opening
 from flotilla.rules.mysql_flap import hold
-from flotilla.rules.mysql_report import Report, loss
 from flotilla.rules.mysql_state import Past, Place
 
 WAIT_FOR = 1
@@ -149,30 +146,10 @@ class Takeover:
         done = run.run(opened)
         seconds = self._now() - begun
         log.warning("%s is primary of term %d after %.2f s", done.new, done.term, seconds)
-        reports.keep(cluster.server(done.new), self._report(case, opened, done))
-
-    def _report(self, case: Case, opened: Opening, done: Done) -> Report:
-        fate = done.left_out.get(done.old) or done.fenced or "it is being closed"
-        return Report(
-            kind="failover",
-            term=done.term,
-            at=datetime.fromtimestamp(self._now(), UTC).isoformat(),
-            by=self._holder,
-            old=done.old,
-            new=done.new,
-            verdict=case.verdict.kind.value,
-            evidence=case.verdict.evidence,
-            proofs=tuple(dict.fromkeys(one for one in (done.proof, done.fenced) if one)),
-            seconds=done.seconds,
-            loss=loss(
-                ackers=len(opened.ackers),
-                wait_for=WAIT_FOR,
-                revoked=done.revoked,
-                missing=done.given_up,
-            ),
-            write_gap_seconds=done.gap_seconds,
-            fate=f"{done.old}: {fate}",
+        report = reports.of(
+            done, opened, case.verdict, by=self._holder, at=begun, wait_for=WAIT_FOR
         )
+        reports.keep(cluster.server(done.new), report)
 
     def _tell(self, held: str) -> None:
         kind = "".join(filter(str.isalpha, held))  # figures differ with every try

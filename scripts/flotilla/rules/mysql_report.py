@@ -76,8 +76,17 @@ class Report:
         )
 
     def returned(self, surplus: Surplus | None, fate: str) -> Report:
-        """The same, once the old primary is back and it is known what only it has."""
-        return replace(self, surplus=surplus or self.surplus, fate=fate)
+        """The same, once the old primary is back and it is known what only it has.
+
+        Whatever a client was told OK for is on it, so that bounds a loss that was not known.
+        """
+        found = self.loss
+        if found.count is None and surplus:
+            proof = f"at most the {count(surplus.gtids)} that only {self.old} has"
+            found = Loss(None, f"{proof}: {found.proof}", surplus.gtids)
+        elif found.count is None:
+            found = Loss(0, f"{self.old} came back and has nothing that others lack")
+        return replace(self, loss=found, surplus=surplus or self.surplus, fate=fate)
 
 
 def loss(
