@@ -88,10 +88,11 @@ def in_order(chaos: Chaos) -> None:
             assert server.executed == world.primary.executed
 
 
-@settings(max_examples=60, deadline=None)
-@given(TAPES)
-def test_nothing_acknowledged_is_lost_whatever_happens_in_between(tape):
-    chaos = Chaos()
+@pytest.mark.parametrize(("members", "wait_for"), [(3, 1), (5, 1), (5, 2)])
+@settings(max_examples=40, deadline=None)
+@given(tape=TAPES)
+def test_nothing_acknowledged_is_lost_whatever_happens_in_between(members, wait_for, tape):
+    chaos = Chaos(members, wait_for)
     chaos.play(tape)
     chaos.heal()
     in_order(chaos)
@@ -101,24 +102,6 @@ def test_nothing_acknowledged_is_lost_whatever_happens_in_between(tape):
 @given(TAPES)
 def test_sessions_that_are_killed_by_the_next_failover_are_enough_too(tape):
     Chaos(mutant="kill").play(tape)
-
-
-@settings(max_examples=25, deadline=None)
-@given(TAPES)
-def test_five_members_of_which_two_acknowledge(tape):
-    chaos = Chaos(5, 2)
-    chaos.play(tape)
-    chaos.heal()
-    in_order(chaos)
-
-
-@settings(max_examples=25, deadline=None)
-@given(TAPES)
-def test_five_members_of_which_one_acknowledges(tape):
-    chaos = Chaos(5, 1)
-    chaos.play(tape)
-    chaos.heal()
-    in_order(chaos)
 
 
 @settings(max_examples=40, deadline=None)
