@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 from mysqld.agents import Agents
 from mysqld.operators import operator
 from mysqld.test_agents import agents as agents  # noqa: PLC0414  a fixture
@@ -14,7 +16,7 @@ from mysqld.test_rebuild import bucket as bucket  # noqa: PLC0414  a fixture
 from mysqld.trio import Trio
 from mysqld.writers import TABLE, Writers, held
 
-from flotilla.mysql import reports
+from flotilla.mysql import operate_maintain, reports
 from flotilla.mysql.operate_rebuild import rebuilding
 from flotilla.rules.mysql_report import Report, count
 from flotilla.wait import until
@@ -78,3 +80,25 @@ def test_from_a_lost_primary_to_its_rebuilt_host_everything_is_in_the_report(
     assert last
     assert last.surplus == done.surplus
     assert f"s3://{bucket}/" in done.surplus.saved_to
+
+
+def test_every_host_is_restarted_while_watchers_watch_and_nobody_fails_over(
+    trio: Trio, agents: Agents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with operator(trio, tmp_path) as (opened, hands):
+        monkeypatch.setattr(operate_maintain, "session", lambda *_, **__: nullcontext(opened))
+        with Writers(trio) as clients:
+            until(lambda: len(clients.acked) > 50, seconds=20)
+            done = operate_maintain.patch(
+                trio.settings, restart=True, confirmed=lambda _: None, said=lambda _: None
+            )
+            moment = time.monotonic()
+            until(lambda: len(clients.since(moment)) > 50, seconds=20)
+            nothing_is_lost(trio, clients)
+    stops = [line.partition(":")[0] for line in hands.did if line.endswith("stop")]
+    assert stops == ["mysql-2", "mysql-3", "mysql-1"]
+    assert trio.record.term == done["moved"]["term"] == 2
+    state = trio.records.state()
+    assert state
+    assert not state.past, "the only change of primary was the planned one"
+    assert agents.await_whole(done["moved"]["new"], seconds=60) == done["moved"]["new"]

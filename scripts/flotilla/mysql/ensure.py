@@ -10,6 +10,7 @@ from flotilla.errors import HostFailed, Refused
 from flotilla.mysql import accounts, steps, store
 from flotilla.mysql.accounts import Account, Secrets
 from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.leasing import leased
 from flotilla.rules.mysql import Refusal, Repair, Step, Verb, repair
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
@@ -50,7 +51,7 @@ class Ensure:
 
     def apply(self, progress: Progress) -> Outcome:
         """Do what a fresh plan says, under the cluster's lease, and check that nothing is left."""
-        with store.lock(self._settings, "fab mysql.ensure") as lock:
+        with leased(self._settings, "fab mysql.ensure") as lock:
             plan = self.plan()
             for step in plan.steps:
                 lock.check()

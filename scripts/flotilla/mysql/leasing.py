@@ -11,8 +11,8 @@ from flotilla.mysql import store
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
 
-# Longer than a lease that its holder has left behind.
-LEASE_SECONDS = 90.0
+# A watcher is done in a moment; a lease of its kind that was left behind ends in this time.
+LEASE_SECONDS = 25.0
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from flotilla.aws.lease import Held
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.lock import Lock
 from flotilla.mysql import store
@@ -133,7 +132,7 @@ class Maintenance:
         return follower_objection(member, primary)
 
     def _mend(self) -> None:
-        with suppress(FlotillaError, Held):
+        with suppress(FlotillaError):
             Ensure(self._opened.settings, self._opened.cluster).apply(self._steps.step)
 
     def _lag(self, name: str) -> float:

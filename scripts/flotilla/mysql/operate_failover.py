@@ -22,6 +22,7 @@ from flotilla.mysql.ensure import refused
 from flotilla.mysql.failover import Done, Failover
 from flotilla.mysql.failover_journal import Journal
 from flotilla.mysql.fencing import Fence, Fencing
+from flotilla.mysql.leasing import leased
 from flotilla.mysql.observe import Seen, observe
 from flotilla.mysql.operate import demand_member
 from flotilla.mysql.operate_record import demanded
@@ -65,7 +66,7 @@ def failover(
         confirmed(_text(opened, plan))
         with (
             recorded(settings, COMMAND, said) as steps,
-            store.lock(settings, COMMAND) as lock,
+            leased(settings, COMMAND) as lock,
             ExitStack() as stack,
         ):
             with steps.step("look again"):

@@ -19,6 +19,7 @@ from flotilla.lock import Lock
 from flotilla.mysql import steps, store
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.ensure import Progress, refused
+from flotilla.mysql.leasing import leased
 from flotilla.rules.mysql import Refusal, Switchover, repair, switchover
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
@@ -104,7 +105,7 @@ class Move:
 
         Raises Refused when it was called off and the old primary takes writes as before.
         """
-        with store.lock(self._settings, "fab mysql.switchover") as lock:
+        with leased(self._settings, "fab mysql.switchover") as lock:
             with self._timed("check again", progress):
                 plan = self._again(chosen)
             paused = self._switch(plan, lock, progress)
