@@ -8,10 +8,12 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 from mysqld.binaries import Binaries, NoImageError, binaries
+from mysqld.commits import ids
 from mysqld.trio import Trio, prepare_account, running
 from unit.fleets import maker
 
 from flotilla.settings import Settings
+from flotilla.wait import until
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +26,7 @@ def programs() -> Binaries:
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def api_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
     """An AWS account of its own, reachable from other processes too."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -34,8 +36,15 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    yield f"http://{host}:{port}"
+    yield server
     server.stop()
+
+
+@pytest.fixture
+def api(api_server: ThreadedMotoServer) -> str:
+    """Where that account is: a URL."""
+    host, port = api_server.get_host_and_port()
+    return f"http://{host}:{port}"
 
 
 @pytest.fixture
@@ -51,3 +60,14 @@ def trio(programs: Binaries, settings: Settings) -> Iterator[Trio]:
     """A whole cluster: mysql-1 is primary of term 1, the others follow and acknowledge."""
     with running(programs, settings) as made:
         yield made
+
+
+@pytest.fixture
+def table(trio: Trio) -> str:
+    """A table with the row 0, on every member."""
+    name = f"{trio.settings.mysql.database}.t"
+    trio.rows("mysql-1", f"CREATE TABLE {name} (id INT PRIMARY KEY)")
+    trio.rows("mysql-1", f"INSERT INTO {name} VALUES (0)")
+    for replica in trio.replicas:
+        until(lambda r=replica: ids(trio, r.name, name) == [0], seconds=10, every=0.05)
+    return name

@@ -67,6 +67,17 @@ class Interrupted(Journal):
             time.sleep(0.2)  # the signal may arrive a moment later
 
 
+class Observed(Journal):
+    """A journal whose lines are shown to somebody when they are on the disk."""
+
+    on_line: Callable[[Mapping[str, Any]], None] | None = None
+
+    def write(self, event: str, **fields: Any) -> None:
+        super().write(event, **fields)
+        if self.on_line:
+            self.on_line({"event": event, **fields})
+
+
 def power_off(server: Mysqld) -> Fence:
     """A fence like EC2's forced stop: the process ends, whatever state it is in."""
     return Fencing(lambda: _ended(server.name, server.kill))
@@ -108,16 +119,22 @@ def fail_over(
     trio: Trio,
     *,
     fence: Callable[[Mysqld], Fence] = power_off,
+    on_line: Callable[[Mapping[str, Any]], None] | None = None,
     reachable: Mapping[str, bool] | None = None,
     **options: Any,
 ) -> Done:
-    """A whole failover in this process, as an operator's command or a watcher runs it."""
+    """A whole failover in this process, as an operator's command or a watcher runs it.
+
+    ``on_line`` is called after each line of the journal.
+    """
     old = trio.primary
     begin = opened(trio, reachable, **options)
     if isinstance(begin, Refusal):
         raise Refused(begin.what, begin.why, "Nothing was changed", begin.next)
     with store.lock(trio.settings, "a test") as lock, trio.cluster() as cluster:
-        journal = Journal.begin(trio.folder / "journal", begin.term, time.time)
+        journal = Observed.begin(trio.folder / "journal", begin.term, time.time)
+        assert isinstance(journal, Observed)
+        journal.on_line = on_line
         run = Failover(cluster, lock, trio.records, journal, fence(old), known=trio.secrets)
         return run.run(begin)
 

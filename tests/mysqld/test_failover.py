@@ -3,79 +3,31 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from mysqld.managers import (
-    fail_over,
-    let_lease_expire,
-    never,
-    resume,
-    start,
-    through_server,
+from mysqld.checks import (
+    commit,
+    is_whole_without,
+    nothing_is_lost,
+    settled,
+    writable,
+    writes_go_on,
 )
+from mysqld.managers import fail_over, never, resume, through_server
 from mysqld.server import Mysqld
 from mysqld.trio import Trio
 from mysqld.writers import TABLE, Writers, gap_seconds, held
 
-from flotilla.errors import FlotillaError, HostFailed, Refused
+from flotilla.errors import FlotillaError, Refused
 from flotilla.mysql import store
 from flotilla.mysql.failover import Done
 from flotilla.rules.mysql_verdict import Kind, Verdict
 from flotilla.wait import until
 
 log = logging.getLogger(__name__)
-
-# Of the journal of a failover from a killed primary to one of two replicas.
-LINES = 22
-_WRITABLE = "SELECT @@GLOBAL.read_only OR @@GLOBAL.offline_mode AS closed"
-
-
-def writable(trio: Trio) -> list[str]:
-    """Every running server that would take an application's write."""
-    return [
-        name
-        for name, server in trio.servers.items()
-        if server.is_running and not trio.rows(name, _WRITABLE)[0]["closed"]
-    ]
-
-
-def is_whole_without(trio: Trio, *gone: str) -> None:
-    """One primary, by record and in fact; everybody else follows it and acknowledges."""
-    primary = trio.primary
-    assert writable(trio) == [primary.name]
-    term = trio.rows(primary.name, "SELECT term, uuid FROM ops.term ORDER BY term DESC LIMIT 1")
-    assert term == [{"term": trio.record.term, "uuid": trio.record.uuid}]
-    for replica in trio.replicas:
-        if replica.name in gone:
-            continue
-        rows = trio.rows(
-            replica.name,
-            "SELECT c.HOST AS host, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier"
-            " FROM performance_schema.replication_connection_configuration c"
-            " JOIN performance_schema.replication_connection_status s USING (CHANNEL_NAME)"
-            " JOIN performance_schema.replication_applier_status a USING (CHANNEL_NAME)",
-        )
-        assert rows == [{"host": primary.address, "io": "ON", "applier": "ON"}]
-    clients = trio.rows(primary.name, "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_source_clients'")
-    assert int(clients[0]["Value"]) == 2 - len(gone)
-
-
-def nothing_is_lost(trio: Trio, clients: Writers) -> None:
-    """Every row that any server said OK to is on the primary."""
-    acked = {write.id for write in clients.stop()}
-    assert acked
-    assert not acked - held(trio, trio.primary.name)
-
-
-def writes_go_on(clients: Writers) -> None:
-    """A server tells them OK again."""
-    moment = time.monotonic()
-    until(lambda: len(clients.since(moment)) > 20, seconds=20)
 
 
 def under_load(trio: Trio, fault: Callable[[], None], **options: object) -> tuple[Done, Writers]:
@@ -182,14 +134,6 @@ def rejoin(trio: Trio, old: Mysqld) -> None:
 # --- who takes over
 
 
-def settled(trio: Trio) -> None:
-    """A table with rows that everybody has applied."""
-    with Writers(trio, count=1) as clients:
-        until(lambda: len(clients.acked) > 5, seconds=20)
-    for replica in trio.replicas:
-        until(lambda r=replica: held(trio, r.name) == held(trio, "mysql-1"), seconds=10)
-
-
 def write_behind(trio: Trio, server: Mysqld, number: int, *, tag: str = "") -> None:
     """Somebody writes where nobody should."""
     session = server.session()
@@ -228,15 +172,6 @@ def test_with_every_replica_diverged_nobody_is_promoted_and_each_surplus_is_name
     assert trio.record.term == 1
 
 
-def _commit(trio: Trio, number: int) -> None:
-    user = trio.settings.mysql.user
-    client = trio.primary.client(user, trio.secrets.passwords[user])
-    table = f"{trio.settings.mysql.database}.{TABLE}"
-    with client.cursor() as cursor:
-        cursor.execute(f"INSERT INTO {table} VALUES (%s, @@server_uuid)", (number,))
-    client.close()
-
-
 def test_a_delayed_replica_that_alone_has_the_last_writes_takes_over_with_them(
     trio: Trio,
 ) -> None:
@@ -250,7 +185,7 @@ def test_a_delayed_replica_that_alone_has_the_last_writes_takes_over_with_them(
         trio.rows(delayed.name, statement)
     trio.rows(other.name, "STOP REPLICA IO_THREAD")
     for number in range(10**6, 10**6 + 5):
-        _commit(trio, number)
+        commit(trio, number)
     trio.primary.kill()
     assert 10**6 not in held(trio, delayed.name)
     done = fail_over(trio)
@@ -271,7 +206,7 @@ def test_a_member_whose_applier_has_stopped_leaves_it_to_another_one(trio: Trio)
     session.query(f"INSERT INTO {table} VALUES (1000000, '')")
     session.query("SET GLOBAL super_read_only = ON")
     session.close()
-    _commit(trio, 10**6)
+    commit(trio, 10**6)
     trio.rows(broken.name, "START REPLICA SQL_THREAD")
     trio.primary.kill()
     done = fail_over(trio)
@@ -294,7 +229,7 @@ def test_with_a_replica_away_nobody_is_promoted_and_the_others_go_back(trio: Tri
     old.start()
     old.ready()
     trio.ensure()
-    _commit(trio, 10**6)
+    commit(trio, 10**6)
     assert trio.record.term == 1
 
 
@@ -326,113 +261,20 @@ def test_giving_up_a_missing_replica_waits_for_the_old_primary_to_be_stopped(tri
     assert trio.record.term == 1
 
 
-# --- managers that die, freeze or meet
-
-
-def test_a_failover_has_as_many_lines_as_are_killed_after(trio: Trio) -> None:
+def test_a_given_up_replica_that_comes_back_lets_the_new_primary_take_writes(trio: Trio) -> None:
     settled(trio)
-    trio.primary.kill()
-    manager = start(trio)
-    said = manager.communicate(timeout=60)[1]
-    assert manager.returncode == 0, said
-    journal = (trio.folder / "journal" / "term-000002.jsonl").read_text()
-    assert len(journal.splitlines()) == LINES, journal
-
-
-@pytest.mark.parametrize("line", range(1, LINES + 1))
-def test_a_manager_killed_after_any_line_of_its_journal_is_resumed_under_the_same_term(
-    trio: Trio, line: int
-) -> None:
+    away, new = trio.replicas
+    away.kill()
     old = trio.primary
-    with Writers(trio) as clients:
-        writes_go_on(clients)
-        old.kill()
-        manager = start(trio, at_line=line)
-        said = manager.communicate(timeout=60)[1]
-        assert manager.returncode == -signal.SIGKILL, said
-        let_lease_expire(trio)
-        done = resume(trio, old, 2)
-        assert (done.term, trio.record.term) == (2, 2)
-        writes_go_on(clients)
-        nothing_is_lost(trio, clients)
-    is_whole_without(trio, old.name)
-
-
-@pytest.mark.parametrize("line", [2, 7, 9, 10, 11, 12, 16])
-def test_a_manager_that_slept_while_another_one_took_over_changes_nothing_any_more(
-    trio: Trio, line: int
-) -> None:
-    settled(trio)
-    trio.primary.kill()
-    sleeper = start(trio, at_line=line, with_signal=int(signal.SIGSTOP))
-    until(lambda: _is_stopped(sleeper.pid), seconds=30)
-    let_lease_expire(trio)
-    old = trio.primary
+    old.kill()
+    done = fail_over(trio, accept_loss=True)
+    assert (done.new, done.fenced) == (new.name, "mysql-1 is stopped")
+    assert "takes no writes before 1 members acknowledge" in done.left_out[new.name]
+    assert writable(trio) == []
+    away.start()
+    away.ready()
+    with store.lock(trio.settings, "a test") as lock:
+        trio.records.bar({old.instance_id: "dead"}, term=2, fence=lock.term)
     resume(trio, old, 2)
-    after = _everything(trio)
-    time.sleep(2.5)  # it looks at its lease when it has not for two seconds
-    sleeper.send_signal(signal.SIGCONT)
-    said = sleeper.communicate(timeout=60)[1]
-    assert sleeper.returncode != 0, said
-    assert _everything(trio) == after
-    is_whole_without(trio, "mysql-1")
-
-
-def test_of_two_managers_at_once_one_wins_and_the_other_changes_nothing(trio: Trio) -> None:
-    settled(trio)
-    trio.primary.kill()
-    managers = [start(trio), start(trio)]
-    said = [manager.communicate(timeout=60)[1] for manager in managers]
-    assert sorted(manager.returncode for manager in managers) == [0, 3], said
-    assert trio.record.term == 2
-    is_whole_without(trio, "mysql-1")
-
-
-def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-def _everything(trio: Trio) -> dict[str, object]:
-    state = trio.records.state()
-    assert state is not None
-    found: dict[str, object] = {"record": state.record, "barred": dict(state.barred)}
-    for name, server in trio.servers.items():
-        if server.is_running:
-            found[name] = trio.rows(
-                name,
-                "SELECT @@GLOBAL.read_only, @@GLOBAL.super_read_only, @@GLOBAL.offline_mode,"
-                " @@GLOBAL.rpl_semi_sync_source_enabled, @@GLOBAL.rpl_semi_sync_replica_enabled,"
-                " @@GLOBAL.gtid_executed, (SELECT GROUP_CONCAT(CONCAT(HOST, PORT)) FROM"
-                " performance_schema.replication_connection_configuration) AS source",
-            )
-    return found
-
-
-def test_the_new_primary_dying_before_it_is_opened_loses_nothing(trio: Trio) -> None:
-    with Writers(trio) as clients:
-        until(lambda: len(clients.acked) > 20, seconds=20)
-        old = trio.primary
-        old.kill()
-        manager = start(trio, at_line=_line_of(trio, "record"))
-        assert manager.wait(60) == -signal.SIGKILL
-        let_lease_expire(trio)
-        new = trio.primary
-        assert new is not old
-        new.kill()
-        with pytest.raises((Refused, HostFailed)):
-            fail_over(trio)
-        assert writable(trio) == []
-        new.start()
-        new.ready()
-        resume(trio, old, 2)
-        writes_go_on(clients)
-        nothing_is_lost(trio, clients)
-
-
-def _line_of(trio: Trio, act: str) -> int:
-    """The line after which a step of a kill's failover is done."""
-    acts = [
-        "begin",
-        *(a for a in ("revoke", "fence", "positions", "drain", "record") for _ in "id"),
-    ]
-    return len(acts) - acts[::-1].index(act)
+    commit(trio, 10**6)
+    is_whole_without(trio, old.name)

@@ -253,8 +253,13 @@ class Failover:
 
     def _after_the_record(self, chosen: Promotion, found: Found) -> Done:
         acts = [step.act for step in chosen.steps]
+        left = chosen.steps[acts.index(Act.RECORD) + 1 :]
+        if not chosen.followers:
+            # An operator gave up the others: it is opened once one of them acknowledges again.
+            left = tuple(step for step in left if step.act not in {Act.GRANT, Act.VERIFY})
+            self._left_out[chosen.new.name] = "; ".join(chosen.notes)
         try:
-            self._take(chosen.steps[acts.index(Act.RECORD) + 1 :], chosen.new, chosen.term)
+            self._take(left, chosen.new, chosen.term)
         except FlotillaError as error:
             self._journal.write("end", result="unfinished", what=error.what)
             raise HostFailed(
