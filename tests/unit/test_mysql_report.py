@@ -22,7 +22,7 @@ REPORT = Report(
     verdict="dead",
     evidence=("mysql-2 and mysql-3 get nothing from it",),
     proofs=("mysql-2 and mysql-3 acknowledge nothing any more",),
-    seconds={"revoke": 0.1, "drain": 0.25},
+    seconds={"revoke mysql-2": 0.1, "grant mysql-3": 0.25, "verify fence mysql-1": 20.0},
     loss=Loss(0, "it has all"),
     write_gap_seconds=1.234,
     fate="mysql-1 is stopped",
@@ -78,7 +78,7 @@ def test_the_page_names_evidence_times_loss_and_where_the_surplus_is() -> None:
     page = text(REPORT)
     for wanted in (
         "mysql-2 and mysql-3 get nothing from it",
-        "0.35 s in all",
+        "0.35 s until writes went on",
         "no writes for 1.23 s",
         "acknowledged writes lost: 0 (it has all)",
         "only mysql-1 has 3 transactions",

@@ -22,6 +22,7 @@ from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.failover import Failover
 from flotilla.mysql.failover_journal import Journal
+from flotilla.mysql.failover_parts import Log
 from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_failover import Act, Opening, opening
 from flotilla.rules.mysql_flap import hold
@@ -47,7 +48,7 @@ class Noted:
     later must not leave the cluster free to fail over again.
     """
 
-    def __init__(self, journal: Journal, remember: Callable[[str], None]) -> None:
+    def __init__(self, journal: Log, remember: Callable[[str], None]) -> None:
         self._journal = journal
         self._remember = remember
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flotilla.agent.fences import fence
+from flotilla.agent.takeover import Noted
 from flotilla.aws.session import client, described
 from flotilla.aws.waiters import paginate
 from flotilla.hosts.mysql import Server
@@ -21,6 +22,7 @@ from flotilla.mysql.cluster import through
 from flotilla.mysql.ensure import refused
 from flotilla.mysql.failover import Done, Failover
 from flotilla.mysql.failover_journal import Journal
+from flotilla.mysql.failover_parts import Log
 from flotilla.mysql.fencing import Fence, Fencing
 from flotilla.mysql.leasing import leased
 from flotilla.mysql.observe import Seen, observe
@@ -72,7 +74,7 @@ def failover(
             with steps.step("look again"):
                 plan = _plan(opened, to, accept_loss=accept_loss)
             at = time.time()
-            run = _run(opened, lock, plan, stack)
+            run = _run(opened, lock, plan, said, stack)
             done = run.complete() if isinstance(plan, Completion) else run.run(plan.opening)
             report = _keep(opened, plan, done, at) if isinstance(plan, Takeover) else None
             steps.result = {"term": done.term, "primary": done.new}
@@ -124,16 +126,44 @@ def _observed(opened: Session, places: list[Place], old: Place) -> Seen:
         return observe(opened.cluster, places, old, eye, me=holder())
 
 
-def _run(opened: Session, lock: Lock, plan: Takeover | Completion, stack: ExitStack) -> Failover:
-    settings = opened.settings
+class Told:
+    """A failover's journal, whose steps are also said as they end."""
+
+    def __init__(self, journal: Journal, said: Said) -> None:
+        self._journal = journal
+        self._said = said
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Add a line."""
+        self._journal.write(event, **fields)
+        if event == "done":
+            who = ", ".join(fields["members"])
+            self._said(f"{fields['act']} {who} ... ok {fields['seconds']:.2f} s")
+
+
+def _run(
+    opened: Session, lock: Lock, plan: Takeover | Completion, said: Said, stack: ExitStack
+) -> Failover:
+    settings, records = opened.settings, store.records(opened.settings)
     term = plan.term if isinstance(plan, Completion) else plan.opening.term
+    journal = Journal.begin(settings.scratch / "mysql" / "failovers", term, time.time)
+    log: Log = Told(journal, said)
+    if isinstance(plan, Takeover):
+        old = plan.opening.old.name
+        # Whoever asked for it has seen it: it blocks no watcher.
+        log = Noted(
+            log,
+            lambda new: records.remember(
+                Past(at=time.time(), term=term, old=old, new=new, acknowledged=True)
+            ),
+        )
     announcer = opened.announcer()
     announcer.arm()
     return Failover(
         opened.cluster,
         lock,
-        store.records(settings),
-        Journal.begin(settings.scratch / "mysql" / "failovers", term, time.time),
+        records,
+        log,
         _fence(opened, plan, stack),
         known=store.secrets(settings),
         announcer=announcer,
@@ -196,8 +226,6 @@ class Stops:
 
 def _keep(opened: Session, plan: Takeover, done: Done, at: float) -> Report:
     report = reports.of(done, plan.opening, plan.seen.verdict, by=holder(), at=at)
-    event = Past(at=at, term=done.term, old=done.old, new=done.new, acknowledged=True)
-    store.records(opened.settings).remember(event)
     reports.keep(opened.cluster.server(done.new), report)
     return report
 
@@ -212,7 +240,7 @@ def _text(opened: Session, plan: Takeover | Completion) -> str:
     head = f"{settings.prefix}: term {found.term} is taken from {found.old.name}, which is"
     lines = [f"{head} {plan.seen.verdict.kind}:"]
     lines += [f"  {sentence}" for sentence in found.evidence]
-    lines += [f"  {step.act} {step.member}: {step.why}" for step in found.steps]
+    lines += [f"  {f'{step.act} {step.member}'.strip()}: {step.why}" for step in found.steps]
     lines.append(f"  then {found.to or 'whoever holds everything'} takes over")
     return "\n".join([*lines, *(_price(opened, plan) if found.accept_loss else [])])
 
