@@ -61,6 +61,19 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(trio, agents):
     assert agents.await_whole(new, seconds=60) == new
     (past,) = until(lambda: trio.records.state().past, seconds=10)
     assert (past.term, past.old, past.new) == (2, "mysql-1", new)
+    # Half of replica_net_timeout is what a CHANGE leaves behind that does not name the period: then
+    # a living source is silent for longer than a watcher waits.
+    assert {heartbeat(trio, replica.name) for replica in trio.replicas} == {1.0}
+
+
+def heartbeat(trio: Trio, name: str) -> float:
+    """How often a replica has its source say that it lives, in seconds."""
+    rows = trio.rows(
+        name,
+        "SELECT HEARTBEAT_INTERVAL AS period"
+        " FROM performance_schema.replication_connection_configuration",
+    )
+    return float(rows[0]["period"])
 
 
 def test_a_frozen_primary_is_replaced_and_closed_when_it_goes_on(trio, agents):

@@ -29,6 +29,7 @@ from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.cluster import Cluster, Seat
 from flotilla.mysql.ensure import Ensure
 from flotilla.mysql.record import Records
+from flotilla.mysql.steps import PORT, REPOINT
 from flotilla.rules.mysql_state import Place
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
@@ -209,7 +210,7 @@ def _readdress(trio: Trio) -> None:
     for server in trio.replicas:
         session = server.session()
         with suppress(FlotillaError):
-            session.query("CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s", (trio.primary.address,))
+            session.query(REPOINT, (trio.primary.address, PORT))
         session.close()
 
 

@@ -19,12 +19,20 @@ DRAIN_SECONDS = 30.0
 CONNECT_SECONDS = 15.0
 GRANT_SECONDS = 10.0
 
-# A heartbeat a second, so that replica_net_timeout may be a few: a frozen source is noticed.
+# A heartbeat a second: a frozen source is noticed, and a living one is not taken for dead. Every
+# CHANGE that names a source or its account must say so again: without it, the period becomes half
+# of replica_net_timeout, whatever it was before.
 _FOLLOW = """
 CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_USER = %s,
   SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_SSL = 1,
   SOURCE_HEARTBEAT_PERIOD = 1, SOURCE_CONNECT_RETRY = 1, SOURCE_RETRY_COUNT = 86400
 """
+_RENEW = """
+CHANGE REPLICATION SOURCE TO SOURCE_USER = %s, SOURCE_PASSWORD = %s, SOURCE_HEARTBEAT_PERIOD = 1
+"""
+REPOINT = (
+    "CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_HEARTBEAT_PERIOD = 1"
+)
 _TERM = """
 INSERT INTO ops.term (term, uuid, granted_at) VALUES (%s, %s, NOW(6)) AS new
 ON DUPLICATE KEY UPDATE granted_at = IF(term.uuid = new.uuid, new.granted_at, NULL)
@@ -61,7 +69,7 @@ def stream_to(source: str) -> list[Statement]:
     """Point a running replica's stream elsewhere; its applier does not stop."""
     return [
         "STOP REPLICA IO_THREAD",
-        ("CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s", (source, PORT)),
+        (REPOINT, (source, PORT)),
         "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
         "START REPLICA IO_THREAD",
     ]
@@ -90,7 +98,7 @@ def renew_password(server: Server, known: Secrets) -> None:
         [
             "STOP REPLICA IO_THREAD",
             (
-                "CHANGE REPLICATION SOURCE TO SOURCE_USER = %s, SOURCE_PASSWORD = %s",
+                _RENEW,
                 (REPLICATION, known.passwords[REPLICATION]),
             ),
             "START REPLICA IO_THREAD",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from flotilla.errors import HostFailed, Unreachable
 from flotilla.hosts.mysql import Server, Statement
-from flotilla.mysql.steps import PORT, clients, open_for_writes
+from flotilla.mysql.steps import PORT, REPOINT, clients, open_for_writes
 from flotilla.wait import DeadlineError, until
 
 REVOKE_SECONDS = 3.0
@@ -164,10 +164,9 @@ def turn(server: Server, address: str, port: int = PORT, *, held_there: bool = F
         raise _stuck(server, "its applier has stopped")
     if state["applier"] == "OFF" and not error:
         server.query("START REPLICA SQL_THREAD")
-    change = "CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s"
     # Left out where it would change nothing: then it cannot throw anything away either.
     moves: list[Statement] = (
-        [(change, (address, port))] if (address, port) != _source(state) else []
+        [(REPOINT, (address, port))] if (address, port) != _source(state) else []
     )
     statements: list[Statement] = [
         "STOP REPLICA IO_THREAD",
