@@ -228,7 +228,7 @@ def test_a_replica_that_lacks_purged_transactions_is_left_for_a_rebuild():
     plan = repair(replace(model.look(), stranded=frozenset({"mysql-3"})), model.record)
     assert isinstance(plan, Repair)
     assert plan.steps == ()
-    assert "rebuild it by CLONE" in plan.notes[0]
+    assert "fab mysql.rebuild" in plan.notes[0]
 
 
 def test_a_replica_that_waits_for_acknowledgements_is_freed_before_it_applies():

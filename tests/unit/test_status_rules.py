@@ -344,6 +344,20 @@ def test_the_problems_of_the_cluster_are_told_with_its_own_next_command():
     assert found.severity is Severity.DOWN
 
 
+@pytest.mark.parametrize(
+    ("problem", "page"),
+    [
+        ("mysql-3: it does not replicate", "mysql-replica-stopped"),
+        ("mysql-3 is kept out (it is ahead): fab mysql.rejoin mysql-3", "mysql-host-is-kept-out"),
+        ("automatic failover is paused by ana: new disks", "mysql-failover-is-refused"),
+    ],
+)
+def test_each_problem_of_the_database_leads_to_its_page(problem: str, page: str) -> None:
+    paused = {"by": "ana", "reason": "new disks", "until": 1.0} if "paused" in problem else None
+    (found,) = findings(world(mysql=mysql(problems=[problem], paused=paused)))
+    assert found.page == page
+
+
 def test_a_replica_that_lags_and_writes_that_nobody_acknowledges():
     members = mysql()["members"]
     members[2]["lag_seconds"] = 61.0

@@ -37,6 +37,10 @@ def status(
     else:
         problems = [f"{step.member}: {step.why}" for step in decision.steps] + list(decision.notes)
         after = "fab mysql.ensure" if decision.steps else ""
+    paused = _paused(state, clock())
+    if paused:
+        problems.append(f"automatic failover is paused by {paused['by']}: {paused['reason']}")
+        after = after or "fab mysql.unpause"
     return {
         "term": record.term if record else None,
         "primary": primary.name if primary else None,
@@ -46,7 +50,7 @@ def status(
         ],
         "problems": problems,
         "next": after,
-        "paused": _paused(state, clock()),
+        "paused": paused,
         "holder": _holder(state, clock()),
     }
 

@@ -270,8 +270,8 @@ def _doubtful(topology: Topology, record: Record | None) -> Refusal | None:
         return Refusal(
             f"the primary of term {record.term}, {record.instance_id}, does not answer"
             f" ({_absent(topology)})",
-            "whether it still takes writes is not known, so nobody else may",
-            "start that host, then fab mysql.ensure",
+            "whether it still takes writes is not known, so nobody else may without a failover",
+            "fab mysql.failover",
         )
     contradictions = [
         *(
@@ -367,7 +367,7 @@ def _notes(topology: Topology) -> Iterator[str]:
     for name, reason in sorted(topology.silent.items()):
         yield f"{name} does not answer: {reason}"
     for name in sorted(topology.stranded):
-        yield f"{name} lacks transactions the primary has purged: rebuild it by CLONE"
+        yield f"{name} lacks transactions the primary has purged: fab mysql.rebuild {name}"
 
 
 def _recorded(topology: Topology, record: Record) -> Member:

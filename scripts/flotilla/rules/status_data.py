@@ -13,6 +13,7 @@ LAG_SECONDS = 10.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 NO_WRITES, REPLICA, REDIS = "mysql-takes-no-writes", "mysql-replica-stopped", "redis-failed-over"
+KEPT_OUT, NO_FAILOVER = "mysql-host-is-kept-out", "mysql-failover-is-refused"
 
 
 def mysql(world: World) -> Iterator[Finding]:
@@ -34,8 +35,16 @@ def _problems(world: World, cluster: Mapping[str, Any]) -> Iterator[Finding]:
     for problem in cluster["problems"]:
         if not _about(problem, silent):
             after = cluster["next"] or "fab mysql.status"
-            page = REPLICA if cluster["primary"] else NO_WRITES
-            yield Finding(severity, "mysql", problem, after, page)
+            yield Finding(severity, "mysql", problem, after, _page(problem, cluster))
+
+
+def _page(problem: str, cluster: Mapping[str, Any]) -> str:
+    """The run-book for a sentence of ``fab mysql.status``."""
+    if "fab mysql.rejoin" in problem or "fab mysql.rebuild" in problem:
+        return KEPT_OUT
+    if cluster.get("paused") and "paused" in problem:
+        return NO_FAILOVER
+    return REPLICA if cluster["primary"] else NO_WRITES
 
 
 def _members(cluster: Mapping[str, Any]) -> Iterator[Finding]:
