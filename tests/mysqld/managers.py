@@ -120,12 +120,13 @@ def fail_over(
     *,
     fence: Callable[[Mysqld], Fence] = power_off,
     on_line: Callable[[Mapping[str, Any]], None] | None = None,
+    kind: type[Failover] = Failover,
     reachable: Mapping[str, bool] | None = None,
     **options: Any,
 ) -> Done:
     """A whole failover in this process, as an operator's command or a watcher runs it.
 
-    ``on_line`` is called after each line of the journal.
+    ``on_line`` is called after each line of the journal; ``kind`` may be one that does it wrong.
     """
     old = trio.primary
     begin = opened(trio, reachable, **options)
@@ -135,7 +136,7 @@ def fail_over(
         journal = Observed.begin(trio.folder / "journal", begin.term, time.time)
         assert isinstance(journal, Observed)
         journal.on_line = on_line
-        run = Failover(cluster, lock, trio.records, journal, fence(old), known=trio.secrets)
+        run = kind(cluster, lock, trio.records, journal, fence(old), known=trio.secrets)
         return run.run(begin)
 
 

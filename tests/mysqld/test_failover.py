@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from mysqld.checks import (
@@ -23,7 +24,9 @@ from mysqld.writers import TABLE, Writers, gap_seconds, held
 
 from flotilla.errors import FlotillaError, Refused
 from flotilla.mysql import store
-from flotilla.mysql.failover import Done
+from flotilla.mysql.failover import Done, Failover
+from flotilla.rules.mysql_failover import Found, Opening
+from flotilla.rules.mysql_state import State
 from flotilla.rules.mysql_verdict import Kind, Verdict
 from flotilla.wait import until
 
@@ -129,6 +132,49 @@ def rejoin(trio: Trio, old: Mysqld) -> None:
         trio.ensure()
     with store.lock(trio.settings, "a test") as lock:
         trio.records.bar({}, term=trio.record.term, fence=lock.term)
+
+
+# --- a primary that is cut off from the manager only, and goes on
+
+
+class Hasty(Failover):
+    """Reads positions while members still acknowledge, as if nothing could come in between."""
+
+    def _open(self, opened: Opening) -> None:
+        self._revoked = set(opened.ackers)
+        state = self._book.state()
+        assert state is not None
+        self._early = super()._positions(state)
+        super()._open(opened)
+
+    def _positions(self, _: State) -> Found:
+        return self._early
+
+
+def write_at_the_last_moment(trio: Trio) -> Callable[[Mapping[str, Any]], None]:
+    """Right before members are told to acknowledge no more, mysql-3 alone acknowledges a row."""
+
+    def on_line(line: Mapping[str, Any]) -> None:
+        if (line["event"], line.get("act")) == ("intent", "revoke"):
+            commit(trio, 10**6)
+
+    return on_line
+
+
+@pytest.mark.parametrize(("kind", "new", "kept"), [(Failover, "mysql-3", 1), (Hasty, "mysql-2", 0)])
+def test_positions_count_only_once_nobody_acknowledges(
+    trio: Trio, kind: type[Failover], new: str, kept: int
+) -> None:
+    settled(trio)
+    trio.rows("mysql-2", "STOP REPLICA IO_THREAD")
+    done = fail_over(
+        trio,
+        reachable={"mysql-1": False},
+        on_line=write_at_the_last_moment(trio),
+        kind=kind,
+    )
+    assert done.new == new
+    assert len({10**6} & held(trio, new)) == kept
 
 
 # --- who takes over
