@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ import pytest
 from mysqld.agents import HEALTH_PORT, Agents
 from mysqld.operators import Hands
 from mysqld.trio import Trio
+from templates.conftest import render_template
 
 from flotilla.agent.ledger import Order
 from flotilla.aws.session import client
@@ -35,24 +36,6 @@ from flotilla.snapshot import Host, Snapshot
 log = logging.getLogger(__name__)
 
 APPS = {"app-1": "127.84.0.1", "app-2": "127.84.0.2"}
-# As the role has it for an application host.
-HAPROXY = """
-defaults
-    mode tcp
-    option redispatch 1
-    retries 3
-    timeout connect 2s
-    timeout check 500ms
-    timeout client 1h
-    timeout server 1h
-    option httpchk
-    http-check expect status 200
-    default-server check inter 500ms fall 2 rise 1 on-marked-down shutdown-sessions
-listen mysql_writer
-    bind {address}:3306
-    http-check send meth GET uri /primary
-    tcp-request connection reject if {{ nbsrv gt 1 }}
-"""
 
 
 class Here(Hands):
@@ -140,17 +123,28 @@ def host(name: str, address: str, zone: str, instance_id: str) -> Host:
     )
 
 
+def writer_of(name: str, address: str, servers: Mapping[str, str]) -> str:
+    """What the role has an application host's HAProxy do for writers, at another address."""
+    text = render_template(
+        *("haproxy", "haproxy.cfg.j2"),
+        host=name,
+        haproxy_edge_enabled=False,
+        haproxy_local_enabled=True,
+        haproxy_local_mysql_servers=dict(servers),
+        haproxy_local_mysql_health_port=HEALTH_PORT,
+    )
+    ours = text[text.index("defaults primaries") : text.index("listen mysql_readers")]
+    return ours.replace("127.0.0.1:3306", f"{address}:3306")
+
+
 @pytest.fixture
 def balancers(trio: Trio, tmp_path: Path) -> Iterator[None]:
     """HAProxy of every application host."""
     running = []
+    servers = {server.name: server.address for server in trio.servers.values()}
     for name, address in APPS.items():
-        servers = "".join(
-            f"    server {s.name} {s.address}:3306 port {HEALTH_PORT}\n"
-            for s in trio.servers.values()
-        )
         path = tmp_path / f"{name}.cfg"
-        path.write_text(HAPROXY.format(address=address) + servers)
+        path.write_text(writer_of(name, address, servers))
         running.append(subprocess.Popen(["haproxy", "-db", "-f", str(path)]))
     yield
     for process in running:

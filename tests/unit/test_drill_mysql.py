@@ -10,7 +10,7 @@ import pytest
 from mysql_model import Model
 
 from flotilla.drill import mysql as drill
-from flotilla.drill.mysql_cluster import disorder
+from flotilla.drill.mysql_cluster import View, disorder
 from flotilla.drill.mysql_faults import STRIKES, Site, strike, undone
 from flotilla.errors import BadOption, FlotillaError, Refused, Unreachable
 from flotilla.rules.drill_mysql import FAULTS, Aim, Power
@@ -215,3 +215,67 @@ def test_all_runs_are_told_together_with_what_each_broke():
     assert [why.split(":")[0] for why in told["broken"]] == ["run 2", "run 2"]
     assert "mysql-1 -> mysql-2 (term 2)" in drill.line(0, 2, run)
     assert "never" in drill.line(0, 2, run | {"converged_seconds": None})
+
+
+# --- getting over it ------------------------------------------------------------------------------
+
+
+class Sky:
+    """Time that passes only while somebody sleeps, and a cluster that changes with it.
+
+    ``blind`` is when nobody can be asked; from ``moved`` on the role is with mysql-2.
+    """
+
+    def __init__(self, moved: float, blind: tuple[float, float] = (0.0, 0.0)) -> None:
+        self.now = 1000.0
+        self._moved, self._blind = 1000.0 + moved, blind
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def view(self, but: str = "") -> View:
+        begin, end = self._blind
+        if 1000.0 + begin <= self.now < 1000.0 + end:
+            raise Unreachable("the bastion does not answer")
+        assert but in {"", "mysql-1"}
+        who = "mysql-2" if self.now >= self._moved else "mysql-1"
+        return View(who, 2, "", {"u": who})
+
+
+def got_over(
+    sky: Sky, fault: str, monkeypatch: pytest.MonkeyPatch, *, is_struck: bool = True
+) -> float | None:
+    monkeypatch.setattr(drill, "time", sky)
+    made = drill.Drill.__new__(drill.Drill)
+    made._subject = sky  # type: ignore[assignment]
+    found = made._got_over_it(FAULTS[fault], View("mysql-1", 1, ""), 1000.0, is_struck=is_struck)
+    return None if found is None else found - 1000.0
+
+
+def test_a_fault_lasts_as_long_as_it_should_and_the_moment_of_order_is_kept(monkeypatch):
+    sky = Sky(moved=3.0)
+    assert got_over(sky, "freeze", monkeypatch) == pytest.approx(3.0, abs=0.3)
+    assert sky.now - 1000 == pytest.approx(FAULTS["freeze"].hold_seconds, abs=0.6)
+
+
+def test_a_cluster_that_does_not_move_is_waited_for_and_then_given_up(monkeypatch):
+    sky = Sky(moved=1e6)
+    assert got_over(sky, "kill", monkeypatch) is None
+    assert sky.now - 1000 == pytest.approx(drill.CONVERGE_SECONDS, abs=1)
+
+
+def test_when_the_fault_takes_our_own_sight_it_is_undone_in_time_and_looked_at_then(monkeypatch):
+    sky = Sky(moved=3.0, blind=(1.0, 30.0))
+    assert got_over(sky, "zone", monkeypatch) is None
+    assert sky.now - 1000 == pytest.approx(FAULTS["zone"].hold_seconds, abs=1)
+    found = got_over(sky, "zone", monkeypatch, is_struck=False)
+    assert found == pytest.approx(30.0, abs=0.6)
+
+
+def test_who_may_stay_is_not_called_in_order_before_the_fault_had_its_time(monkeypatch):
+    sky = Sky(moved=1e6)
+    found = got_over(sky, "too-many-connections", monkeypatch)
+    assert found == pytest.approx(FAULTS["too-many-connections"].hold_seconds, abs=0.6)

@@ -146,7 +146,10 @@ class Drill:
             with undone(site):
                 struck = time.time()
                 strike(site, fault, aim)
-                converged = self._got_over_it(fault, before, struck)
+                converged = self._got_over_it(fault, before, struck, is_struck=True)
+            if converged is None:
+                # What cut the primary off may have cut us off from everybody else.
+                converged = self._got_over_it(fault, before, struck, is_struck=False)
             time.sleep(AFTER_SECONDS)
             healed = time.time()
             fate, not_mended = self._mended(fault, before.primary, clients)
@@ -184,29 +187,34 @@ class Drill:
         except FlotillaError as error:
             return ["not brought back"], error.what
 
-    def _got_over_it(self, fault: Fault, before: View, struck: float) -> float | None:
-        """Wait until the cluster is in order without help, and the fault's time is over too."""
+    def _got_over_it(
+        self, fault: Fault, before: View, struck: float, *, is_struck: bool
+    ) -> float | None:
+        """Wait until the cluster is in order without help, and the fault's time is over too.
+
+        When that was; None if not in time, or if the fault's time is over and nobody can be asked.
+        """
         moved = fault.ends is Ends.MOVED
+        hold = max(fault.hold_seconds, 0.0 if moved else BEGUN_SECONDS)
         converged: float | None = None
-        end = struck + CONVERGE_SECONDS
-        while time.time() < end:
-            held = time.time() - struck >= max(fault.hold_seconds, 0 if moved else BEGUN_SECONDS)
-            if converged is not None and held:
+        is_seen = True
+        while (now := time.time()) < struck + CONVERGE_SECONDS:
+            held = now >= struck + hold
+            if held and (converged is not None or (is_struck and not is_seen)):
                 break
             if (held or moved) and converged is None:
-                converged = self._in_order(fault, before)
+                is_seen, is_over = self._seen(but=before.primary if moved else "")
+                converged = time.time() if is_over else None
             time.sleep(LOOK_SECONDS)
         return converged
 
-    def _in_order(self, fault: Fault, before: View) -> float | None:
-        """Now, if nothing is out of order; where the role must move, among the others."""
-        moved = fault.ends is Ends.MOVED
+    def _seen(self, but: str) -> tuple[bool, bool]:
+        """Whether anybody can be asked, and whether nothing is out of order without ``but``."""
         try:
-            view = self._subject.view(but=before.primary if moved else "")
+            view = self._subject.view(but)
         except FlotillaError:
-            return None  # the fault may have taken our own way to the hosts
-        is_over = not view.why and (not moved or view.primary != before.primary)
-        return time.time() if is_over else None
+            return False, False
+        return bool(view.names), not view.why and view.primary != but
 
     def _whole(self) -> View:
         """The cluster, in order. Raises Refused when it is not."""
