@@ -106,7 +106,7 @@ class Duty:
         if state is None or advice.do in {Do.NOTHING, Do.WAIT, Do.CLONE}:
             return
         if advice.do in CLOSING:
-            self._do(advice, member, state, fence=0)
+            self._do(advice, member, state)
             return
         term = state.record.term
         with Guard(self._knowledge.records, self._holder, advice.why, term=term) as guard:
@@ -118,7 +118,7 @@ class Duty:
             if again.do is Do.QUARANTINE:
                 self._quarantine(again, member, state, guard)
             else:
-                self._do(again, member, state, fence=guard.term)
+                self._do(again, member, state, guard)
         # What it led to is looked at soon.
         self._checked = self._clock() - CHECK_SECONDS
         self._knowledge.hurry()
@@ -165,7 +165,7 @@ class Duty:
                 return None
         return None
 
-    def _do(self, advice: Advice, me: Member, state: State, *, fence: int) -> None:
+    def _do(self, advice: Advice, me: Member, state: State, guard: Guard | None = None) -> None:
         primary = self._knowledge.primary
         carry_out(
             advice,
@@ -175,7 +175,8 @@ class Duty:
             source=primary.address if primary else "",
             known=self._known,
             records=self._knowledge.records,
-            fence=fence,
+            fence=guard.term if guard else 0,
+            check=guard.check if guard else lambda: None,
         )
         log.warning("%s: done", advice.do)
         if advice.unbar and primary:

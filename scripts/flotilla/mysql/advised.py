@@ -43,9 +43,11 @@ def carry_out(
     source: str,
     known: Secrets,
     records: Records,
-    fence: int,
+    fence: int = 0,
+    check: Callable[[], object] = lambda: None,
 ) -> None:
-    """Do it; ``source`` is the primary's address, ``fence`` the lease's term (0 for a closing).
+    """Do it; ``source`` is the primary's address. What opens needs the lease: ``fence`` is its
+    term, ``check`` raises when it is lost.
 
     Who is let in again is written before the member is told to acknowledge. Not for QUARANTINE and
     CLONE, which end in a rebuild.
@@ -63,6 +65,6 @@ def carry_out(
         Do.RESUME: lambda: steps.resume(server),
         Do.ACKNOWLEDGE: lambda: steps.acknowledge(server),
         Do.REOPEN: lambda: server.query("SET GLOBAL offline_mode = OFF"),
-        Do.GRANT: lambda: takeover.grant(server, term, me.uuid),
+        Do.GRANT: lambda: takeover.grant(server, term, me.uuid, check),
     }
     actions[advice.do]()

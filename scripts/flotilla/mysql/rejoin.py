@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from flotilla.errors import HostFailed, Refused
+from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.lock import Lock
 from flotilla.mysql import reports, store
 from flotilla.mysql.accounts import Secrets
@@ -127,6 +128,7 @@ class Rejoining:
             known=known,
             records=self._records,
             fence=lock.term,
+            check=lock.check,
         )
 
     def _completed(self, found: Found, done: list[str]) -> None:
@@ -135,11 +137,13 @@ class Rejoining:
         if not done or primary is None or primary.name == self._name:
             return
         fate = f"{self._name} follows {primary.name}; it held nothing that others lack"
-        reports.complete(
-            self._cluster.server(primary.name),
-            self._name,
-            lambda report: report.returned(None, fate),
-        )
+        # A primary that waits for acknowledgements cannot be written to yet: no reason to fail.
+        with suppress(FlotillaError):
+            reports.complete(
+                self._cluster.server(primary.name),
+                self._name,
+                lambda report: report.returned(None, fate),
+            )
 
     def _refused(self, advice: Advice) -> Refused:
         return Refused(
