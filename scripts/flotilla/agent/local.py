@@ -59,6 +59,7 @@ class Local:
 
     def run(self) -> None:
         """Look for ever."""
+        self.look()
         while True:
             self.turn()
 
