@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from mysqld.test_failover import is_whole_without, nothing_is_lost, writes_go_on
 from mysqld.trio import Trio
 from mysqld.writers import Writers
 
-from flotilla.errors import Refused
+from flotilla.errors import HostFailed, Refused
 from flotilla.mysql import operate_failover, operate_maintain, operate_record, store
+from flotilla.mysql.leasing import leased
+from flotilla.mysql.rejoin import Rejoining
 from flotilla.mysql.session import Session
 from flotilla.rules.mysql_report import Report
 from flotilla.settings import Settings
@@ -168,3 +170,33 @@ def test_a_replica_that_does_not_acknowledge_keeps_the_others_from_being_taken_a
 def started(trio: Trio, name: str) -> float:
     rows = trio.rows(name, "SHOW GLOBAL STATUS LIKE 'Uptime'")
     return time.time() - float(rows[0]["Value"])
+
+
+def test_with_an_accepted_loss_the_one_that_is_left_takes_over_and_serves_once_another_is_back(
+    trio: Trio, hands: Hands
+) -> None:
+    """Nobody else was written to, so the host that comes back shows that nothing was lost."""
+    with Writers(trio) as clients:
+        until(lambda: len(clients.acked) > 40, seconds=20)
+        clients.stop()
+        trio["mysql-3"].kill()
+        trio.primary.kill()
+        with pytest.raises(HostFailed, match="term 2 belongs to mysql-2") as waits:
+            fail_over(trio, accept_loss=True)
+        assert waits.value.next.startswith("fab mysql.rejoin")
+        trio.start(["mysql-3"])
+        rejoin(trio, "mysql-3")
+        report = Report.from_dict(fail_over(trio)["report"])
+        assert (report.term, report.old, report.new) == (2, "mysql-1", "mysql-2")
+        assert report.loss.count is None
+        trio.start(["mysql-1"])
+        rejoin(trio, "mysql-1")
+        is_whole_without(trio)
+        nothing_is_lost(trio, clients)
+    found = operate_record.history(trio.settings)
+    assert operate_record.the_report(found, 2).loss.count == 0
+
+
+def rejoin(trio: Trio, name: str) -> None:
+    with trio.cluster() as cluster, leased(trio.settings, "a test") as lock:
+        Rejoining(trio.settings, cluster, name).apply(lock, lambda _: nullcontext())

@@ -27,6 +27,7 @@ STATEMENT_SECONDS = 5.0
 MISSING = frozenset({1146, 1049})
 LOCK_WAIT_TIMEOUT = 1205
 SYNTAX_ERROR = 1064
+READ_ONLY = 1290
 _LOST = frozenset({2006, 2013, 2014, 2055})
 # What socat says, at the other end of an SSH channel, of a server that does not run.
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")

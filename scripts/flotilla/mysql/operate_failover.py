@@ -15,7 +15,8 @@ from flotilla.agent.fences import fence
 from flotilla.agent.takeover import Noted
 from flotilla.aws.session import client, described
 from flotilla.aws.waiters import paginate
-from flotilla.hosts.mysql import Server
+from flotilla.errors import HostFailed
+from flotilla.hosts.mysql import READ_ONLY, Server, SqlError
 from flotilla.lock import Lock
 from flotilla.mysql import reports, store
 from flotilla.mysql.cluster import through
@@ -59,8 +60,9 @@ def failover(
 ) -> dict[str, Any]:
     """Replace the primary, or complete a change that was cut off: {term, primary, report}.
 
-    ``report`` is None for a completion. Raises Refused with the evidence when the primary is alive
-    or nobody may take over, HostFailed when the record was changed and the rest is to be completed.
+    ``report`` is None where what was completed had one or was no failover. Raises Refused with the
+    evidence when the primary is alive or nobody may take over, HostFailed when the record was
+    changed and the rest is to be completed.
     """
     with session(settings, fresh=True) as opened:
         demand_member(opened, to)
@@ -74,9 +76,12 @@ def failover(
             with steps.step("look again"):
                 plan = _plan(opened, to, accept_loss=accept_loss)
             at = time.time()
-            run = _run(opened, lock, plan, said, stack)
+            term = plan.term if isinstance(plan, Completion) else plan.opening.term
+            folder = settings.scratch / "mysql" / "failovers"
+            journal = Journal.begin(folder, term, time.time)
+            run = _run(opened, lock, plan, Told(journal, said), stack)
             done = run.complete() if isinstance(plan, Completion) else run.run(plan.opening)
-            report = _keep(opened, plan, done, at) if isinstance(plan, Takeover) else None
+            report = _report(opened, plan, done, journal, at)
             steps.result = {"term": done.term, "primary": done.new}
     if report:
         said(text(report))
@@ -142,21 +147,12 @@ class Told:
 
 
 def _run(
-    opened: Session, lock: Lock, plan: Takeover | Completion, said: Said, stack: ExitStack
+    opened: Session, lock: Lock, plan: Takeover | Completion, log: Log, stack: ExitStack
 ) -> Failover:
     settings, records = opened.settings, store.records(opened.settings)
-    term = plan.term if isinstance(plan, Completion) else plan.opening.term
-    journal = Journal.begin(settings.scratch / "mysql" / "failovers", term, time.time)
-    log: Log = Told(journal, said)
     if isinstance(plan, Takeover):
-        old = plan.opening.old.name
-        # Whoever asked for it has seen it: it blocks no watcher.
-        log = Noted(
-            log,
-            lambda new: records.remember(
-                Past(at=time.time(), term=term, old=old, new=new, acknowledged=True)
-            ),
-        )
+        found = plan.opening
+        log = Noted(log, lambda new: _remember(opened, found.term, found.old.name, new))
     announcer = opened.announcer()
     announcer.arm()
     return Failover(
@@ -168,6 +164,12 @@ def _run(
         known=store.secrets(settings),
         announcer=announcer,
     )
+
+
+def _remember(opened: Session, term: int, old: str, new: str) -> None:
+    """Whoever asked for it has seen it: it blocks no watcher."""
+    event = Past(at=time.time(), term=term, old=old, new=new, acknowledged=True)
+    store.records(opened.settings).remember(event)
 
 
 def _places(opened: Session, state: State) -> tuple[list[Place], Place]:
@@ -224,10 +226,34 @@ class Stops:
             client(self._settings, "ec2").stop_instances(InstanceIds=[instance_id], Force=True)
 
 
-def _keep(opened: Session, plan: Takeover, done: Done, at: float) -> Report:
-    report = reports.of(done, plan.opening, plan.seen.verdict, by=holder(), at=at)
-    reports.keep(opened.cluster.server(done.new), report)
-    return report
+def _report(
+    opened: Session, plan: Takeover | Completion, done: Done, journal: Journal, at: float
+) -> Report | None:
+    """Write what there is to be told about a failover that took effect, in this run or before."""
+    primary = opened.cluster.server(done.new)
+    if isinstance(plan, Takeover):
+        report = reports.of(done, plan.opening, plan.seen.verdict, by=holder(), at=at)
+        # Until it is in the cluster: a new primary to whom nobody acknowledges takes no writes yet.
+        journal.write(reports.LINE, body=report.as_dict())
+        try:
+            reports.keep(primary, report)
+        except SqlError as error:
+            if error.code != READ_ONLY:
+                raise
+            raise HostFailed(
+                f"term {done.term} belongs to {done.new}, which takes no writes yet",
+                "nobody acknowledges to it, so every write would wait for ever",
+                f"Its report is in {journal.path}",
+                "fab mysql.rejoin with the name of another host, then fab mysql.failover",
+            ) from None
+        return report
+    found = reports.resumed(done, journal.lines(), by=holder(), at=at)
+    waits = done.new in done.left_out
+    if found is None or waits or any(one.term == found.term for one in reports.read(primary)):
+        return None
+    _remember(opened, found.term, found.old, found.new)
+    reports.keep(primary, found)
+    return found
 
 
 def _text(opened: Session, plan: Takeover | Completion) -> str:

@@ -7,18 +7,21 @@ report is there exactly when the term that it tells of took effect.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from flotilla.hosts.mysql import MISSING, Server, SqlError
 from flotilla.mysql.failover_parts import Done
 from flotilla.rules.mysql_failover import Opening
-from flotilla.rules.mysql_report import Report, loss
+from flotilla.rules.mysql_report import Loss, Report, loss
 from flotilla.rules.mysql_verdict import Verdict
 
 TABLE = (
     "CREATE TABLE IF NOT EXISTS ops.report (term BIGINT UNSIGNED PRIMARY KEY, body JSON NOT NULL)"
 )
+# The event under which a failover's journal has the report that the cluster could not take yet.
+LINE = "report"
 _KEEP = "REPLACE INTO ops.report (term, body) VALUES (%s, %s)"
 # A write waits for an acknowledgement, which may need another moment after a failover.
 KEEP_SECONDS = 10.0
@@ -48,6 +51,33 @@ def of(
         ),
         write_gap_seconds=done.gap_seconds,
         fate=done.left_out.get(done.old, "") or done.fenced or f"{done.old} is not closed yet",
+    )
+
+
+def resumed(done: Done, lines: Sequence[Mapping[str, Any]], *, by: str, at: float) -> Report | None:
+    """The report of a failover that was cut off after the record was changed, from its journal.
+
+    None where no failover of this term was begun with that journal. What was revoked is not known
+    any more, so neither is whether anything was lost: the old primary tells when it is back.
+    """
+    written = [line["body"] for line in lines if line["event"] == LINE]
+    if written:
+        return Report.from_dict(written[-1])
+    begun = next((line for line in lines if line["event"] == "begin"), None)
+    if begun is None:
+        return None
+    return Report(
+        kind="failover",
+        term=done.term,
+        at=datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+        by=by,
+        old=begun["old"]["name"],
+        new=done.new,
+        verdict="completed after it was cut off",
+        evidence=tuple(begun["evidence"]),
+        proofs=(),
+        seconds=done.seconds,
+        loss=Loss(None, "whoever decided it was cut off before it could tell"),
     )
 
 
