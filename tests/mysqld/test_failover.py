@@ -17,13 +17,14 @@ from mysqld.checks import (
     writable,
     writes_go_on,
 )
+from mysqld.commits import held_applier
 from mysqld.managers import fail_over, never, resume, through_server
 from mysqld.server import Mysqld
 from mysqld.trio import Trio
 from mysqld.writers import TABLE, Writers, gap_seconds, held
 
 from flotilla.errors import FlotillaError, Refused
-from flotilla.mysql import store
+from flotilla.mysql import failover, store
 from flotilla.mysql.failover import Done, Failover
 from flotilla.rules.mysql_failover import Found, Opening
 from flotilla.rules.mysql_state import State
@@ -260,6 +261,49 @@ def test_a_member_whose_applier_has_stopped_leaves_it_to_another_one(trio: Trio)
     assert "it acknowledges, but its applier has stopped" in done.left_out[broken.name]
     assert "Duplicate entry" in done.left_out[broken.name]
     assert writable(trio) == [other.name]
+
+
+def test_a_member_whose_role_would_survive_a_restart_is_not_chosen(trio: Trio) -> None:
+    settled(trio)
+    trio.rows("mysql-2", "SET PERSIST_ONLY super_read_only = OFF")
+    trio.primary.kill()
+    assert fail_over(trio).new == "mysql-3"
+
+
+def test_a_member_that_can_apply_at_once_is_preferred_to_one_that_waits_for_a_lock(
+    trio: Trio,
+) -> None:
+    settled(trio)
+    table = f"{trio.settings.mysql.database}.{TABLE}"
+    with held_applier(trio, trio["mysql-2"], table):
+        commit(trio, 10**6)
+        until(lambda: 10**6 in held(trio, "mysql-3"), seconds=10)
+        trio.primary.kill()
+        start = time.monotonic()
+        assert fail_over(trio).new == "mysql-3"
+        assert time.monotonic() - start < 5
+    until(lambda: 10**6 in held(trio, "mysql-2"), seconds=10)
+    is_whole_without(trio, "mysql-1")
+
+
+def test_where_nobody_can_apply_all_nobody_is_promoted_and_nothing_is_thrown_away(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover, "DRAIN_SECONDS", 2.0)
+    settled(trio)
+    table = f"{trio.settings.mysql.database}.{TABLE}"
+    names = [replica.name for replica in trio.replicas]
+    with held_applier(trio, trio["mysql-2"], table), held_applier(trio, trio["mysql-3"], table):
+        commit(trio, 10**6)
+        trio.primary.kill()
+        with pytest.raises(Refused, match=r"mysql-2: .*more than 2 s.*mysql-3: .*more than 2 s"):
+            fail_over(trio)
+        assert writable(trio) == []
+        assert trio.record.term == 1
+    for name in names:
+        until(lambda n=name: 10**6 in held(trio, n), seconds=10)
+    fail_over(trio)
+    is_whole_without(trio, "mysql-1")
 
 
 def test_with_a_replica_away_nobody_is_promoted_and_the_others_go_back(trio: Trio) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ from lab.layout import layout
 NAMES = ("mysql-1", "mysql-2", "mysql-3")
 # Loopback addresses nobody else uses: the lab's public ones are 127.77.0.0/16.
 _NETWORK = "127.83"
+_NETWORKS = 250
 # Whatever made a kept cluster: another version of it makes another one.
 _MADE_BY = ("accounts.py", "ensure.py", "steps.py")
 _MEMORY = Path("/dev/shm")
@@ -64,6 +66,17 @@ def scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
 
 
+def _free_network() -> str:
+    """The first three numbers of addresses nobody listens on: test runs at once must not meet."""
+    first = os.getpid() % _NETWORKS
+    for number in (*range(first, _NETWORKS), *range(first)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((f"{_NETWORK}.{number + 1}.1", PORT))
+            return f"{_NETWORK}.{number + 1}"
+    raise AssertionError(f"all of {_NETWORK}.0.0/16 is taken")
+
+
 def prepare_account(settings: Settings) -> None:
     """Tables and parameters as provisioning makes them, in an empty account."""
     database = client(settings, "dynamodb")
@@ -86,8 +99,7 @@ class Trio:
     def __init__(self, binaries: Binaries, folder: Path, settings: Settings) -> None:
         self.settings = settings
         self.folder = folder
-        # Two test runs at once must not meet.
-        net = f"{_NETWORK}.{os.getpid() % 250 + 1}"
+        net = _free_network()
         self.servers = {
             name: Mysqld(binaries, folder / name, name, number, f"{net}.{number}")
             for number, name in enumerate(NAMES, 1)
