@@ -181,7 +181,7 @@ def test_writes_are_given_up_only_in_so_many_words_and_are_counted(databases: Da
     old, (acker, behind) = databases.primary, databases.replicas
     last_one(databases, old, acker, behind)
     told = databases.failover("--accept-loss")
-    assert told["new"] == behind
+    assert told["primary"] == behind
     loss = databases.report()["loss"]
     assert loss["count"] is None or loss["count"] >= len(ROWS)
     assert loss["proof"]
