@@ -78,6 +78,26 @@ def test_a_dead_primary_is_replaced_by_command_and_the_report_says_why(
     assert "acknowledged writes lost: 0" in operate_record.told(found, time.time())
 
 
+def test_a_failover_whose_operator_was_killed_is_ended_by_the_same_command_and_only_once(
+    trio: Trio, hands: Hands
+) -> None:
+    trio.primary.kill()
+    done = fail_over(trio)
+    journal = trio.settings.scratch / "mysql" / "failovers" / "term-000002.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    ended = next(n for n, line in enumerate(lines) if '"event": "end"' in line)
+    journal.write_text("".join(lines[:ended]))
+    new = trio.primary.name
+    trio.rows(new, "DELETE FROM ops.report")
+    again = fail_over(trio)
+    assert (again["term"], again["primary"]) == (2, new)
+    assert (again["report"]["old"], again["report"]["new"]) == ("mysql-1", new)
+    assert again["report"]["evidence"] == done["report"]["evidence"]
+    with pytest.raises(Refused, match=f"{new} is alive"):
+        fail_over(trio)
+    is_whole_without(trio, "mysql-1")
+
+
 def test_a_living_primary_is_not_replaced(trio: Trio, hands: Hands) -> None:
     with load(trio), pytest.raises(Refused, match="mysql-1 is alive") as refused:
         fail_over(trio)

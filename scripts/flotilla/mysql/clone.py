@@ -163,6 +163,8 @@ def _completed(server: Server, before: list[str], start: Callable[[], None]) -> 
             why = "no copy was begun"
             return None
         why = f"{rows[0]['state']} {rows[0]['message']}".strip()
+        if rows[0]["state"] == "Failed":
+            raise _failed(server, why)
         done = rows[0]["state"] == "Completed"
         return Copy(rows[0]["uuid"], "".join(rows[0]["executed"].split())) if done else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flotilla.agent.fences import fence
@@ -77,8 +78,7 @@ def failover(
                 plan = _plan(opened, to, accept_loss=accept_loss)
             at = time.time()
             term = plan.term if isinstance(plan, Completion) else plan.opening.term
-            folder = settings.scratch / "mysql" / "failovers"
-            journal = Journal.begin(folder, term, time.time)
+            journal = Journal.begin(_folder(settings), term, time.time)
             run = _run(opened, lock, plan, Told(journal, said), stack)
             done = run.complete() if isinstance(plan, Completion) else run.run(plan.opening)
             report = _report(opened, plan, done, journal, at)
@@ -112,11 +112,30 @@ def _plan(opened: Session, to: str | None, *, accept_loss: bool) -> Takeover | C
     return Takeover(decided, seen)
 
 
+def _folder(settings: Settings) -> Path:
+    """Where the journals of failovers are."""
+    return settings.scratch / "mysql" / "failovers"
+
+
+def _is_cut_off(settings: Settings, term: int) -> bool:
+    """Whether the failover to this term was begun here and has not ended."""
+    newest = Journal.newest(_folder(settings), time.time)
+    if newest is None or newest.is_finished:
+        return False
+    begun = [line["term"] for line in newest.lines() if line["event"] == "begin"]
+    return begun[-1:] == [term]
+
+
 def _rest(opened: Session, state: State) -> Completion | None:
-    """What is left of an earlier change, where the recorded primary answers and does not serve."""
+    """What is left of an earlier change, where the recorded primary answers and does not serve, or
+    whoever made it one was killed.
+    """
     topology = opened.cluster.look(state.record)
     primary = topology.by_instance(state.record.instance_id)
-    if primary is None or primary_objection(primary, state.record) is None:
+    if primary is None:
+        return None
+    serves = primary_objection(primary, state.record) is None
+    if serves and not _is_cut_off(opened.settings, state.record.term):
         return None
     left = completion(state, topology)
     if isinstance(left, Refusal):
@@ -246,6 +265,7 @@ def _report(
                 f"Its report is in {journal.path}",
                 "fab mysql.rejoin with the name of another host, then fab mysql.failover",
             ) from None
+        journal.write("end", result="reported")
         return report
     found = reports.resumed(done, journal.lines(), by=holder(), at=at)
     waits = done.new in done.left_out
