@@ -301,6 +301,21 @@ def test_a_list_without_this_host_is_not_believed(knowing):
     assert later.me == HERE
 
 
+def test_a_primary_that_ec2_forgot_is_still_to_be_taken_over_from(knowing, clock):
+    known = knowing()
+    known.turn()
+    known._inventory.answer = (HERE,)
+    clock.now += 61
+    known.turn()
+    assert known.primary == OLD
+    known.records.answer = State(Record(2, "i-2", "u-2"))
+    clock.now += 61
+    known.turn()
+    clock.now += 61
+    known.turn()
+    assert list(known.places) == ["mysql-2"], "and is forgotten then"
+
+
 @pytest.mark.parametrize("text", ["", "[", "[1]", json.dumps([{"name": "x"}])])
 def test_a_spoilt_file_of_members_is_as_none(knowing, tmp_path, text):
     (tmp_path / "members").write_text(text)

@@ -128,13 +128,17 @@ class Knowledge:
             self._places_at = start - PLACES_SECONDS * 0.8
             return
         self._places_at = start
-        places = {place.name: place for place in found}
         # A list without this host is half a list.
-        here = any(place.instance_id == self.instance_id for place in found)
-        if here and places != self.places:
+        if not any(place.instance_id == self.instance_id for place in found):
+            return
+        places = {place.name: place for place in found}
+        # EC2 forgets a host that was terminated; that its role is still to be taken over stands.
+        if self.primary and self.primary.instance_id not in {p.instance_id for p in found}:
+            places.setdefault(self.primary.name, self.primary)
+        if places != self.places:
             self.places = places
             with suppress(FlotillaError):  # a full disk
-                files.replace(self._kept, json.dumps([asdict(place) for place in found]))
+                files.replace(self._kept, json.dumps([asdict(p) for p in places.values()]))
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._said:

@@ -107,8 +107,8 @@ class Agent:
         """Serve for ever."""
         endpoint = Endpoint(listen(self._options.address, self._options.port), self._answers)
         threading.stack_size(STACK_BYTES)
-        for name, work in (("local", self._local.run), ("watch", self._watch)):
-            threading.Thread(target=work, daemon=True, name=name).start()
+        threading.Thread(target=forever, args=(self._local.run,), daemon=True, name="local").start()
+        threading.Thread(target=self._watch, daemon=True, name="watch").start()
         # What was made until now stays; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -121,7 +121,7 @@ class Agent:
         peers = Peers(self._slow, fleet, env, "mysql")
         knowledge = Knowledge(instance_id, Records(table, CLUSTER), peers, self._folder / "members")
         self._answers.knowledge = knowledge
-        threading.Thread(target=knowledge.run, daemon=True, name="record").start()
+        threading.Thread(target=forever, args=(knowledge.run,), daemon=True, name="record").start()
         known = insist(lambda: secrets(self._slow, fleet, env))
         sessions = Sessions(known.passwords[WATCHER])
         knowledge.vouched = Voucher(knowledge, sessions)
@@ -136,6 +136,9 @@ class Agent:
         watcher = Watcher(knowledge, sessions, takeover.propose, dry=self._is_dry, sight=sight)
         self._answers.watch = lambda: described(watcher.sees, time.monotonic())
         self._answers.duty = lambda: duty.word
+        forever(lambda: self._turns(watcher, duty))
+
+    def _turns(self, watcher: Watcher, duty: Duty) -> None:
         last = 0.0
         while True:
             look = watcher.turn()
@@ -218,6 +221,20 @@ def secrets(api: Api, fleet: str, env: str) -> Secrets:
     if missing:
         raise FlotillaError(f"SSM has no parameter {', '.join(missing)}")
     return Secrets(found)
+
+
+def forever(work: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Do ``work``, and again when it fails for a reason nobody thought of.
+
+    A thread that ends unseen would leave a host that answers and does not watch; a process that
+    ends would have HAProxy cut every session of a primary.
+    """
+    while True:
+        try:
+            work()
+        except Exception:
+            log.exception("this should not happen")
+        sleep(RETRY_SECONDS)
 
 
 def insist(read: Callable[[], Any], sleep: Callable[[float], None] = time.sleep) -> Any:
