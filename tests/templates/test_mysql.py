@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from flotilla.agent.sessions import ADMIN_PORT
+from flotilla.agent.watch import PROBE_SECONDS
 from flotilla.rules.mysql_settings import LONGEST_SECONDS, REQUIRED, faults
+from flotilla.rules.mysql_verdict import LIMITS
 
 Render = Callable[..., str]
 HOSTS = ["mysql-1", "mysql-2", "mysql-3"]
@@ -51,7 +54,8 @@ def test_every_member_boots_read_only_with_both_semi_sync_sides_off(
 
 def test_members_differ_in_identity_and_in_nothing_else(rendered: Callable[..., str]) -> None:
     one, two = (settings(rendered("mysqld.cnf.j2", host=host)) for host in HOSTS[:2])
-    assert {name for name in one if one[name] != two[name]} == {"server_id", "report_host"}
+    apart = {name for name in one if one[name] != two[name]}
+    assert apart == {"server_id", "report_host", "admin_address"}
 
 
 def test_a_rebuilt_host_gets_a_server_id_its_name_never_had(rendered: Callable[..., str]) -> None:
@@ -63,9 +67,29 @@ def test_a_rebuilt_host_gets_a_server_id_its_name_never_had(rendered: Callable[.
     assert all(0 < int(one) < 2**32 for one in ids)
 
 
-def test_management_keeps_a_port_of_its_own(rendered: Callable[..., str]) -> None:
+def test_watchers_of_other_hosts_reach_a_port_of_their_own(rendered: Callable[..., str]) -> None:
     found = settings(rendered("mysqld.cnf.j2"))
-    assert (found["admin_address"], found["admin_port"]) == ("127.0.0.1", "33062")
+    assert found["admin_address"] == found["report_host"]
+    assert int(found["admin_port"]) == ADMIN_PORT
+    assert found["create_admin_listener_thread"] == "ON"
+
+
+def test_a_stream_outlasts_the_time_in_which_a_silent_primary_is_found_dead(
+    rendered: Callable[..., str],
+) -> None:
+    found = settings(rendered("mysqld.cnf.j2"))
+    # Heartbeats come every second, so silence may have begun a second before.
+    assert int(found["replica_net_timeout"]) > LIMITS.silent + PROBE_SECONDS + 1
+
+
+def test_the_watcher_is_told_whose_record_and_hosts_are_its_own(
+    rendered: Callable[..., str],
+) -> None:
+    unit = rendered("flotilla-mysql-agent.service.j2")
+    command = unit.partition("ExecStart=")[2].replace("\\\n", " ").splitlines()[0].split()
+    words = command[command.index("flotilla.agent.mysql") + 1 :]
+    assert words[: words.index("--port")] == ["--fleet", "flotilla", "--env", "lab"]
+    assert "StateDirectory=flotilla-mysql" in unit
 
 
 def test_own_settings_come_last_and_so_win(rendered: Callable[..., str]) -> None:
