@@ -27,8 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="without it, ensure prints its plan")
     options = parser.parse_args(argv)
 
+    def said(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
     def confirmed(plan: str) -> None:
-        sys.stderr.write(plan + "\n")
+        said(plan)
         if not options.yes:
             raise Refused("this was the plan", untouched="Nothing was changed", next="add --yes")
 
@@ -37,9 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.command == "status":
             outcome = operate.status(settings)
         else:
-            outcome = operate.ensure(
-                settings, confirmed=confirmed, said=lambda line: sys.stderr.write(line + "\n")
-            )
+            outcome = operate.ensure(settings, confirmed=confirmed, said=said)
         sys.stdout.write(json.dumps(outcome) + "\n")
         sys.stdout.flush()
         return 0
