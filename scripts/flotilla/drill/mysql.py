@@ -133,7 +133,6 @@ class Drill:
         before = self._whole()
         self._subject.arm()
         aim = self._aim(fault, before)
-        site = self._site()
         with Clients(
             self._settings,
             self._known,
@@ -143,41 +142,52 @@ class Drill:
             writers=writers,
         ) as clients:
             time.sleep(CALM_SECONDS)
-            with undone(site):
-                struck = time.time()
-                strike(site, fault, aim)
-                converged = self._got_over_it(fault, before, struck, is_struck=True)
-            if converged is None:
-                # What cut the primary off may have cut us off from everybody else.
-                converged = self._got_over_it(fault, before, struck, is_struck=False)
-            time.sleep(AFTER_SECONDS)
-            healed = time.time()
+            times = self._struck(fault, before, aim)
             fate, not_mended = self._mended(fault, before.primary, clients)
-            ended = time.time()
-            time.sleep(1.0)
-            told, probes, missing = clients.fetch()
-            after = self._subject.view()
-            found = clients.rows(self._subject.server(after.primary))
-        figures = rules.figures(
-            rules.Seen(
-                clients=told,
-                probes=probes,
-                missing=missing,
-                found=found,
-                struck=struck,
-                healed=healed,
-                ended=ended,
-                converged=converged,
+            seen = rules.Seen(
+                **times,
+                ended=time.time(),
                 old=before.primary,
-                new=after.primary,
                 fate=fate,
-                names=after.names,
-                term=after.term,
                 cut_off=aim.cut_off,
                 probe_seconds=PROBE_SECONDS,
+                **self._closed(clients),
             )
-        )
-        return figures | {"not_mended": not_mended}
+        return rules.figures(seen) | {"not_mended": not_mended}
+
+    def _struck(self, fault: Fault, before: View, aim: Aim) -> dict[str, Any]:
+        """Make the fault, wait until the cluster got over it, undo it; when all that was."""
+        site = self._site()
+        with undone(site):
+            struck = time.time()
+            strike(site, fault, aim)
+            converged = self._got_over_it(fault, before, struck, is_struck=True)
+        if converged is None:
+            # What cut the primary off may have cut us off from everybody else.
+            converged = self._got_over_it(fault, before, struck, is_struck=False)
+        time.sleep(AFTER_SECONDS)
+        return {"struck": struck, "converged": converged, "healed": time.time()}
+
+    def _closed(self, clients: Clients) -> dict[str, Any]:
+        """End the clients: what they were told, what is there, and who is primary."""
+        time.sleep(1.0)
+        told, probes, missing = clients.fetch()
+        after = self._subject.view()
+        if not after.primary:
+            raise FlotillaError(
+                f"nobody is primary after the drill: {after.why}",
+                "what clients were told cannot be compared with what is there",
+                next="fab mysql.status",
+            )
+        return {
+            "clients": told,
+            "probes": probes,
+            "missing": missing,
+            "found": clients.rows(self._subject.server(after.primary)),
+            "new": after.primary,
+            "names": after.names,
+            "term": after.term,
+        }
 
     def _mended(self, fault: Fault, old: str, clients: Clients) -> tuple[list[str], str]:
         """What became of the old primary, and what could not be put back; clients still write."""

@@ -194,20 +194,9 @@ def figures(seen: Seen) -> dict[str, Any]:
     clients = [entry for one in seen.clients.values() for entry in one]
     every = clients + [entry for one in seen.probes.values() for entry in one]
     total, asked = summarise(every, seen.found), summarise(clients, seen.found)
-    heard = {name: one for name, one in seen.clients.items() if name not in seen.cut_off}
     spans = writable_spans(every, APART_SECONDS)
-    gap, since = _worst_gap(heard.values(), seen.struck, seen.healed)
-    alone, _ = _worst_gap(_by_writer(heard), seen.struck, seen.healed)
-    mending, _ = _worst_gap(heard.values(), seen.healed, seen.ended)
-    converged = seen.converged
-    if converged is not None and since is not None and gap >= OUTAGE_SECONDS:
-        # In order is not enough: clients must write again, too.
-        converged = max(converged, since + gap)
     return {
-        "write_gap_seconds": round(gap, 3),
-        "gap_began_after_seconds": None if since is None else round(since - seen.struck, 3),
-        "writer_gap_seconds": round(alone, 3),
-        "mending_gap_seconds": round(mending, 3),
+        **_times(seen),
         "acked": total.acked,
         "failed": asked.failed,
         "unknown": total.unknown,
@@ -221,8 +210,6 @@ def figures(seen: Seen) -> dict[str, Any]:
             ]
             for server, found in spans.items()
         },
-        "converged_seconds": _after(converged, seen.struck),
-        "ended_seconds": _after(seen.ended, seen.struck),
         "old": seen.old,
         "new": seen.new,
         "term": seen.term,
@@ -231,6 +218,26 @@ def figures(seen: Seen) -> dict[str, Any]:
         "cut_off": sorted(seen.cut_off),
         "not_fetched": dict(seen.missing),
         "errors": dict(asked.errors),
+    }
+
+
+def _times(seen: Seen) -> dict[str, Any]:
+    """What took how long. Gaps are of the host, or the writer, that waited longest."""
+    heard = {name: one for name, one in seen.clients.items() if name not in seen.cut_off}
+    gap, since = _worst_gap(heard.values(), seen.struck, seen.healed)
+    alone, _ = _worst_gap(_by_writer(heard), seen.struck, seen.healed)
+    mending, _ = _worst_gap(heard.values(), seen.healed, seen.ended)
+    converged = seen.converged
+    if converged is not None and since is not None and gap >= OUTAGE_SECONDS:
+        # In order is not enough: clients must write again, too.
+        converged = max(converged, since + gap)
+    return {
+        "write_gap_seconds": round(gap, 3),
+        "gap_began_after_seconds": None if since is None else round(since - seen.struck, 3),
+        "writer_gap_seconds": round(alone, 3),
+        "mending_gap_seconds": round(mending, 3),
+        "converged_seconds": _after(converged, seen.struck),
+        "ended_seconds": _after(seen.ended, seen.struck),
     }
 
 
