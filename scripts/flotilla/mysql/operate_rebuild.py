@@ -17,7 +17,8 @@ from flotilla.rules.mysql_rejoin import Do
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
 
-START_SECONDS = 120
+# Crash recovery at the start, and flushing a large buffer pool at the end, take their time.
+START_SECONDS = 900
 BOOT_SECONDS = 300.0
 
 

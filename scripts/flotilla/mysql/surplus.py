@@ -135,7 +135,7 @@ def _gone(server: Server, gtids: str) -> HostFailed:
     return HostFailed(
         f"{server.name}: {count(gtids)} transactions that only it has are not in its logs: {gtids}",
         "they cannot be saved, and a rebuild would end them",
-        f"{server.name} was not rebuilt",
+        f"{server.name} keeps all it has, and stays closed",
         f"dump what matters from {server.name}, then fab mysql.rebuild {server.name} --give-up",
     )
 
