@@ -366,6 +366,8 @@ def _board(found: dict[str, Any]) -> str:
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table
     ]
     lines += [f"! {problem}" for problem in found["problems"]] or ["all is well"]
+    if found["blocked_until"]:
+        lines.append("no second automatic failover before: fab mysql.history --acknowledge")
     if found["holder"]:
         lines.append(f"at work: {found['holder']}")
     return "\n".join([*lines, *([f"Next: {found['next']}"] if found["next"] else [])])

@@ -13,6 +13,7 @@ from flotilla import audit
 from flotilla.aws.session import client
 from flotilla.errors import BadOption, Refused
 from flotilla.mysql import operate_record, store
+from flotilla.rules.mysql_flap import blocked_until
 from flotilla.rules.mysql_report import Loss, Report
 from flotilla.rules.mysql_state import Past
 from flotilla.rules.mysql_topology import Record
@@ -105,10 +106,10 @@ def test_an_acknowledged_failover_blocks_no_longer(recorded: Settings) -> None:
     records = store.records(recorded)
     records.remember(FAILOVER)
     state = operate_record.demanded(records.state())
-    assert operate_record.blocked_until(state, NOW) == FAILOVER.at + 3600
+    assert blocked_until(state, NOW) == FAILOVER.at + 3600
     assert operate_record.acknowledge(recorded) == [FAILOVER]
     assert operate_record.acknowledge(recorded) == []
-    assert operate_record.blocked_until(operate_record.demanded(records.state()), NOW) is None
+    assert blocked_until(operate_record.demanded(records.state()), NOW) is None
 
 
 def test_what_happened_is_told_when_no_member_can_be_asked(recorded: Settings) -> None:

@@ -14,7 +14,7 @@ from flotilla.mysql import reports, store
 from flotilla.mysql.recorded import Confirmed
 from flotilla.mysql.session import Session, session
 from flotilla.options import at_least
-from flotilla.rules.mysql_flap import BLOCK_SECONDS
+from flotilla.rules.mysql_flap import blocked_until
 from flotilla.rules.mysql_report import Report
 from flotilla.rules.mysql_state import Past, Pause, State
 from flotilla.settings import Settings
@@ -125,14 +125,6 @@ def demanded(state: State | None) -> State:
 def in_force(state: State, now: float) -> Pause | None:
     """The pause that holds at ``now``."""
     return state.paused if state.paused and now < state.paused.until else None
-
-
-def blocked_until(state: State, now: float) -> float | None:
-    """Until when (epoch s) the newest failover keeps watchers from another one, None if not."""
-    newest = max(state.past, key=lambda one: one.term, default=None)
-    if newest is None or newest.acknowledged or now >= newest.at + BLOCK_SECONDS:
-        return None
-    return newest.at + BLOCK_SECONDS
 
 
 def told(found: dict[str, Any], now: float) -> str:

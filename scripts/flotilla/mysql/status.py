@@ -15,6 +15,7 @@ from flotilla.rules.mysql import (
     primary_objection,
     repair,
 )
+from flotilla.rules.mysql_flap import blocked_until
 from flotilla.rules.mysql_state import State, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
 
@@ -23,7 +24,8 @@ def status(
     cluster: Cluster, records: Records, *, clock: Callable[[], float] = time.time
 ) -> dict[str, Any]:
     """``term``, ``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``,
-    ``paused`` ({by, reason, until}) and ``holder`` (who is changing the cluster), None for nobody.
+    ``paused`` ({by, reason, until}), ``blocked_until`` (epoch seconds; the newest failover keeps
+    watchers from another one) and ``holder`` (who is changing the cluster), None where not so.
 
     JSON types only. Raises Unreachable when the record cannot be read.
     """
@@ -51,6 +53,7 @@ def status(
         "problems": problems,
         "next": after,
         "paused": paused,
+        "blocked_until": blocked_until(state, clock()) if state else None,
         "holder": _holder(state, clock()),
     }
 

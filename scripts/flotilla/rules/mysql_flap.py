@@ -35,11 +35,20 @@ def hold(
         return f"{claim.holder} is at work: {claim.reason}"
     if failed_at is not None and now - failed_at < RETRY_SECONDS:
         return f"the last try failed {now - failed_at:.1f} s ago"
-    last = max(state.past, key=lambda one: one.term, default=None)
-    if last is None or last.acknowledged or now >= last.at + block_seconds:
+    until = blocked_until(state, now, block_seconds)
+    if until is None:
         return None
+    last = max(state.past, key=lambda one: one.term)
     return (
         f"{last.new} took over from {last.old} in term {last.term}, {now - last.at:.0f} s ago:"
-        f" blocked for {last.at + block_seconds - now:.0f} s more,"
+        f" blocked for {until - now:.0f} s more,"
         " or until fab mysql.history --acknowledge"
     )
+
+
+def blocked_until(state: State, now: float, block_seconds: float = BLOCK_SECONDS) -> float | None:
+    """Until when (epoch s) the newest failover keeps watchers from another one, None if not."""
+    newest = max(state.past, key=lambda one: one.term, default=None)
+    if newest is None or newest.acknowledged or now >= newest.at + block_seconds:
+        return None
+    return newest.at + block_seconds
