@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pymysql
 import pytest
 from mysqld.agents import Agents
+from mysqld.server import Mysqld
 from mysqld.trio import NAMES, Trio
 from mysqld.writers import TABLE, Writers, held
 
@@ -74,6 +78,34 @@ def heartbeat(trio: Trio, name: str) -> float:
         " FROM performance_schema.replication_connection_configuration",
     )
     return float(rows[0]["period"])
+
+
+def test_a_primary_that_is_back_at_once_serves_alone_or_follows(trio, agents):
+    with Writers(trio) as clients:
+        until(lambda: len(clients.acked) > 50, seconds=10)
+        trio["mysql-1"].kill()
+        trio["mysql-1"].start()
+        now = agents.await_whole(seconds=60)
+        moment = time.monotonic()
+        until(lambda: len(clients.since(moment)) > 50, seconds=10)
+        nothing_is_lost(trio, clients)
+    assert trio.record.term == (1 if now == "mysql-1" else 2)
+
+
+def test_one_replica_alone_promotes_nobody_until_the_other_is_back(trio, agents):
+    with Writers(trio) as clients:
+        until(lambda: len(clients.acked) > 50, seconds=10)
+        # The other one alone acknowledges from now on, so it alone has what is written last.
+        trio["mysql-3"].kill()
+        moment = time.monotonic()
+        until(lambda: len(clients.since(moment)) > 50, seconds=10)
+        trio["mysql-2"].kill()
+        trio["mysql-1"].kill()
+        trio["mysql-3"].start()
+        stays(agents, "mysql-1", 8)
+        trio["mysql-2"].start()
+        assert agents.await_primary("mysql-1", seconds=60) == "mysql-2"
+        nothing_is_lost(trio, clients)
 
 
 def test_a_frozen_primary_is_replaced_and_closed_when_it_goes_on(trio, agents):
@@ -221,6 +253,53 @@ def test_what_a_killed_watcher_began_is_done_by_another_one(trio, agents):
     new = agents.await_primary("mysql-1", seconds=60)
     trio["mysql-1"].start()
     assert agents.await_whole(new, seconds=60) == new
+
+
+def test_a_primary_without_room_on_its_disk_is_replaced(trio, agents):
+    small = trio["mysql-1"]
+    for name in NAMES:
+        agents[name].stop()
+    small.stop()
+    with in_little_room(small):
+        small.start()
+        small.ready()
+        for name in NAMES:
+            agents[name].start()
+        agents.await_whole("mysql-1", seconds=60)
+        with Writers(trio) as clients:
+            until(lambda: len(clients.acked) > 50, seconds=10)
+            fill(small.data / "filler")
+            # It answers all the time, and a commit may take long: it is given half a minute.
+            stays(agents, "mysql-1", 15)
+            assert "it answers, but no commit has ended" in agents.logs()
+            agents.await_primary("mysql-1", seconds=60)
+            nothing_is_lost(trio, clients)
+        small.kill()
+
+
+@contextlib.contextmanager
+def in_little_room(server: Mysqld) -> Iterator[None]:
+    """A stopped server's files on a disk of their own."""
+    files = server.data.with_name("files")
+    server.data.rename(files)
+    server.data.mkdir()
+    place = str(server.data)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", place]
+    subprocess.run(mount, check=True)
+    try:
+        shutil.copytree(files, server.data, dirs_exist_ok=True)
+        shutil.rmtree(files)
+        yield
+    finally:
+        server.kill()
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(path: Path) -> None:
+    """Leave no room on its disk."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
 
 
 def test_a_watcher_that_sleeps_through_its_failover_changes_nothing_after(trio, agents):

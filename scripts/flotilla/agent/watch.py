@@ -28,6 +28,8 @@ PERIOD_SECONDS = 0.25
 # Once it does not answer: how soon to ask again.
 HASTE_SECONDS = 0.1
 PROBE_SECONDS = 0.5
+# How often a primary that answers is asked whether its commits end.
+STALL_SECONDS = 2.0
 SIGHT_SECONDS = 0.3
 # A wait that ends so much late means that this process was not running.
 LATE_SECONDS = 0.1
@@ -88,6 +90,7 @@ class Watcher:
         self._servers: dict[str, tuple[Place, Server]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._mute: set[str] = set()
+        self._stall_asked = clock()
         self._said = ("", 0.0)
         # How the primary was met last, for other watchers: its instance id, how, and when.
         self.sees: tuple[str, Reach, float] | None = None
@@ -109,7 +112,7 @@ class Watcher:
         if state is None or primary is None:
             return None
         look = self._look(regard, primary)
-        if look.reach is not Reach.ANSWERS or look.waiting:
+        if look.reach is not Reach.ANSWERS or look.waiting or look.stalled:
             # Another watcher may be quicker, and make this host the primary.
             self._knowledge.hurry()
             self._consider(state, primary, look)
@@ -129,7 +132,9 @@ class Watcher:
     def _look(self, regard: Regard, primary: Place) -> Look:
         start = self._clock()
         # Whether commits wait matters only when this replica gets nothing; asking costs a lot.
-        look = regard.look(seconds=PROBE_SECONDS, waiting=self._dry())
+        ask_stall = start - self._stall_asked >= STALL_SECONDS
+        look = regard.look(seconds=PROBE_SECONDS, waiting=self._dry(), stalled=ask_stall)
+        self._stall_asked = start if ask_stall else self._stall_asked
         if look.reach is Reach.SILENT and self._clock() - start < PROBE_SECONDS / 2:
             # A session that ended says nothing about the server; a new one does.
             look = regard.look(seconds=PROBE_SECONDS, waiting=False)

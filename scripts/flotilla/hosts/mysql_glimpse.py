@@ -48,6 +48,16 @@ SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.gl
 WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_wait_sessions', 'Rpl_semi_sync_source_yes_tx',
   'Rpl_semi_sync_source_no_tx')
 """
+# A server whose disk is full does not fail: each commit waits for somebody to free space, and the
+# log says so every ten minutes. A commit may take long for other reasons, hence both.
+_STALLED = """
+SELECT MAX(t.PROCESSLIST_TIME) AS seconds,
+  (SELECT LEFT(e.DATA, 80) FROM performance_schema.error_log e
+     WHERE e.ERROR_CODE = 'MY-000035' AND e.LOGGED > NOW(6) - INTERVAL 660 SECOND
+     ORDER BY e.LOGGED DESC LIMIT 1) AS why
+FROM performance_schema.threads t WHERE t.PROCESSLIST_STATE = 'waiting for handler commit'
+"""
+_SHORT_STALL_SECONDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +134,15 @@ class Regard:
         """This watcher was not running for so long."""
         self._absent += seconds
 
-    def look(self, *, seconds: float, waiting: bool) -> Look:
-        """Ask once; with ``waiting``, also whether commits wait for acknowledgements."""
-        reach, error, text, sessions = Reach.ANSWERS, 0, "", 0
+    def look(self, *, seconds: float, waiting: bool, stalled: bool = False) -> Look:
+        """Ask once; with ``waiting``, also whether commits wait for acknowledgements, and with
+        ``stalled``, whether they wait for room on the disk.
+        """
+        reach, error, text, sessions, stall = Reach.ANSWERS, 0, "", 0, ("", 0.0)
         try:
             self._server.query("SELECT 1", seconds=seconds)
             sessions = self._waiting(seconds) if waiting else 0
+            stall = self._stalled(seconds) if stalled else stall
         except SqlError as said:
             reach = Reach.SILENT if said.code in DYING else Reach.ANSWERS
             error, text = said.code, said.what
@@ -152,7 +165,8 @@ class Regard:
             error=error,
             text=text,
             waiting=sessions,
-            blocked_seconds=now - self._blocked_since if self._blocked_since else 0.0,
+            blocked_seconds=stall[1] or (now - self._blocked_since if self._blocked_since else 0.0),
+            stalled=stall[0],
         )
 
     def await_end(self, seconds: float) -> bool:
@@ -162,6 +176,12 @@ class Regard:
     def close(self) -> None:
         """End the session."""
         self._server.close()
+
+    def _stalled(self, seconds: float) -> tuple[str, float]:
+        """Why no commit ends, and for how long that has been so."""
+        row = self._server.query(_STALLED, seconds=seconds)[0]
+        lasts = float(row["seconds"] or 0)
+        return (row["why"], lasts) if row["why"] and lasts >= _SHORT_STALL_SECONDS else ("", 0.0)
 
     def _waiting(self, seconds: float) -> int:
         rows = self._server.query(_WAITING, seconds=seconds)
