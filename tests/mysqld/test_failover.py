@@ -68,7 +68,10 @@ def test_a_frozen_primary_is_replaced_and_stopped(trio: Trio) -> None:
 def test_a_frozen_primary_that_cannot_be_stopped_tells_nobody_ok_when_it_goes_on(
     trio: Trio,
 ) -> None:
-    """Nobody acknowledges to it: the writes it still takes wait for ever."""
+    """Nobody acknowledges to it: the writes it still takes wait for ever.
+
+    What was acknowledged right before it froze it may tell of now, one write a client at most.
+    """
     old = trio.primary
     with Writers(trio, answer_seconds=1.0) as clients:
         until(lambda: len(clients.acked) > 40, seconds=20)
@@ -78,7 +81,9 @@ def test_a_frozen_primary_that_cannot_be_stopped_tells_nobody_ok_when_it_goes_on
         old.thaw()
         moment = time.monotonic()
         until(lambda: len(clients.since(moment)) > 100, seconds=20)
-        assert {write.server for write in clients.since(moment)} == {done.new}
+        told = [write.id for write in clients.since(moment) if write.server != done.new]
+        assert len(told) <= clients.count
+        assert set(told) <= held(trio, done.new)
         nothing_is_lost(trio, clients)
 
 

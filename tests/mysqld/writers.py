@@ -49,7 +49,7 @@ class Writers:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._next = 0
-        self._count = count
+        self.count = count
         self._threads: list[threading.Thread] = []
         self._open: dict[threading.Thread, Any] = {}
         self.acked: list[Write] = []
@@ -65,7 +65,7 @@ class Writers:
             cursor.execute(f"SELECT COALESCE(MAX(id), 0) FROM {database}.{TABLE}")
             self._next = cursor.fetchone()[0]
         primary.close()
-        for _ in range(self._count):
+        for _ in range(self.count):
             thread = threading.Thread(target=self._write, daemon=True)
             self._threads.append(thread)
             thread.start()
