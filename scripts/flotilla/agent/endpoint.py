@@ -97,8 +97,11 @@ class Endpoint:
 def listen(address: str, port: int) -> socket.socket:
     """A listener; with "", on every address of this host, IPv6 too where the host has it."""
     if not address and socket.has_dualstack_ipv6():
-        family = socket.AF_INET6
-        return socket.create_server(("", port), family=family, dualstack_ipv6=True, backlog=BACKLOG)
+        # A kernel that knows IPv6 may have it switched off on every interface.
+        with suppress(OSError):
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
+            )
     return socket.create_server((address, port), backlog=BACKLOG)
 
 
