@@ -66,6 +66,7 @@ class Lock:
         self._reader: threading.Thread | None = None
         self._stopped = threading.Event()
         self._lost: FlotillaError | None = None
+        self._is_kept = False
         self._lease: lease.Lease | None = None
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -118,7 +119,7 @@ class Lock:
     ) -> None:
         self._stopped.set()
         self._thread.join()
-        if self._lease is None or self._lost:
+        if self._lease is None or self._lost or self._is_kept:
             return
         try:
             lease.release(self._table, self._lease, now=self._clock())
@@ -141,6 +142,14 @@ class Lock:
                 why="the AWS API does not answer, and the lock frees itself",
                 next=self._settings.aws.hint,
             )
+
+    def until(self) -> float:
+        """When the lease ends as it was last renewed, in seconds since the epoch."""
+        return self._lease.expires_at if self._lease else 0.0
+
+    def let_expire(self) -> None:
+        """Do not give it back at the end: something done under it may take effect until then."""
+        self._is_kept = True
 
     def _look(self) -> None:
         """Read the lease again, if nobody has for a while."""

@@ -19,6 +19,7 @@ from mysqld.trio import Trio
 
 from flotilla.errors import Unreachable
 from flotilla.hosts.ssh import Result, Results
+from flotilla.mysql.operate_rebuild import FORGET
 from flotilla.mysql.session import Session
 from flotilla.snapshot import Host, Snapshot
 
@@ -81,6 +82,8 @@ class Hands:
             self._trio[name].stop()
         elif verb == "start" and not self._trio[name].is_running:
             self._trio.start([name])
+        elif command == FORGET:
+            (self._trio[name].data / "auto.cnf").unlink(missing_ok=True)
         return Result(name, self.said.get(name, ""), "", 0, 0.0)
 
     def run_on(self, hosts: Iterable[Host], command: str, **options: Any) -> Results:

@@ -28,7 +28,7 @@ from flotilla.drill import mysql as drill
 from flotilla.drill.mysql_clients import Clients
 from flotilla.drill.mysql_cluster import Watched
 from flotilla.hosts.ssh import Result
-from flotilla.mysql.operate_rebuild import rebuilding
+from flotilla.mysql.operate_rebuild import FORGET, rebuilding
 from flotilla.mysql.session import Session
 from flotilla.rules.drill_mysql import FAULTS
 from flotilla.snapshot import Host, Snapshot
@@ -46,6 +46,8 @@ class Here(Hands):
         server = self._trio.servers.get(name)
         if server and command.startswith("systemctl"):
             return self._unit(name, command)
+        if command == FORGET:
+            return super().run(host, command)
         done = subprocess.run(
             ["sh", "-c", command],
             input=options.get("stdin", ""),

@@ -111,7 +111,8 @@ def test_a_diverged_host_is_saved_and_becomes_a_copy_that_follows(
     assert b"only here" in gzip.decompress(body)
     assert ids(trio, "mysql-2") == [1]
     assert follows(trio, "mysql-2")
-    assert trio.rows("mysql-2", "SELECT @@server_uuid AS uuid") == uuid
+    # What it numbered under the old one is gone, and must not be given out again.
+    assert trio.rows("mysql-2", "SELECT @@server_uuid AS uuid") != uuid
     assert kept.surplus == done.surplus
     assert kept.fate == "mysql-2 was rebuilt from mysql-3 and follows mysql-1"
     state = store.records(trio.settings).state()

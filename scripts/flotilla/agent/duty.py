@@ -22,6 +22,7 @@ from flotilla.hosts.mysql_glimpse import Glimpse
 from flotilla.mysql import reports, steps, takeover
 from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.advised import carry_out, peers
+from flotilla.mysql.failover_parts import under
 from flotilla.rules.mysql_rejoin import CLOSING, Advice, Do, Peers, advise
 from flotilla.rules.mysql_report import Surplus
 from flotilla.rules.mysql_standing import is_in_place
@@ -109,7 +110,10 @@ class Duty:
             self._do(advice, member, state)
             return
         term = state.record.term
-        with Guard(self._knowledge.records, self._holder, advice.why, term=term) as guard:
+        with (
+            Guard(self._knowledge.records, self._holder, advice.why, term=term) as guard,
+            under(guard, [self._server(me)]),
+        ):
             again, member, state = self._advised(me)
             if again.do is not advice.do or state is None:
                 self._note(again)

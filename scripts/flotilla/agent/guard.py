@@ -51,6 +51,7 @@ class Guard:
         self._lease: lease.Lease | None = None
         self._renewed = 0.0
         self._lost: FlotillaError | None = None
+        self._is_kept = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
@@ -83,7 +84,7 @@ class Guard:
     ) -> None:
         self._stopped.set()
         self._thread.join()
-        if self._lease and not self._lost:
+        if self._lease and not self._lost and not self._is_kept:
             # Otherwise it frees itself when its time is over.
             with suppress(FlotillaError):
                 lease.release(self._records.table, self._lease, now=self._now())
@@ -99,6 +100,14 @@ class Guard:
                 "Nothing was changed after that",
                 "fab mysql.status",
             )
+
+    def until(self) -> float:
+        """When the lease ends as it was last renewed, in seconds since the epoch."""
+        return self._lease.expires_at if self._lease else 0.0
+
+    def let_expire(self) -> None:
+        """Do not give it back at the end: something done under it may take effect until then."""
+        self._is_kept = True
 
     def _renew(self) -> None:
         while self._lease and not self._stopped.wait(RENEW_SECONDS):

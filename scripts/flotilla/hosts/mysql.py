@@ -28,9 +28,13 @@ MISSING = frozenset({1146, 1049})
 LOCK_WAIT_TIMEOUT = 1205
 SYNTAX_ERROR = 1064
 READ_ONLY = 1290
+_SEVERAL_ROWS = 1242
 _LOST = frozenset({2006, 2013, 2014, 2055})
 # What socat says, at the other end of an SSH channel, of a server that does not run.
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
+
+# An error of the server's own, without a procedure: it ends a batch before its next statement.
+_IN_TIME = "SELECT IF(UNIX_TIMESTAMP(NOW(6)) < %s, 1, (SELECT 1 UNION ALL SELECT 2)) AS in_time"
 
 Row = Mapping[str, Any]
 Statement = str | tuple[str, Sequence[object]]
@@ -44,6 +48,10 @@ class SqlError(HostFailed):
         self.code = code
 
 
+class LateError(HostFailed):
+    """Statements came to the server after the time until when they were good; none was done."""
+
+
 class PortClosedError(Unreachable):
     """The host is there, and nobody listens."""
 
@@ -55,6 +63,11 @@ class Server:
     ``tls`` it must be a socket, and no word of ours is sent in the clear.
     After a statement ran out of time the session is gone: whether it took effect is not known until
     a new session has looked.
+
+    ``until`` gives seconds since the epoch after which no statement may take effect any more: the
+    server itself compares its clock, so that what was sent before a manager was frozen, or waits in
+    the socket of a frozen server, does nothing when they go on. ``is_unsettled`` once such a
+    statement was sent and not answered.
     """
 
     def __init__(
@@ -73,6 +86,8 @@ class Server:
         self._tls = tls
         self._stream: Any = None
         self._connection: Any = None  # a pymysql Connection
+        self.until: Callable[[], float] | None = None
+        self.is_unsettled = False
 
     def query(
         self, sql: str, args: Sequence[object] = (), *, seconds: float = STATEMENT_SECONDS
@@ -85,7 +100,9 @@ class Server:
     ) -> list[list[Row]]:
         """Rows of each statement, all in one round trip; the first error stops the rest."""
         connection = self._connected(seconds)
-        pairs = [(s, ()) if isinstance(s, str) else s for s in statements]
+        until = self.until
+        limit: list[Statement] = [(_IN_TIME, (until(),))] if until else []
+        pairs = [(s, ()) if isinstance(s, str) else s for s in (*limit, *statements)]
         answers: list[list[Row]] = []
         try:
             with connection.cursor() as cursor:
@@ -96,9 +113,13 @@ class Server:
                 answers.append(list(cursor.fetchall()))
                 while cursor.nextset():
                     answers.append(list(cursor.fetchall()))
-                return answers
+                return answers[len(limit) :]
         except (pymysql.err.MySQLError, OSError, EOFError) as error:
-            raise self._described(error, pairs[len(answers)][0], seconds) from None
+            described = self._described(error, pairs[len(answers)][0], seconds)
+            if limit and not answers and getattr(described, "code", 0) == _SEVERAL_ROWS:
+                raise _late(self.name) from None
+            self.is_unsettled |= bool(limit) and isinstance(described, Unreachable)
+            raise described from None
 
     @property
     def socket(self) -> Any:
@@ -161,6 +182,15 @@ class Server:
             f"{self.name}: MySQL did not answer {verb} (limit {seconds:g} s): {said}",
             next=f"fab fleet.logs {self.name}",
         )
+
+
+def _late(name: str) -> LateError:
+    return LateError(
+        f"{name}: a statement came after the end of the lease under which it was sent",
+        "somebody else may be at work on the same cluster",
+        "The server has not done it",
+        "fab mysql.status",
+    )
 
 
 def _complaint(stream: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
@@ -19,7 +19,7 @@ from flotilla.hosts.mysql import Server, look
 from flotilla.mysql import positions, steps, takeover
 from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.cluster import Cluster, Seat
-from flotilla.mysql.failover_parts import Announcer, Book, Done, Guard, Log, Nobody
+from flotilla.mysql.failover_parts import Announcer, Book, Done, Guard, Log, Nobody, under
 from flotilla.mysql.fencing import Fence
 from flotilla.rules.mysql import Refusal, follower_objection, primary_objection
 from flotilla.rules.mysql_failover import (
@@ -96,15 +96,16 @@ class Failover:
         After HostFailed the record may name the new primary; ``complete`` finishes then.
         """
         self._journal.write("begin", **asdict(opened))
-        try:
-            state = self._state(opened.term - 1)
-            self._open(opened)
-            chosen, found = self._choose(opened, state)
-            self._record(chosen)
-        except FlotillaError as error:
-            self._give_up(opened, error)
-            raise
-        return self._after_the_record(chosen, found)
+        with self._leased():
+            try:
+                state = self._state(opened.term - 1)
+                self._open(opened)
+                chosen, found = self._choose(opened, state)
+                self._record(chosen)
+            except FlotillaError as error:
+                self._give_up(opened, error)
+                raise
+            return self._after_the_record(chosen, found)
 
     def complete(self) -> Done:
         """Finish what the record says: its primary serves, and whoever may follow follows."""
@@ -113,10 +114,14 @@ class Failover:
         left = completion(state, self._cluster.look(state.record))
         if isinstance(left, Refusal):
             raise Refused(left.what, left.why, "Nothing was changed", left.next)
-        self._take(left.steps, left.new, left.term)
+        with self._leased():
+            self._take(left.steps, left.new, left.term)
         waits = {left.new.name: left.waits} if left.waits else {}
         out = {**left.left_out, **self._left_out, **waits}
         return self._ended(Done(left.term, "", left.new.name, self._seconds, left_out=out))
+
+    def _leased(self) -> AbstractContextManager[None]:
+        return under(self._guard, (seat.server for seat in self._cluster.seats.values()))
 
     def _state(self, term: int | None = None) -> State:
         state = self._book.state()
@@ -174,6 +179,7 @@ class Failover:
                 topology=seen.topology,
                 errant=seen.errant,
                 unapplied=seen.unapplied,
+                owed=seen.owed,
                 unable=self._unable,
                 lost=self._lost(seen),
             )

@@ -5,10 +5,12 @@ The operator's command and the watcher on a database host bring their own; tests
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flotilla.hosts.mysql import Server
 from flotilla.rules.mysql_state import State
 from flotilla.rules.mysql_topology import Record
 
@@ -22,6 +24,12 @@ class Guard(Protocol):
 
     def check(self) -> None:
         """Raises Refused unless the lease is surely still ours."""
+
+    def until(self) -> float:
+        """When it ends, in seconds since the epoch: no statement may take effect after that."""
+
+    def let_expire(self) -> None:
+        """Not to be given back early: something done under it may take effect until it ends."""
 
 
 class Book(Protocol):
@@ -63,6 +71,25 @@ class Nobody:
 
     def tell(self, old: str, new: str) -> None:
         """Nobody to tell."""
+
+
+@contextmanager
+def under(guard: Guard, servers: Iterable[Server]) -> Iterator[None]:
+    """Statements on these sessions take effect before the lease ends, or never.
+
+    Whoever slept between his look at the lease and his statement does nothing with it. After a
+    statement of which it is not known whether it took effect, the lease is left to run out.
+    """
+    mine = list(servers)
+    for server in mine:
+        server.until = guard.until
+    try:
+        yield
+    finally:
+        if any(server.is_unsettled for server in mine):
+            guard.let_expire()
+        for server in mine:
+            server.until, server.is_unsettled = None, False
 
 
 @dataclass(frozen=True, slots=True)

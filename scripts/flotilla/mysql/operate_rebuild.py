@@ -20,6 +20,7 @@ from flotilla.wait import DeadlineError, until
 # Crash recovery at the start, and flushing a large buffer pool at the end, take their time.
 START_SECONDS = 900
 BOOT_SECONDS = 300.0
+FORGET = "rm -f /var/lib/mysql/auto.cnf"
 
 
 def rebuild(
@@ -87,12 +88,18 @@ def rebuilding(opened: Session, host: str) -> Rebuilding:
         host,
         channel=lambda command: runner.stream(opened.snapshot.host(host), command, sudo=True),
         start=lambda: start(opened, host),
+        forget=lambda: forget(opened, host),
     )
 
 
 def start(opened: Session, host: str) -> None:
     """Start a host's server, and wait until systemd says that it runs. Raises HostFailed."""
     opened.runner.run(host, "systemctl start mysql", sudo=True, seconds=START_SECONDS)
+
+
+def forget(opened: Session, host: str) -> None:
+    """Have a host's server make a new UUID at its next start. Raises HostFailed."""
+    opened.runner.run(host, FORGET, sudo=True)
 
 
 def stop(opened: Session, host: str) -> None:

@@ -25,12 +25,14 @@ class Positions:
 
     ``topology.surplus`` leaves out what is in ``errant``: transactions that a member holds, that
     not everybody holds, and that no primary is known to have written. ``unapplied`` is what a
-    member received and has not executed. ``held`` is all that anybody holds.
+    member received and has not executed. ``owed`` is what a member lacks of the record's baseline.
+    ``held`` is all that anybody holds.
     """
 
     topology: Topology
     errant: Mapping[str, str] = field(default_factory=dict)
     unapplied: Mapping[str, str] = field(default_factory=dict)
+    owed: Mapping[str, str] = field(default_factory=dict)
     held: str = ""
 
 
@@ -68,16 +70,18 @@ def _compared(server: Server, topology: Topology, primary_uuid: str, baseline: s
     for member in topology.members:
         received = member.replication.received if member.replication else ""
         wanted[member.name, ""] = (received, member.executed)
+        wanted["", member.name] = (baseline, held[member.name])
     found = differences(server, wanted)
     unapplied = {name: gtids for (name, other), gtids in found.items() if not other}
-    surplus = {pair: gtids for pair, gtids in found.items() if pair[1]}
+    owed = {name: gtids for (other, name), gtids in found.items() if not other}
+    surplus = {pair: gtids for pair, gtids in found.items() if all(pair)}
     errant = _errant(server, surplus, primary_uuid, baseline)
     if errant:
         surplus = differences(
             server, {(a, b): (gtids, errant.get(a, "")) for (a, b), gtids in surplus.items()}
         )
     everything = ",".join(filter(None, held.values()))
-    return Positions(replace(topology, surplus=surplus), errant, unapplied, everything)
+    return Positions(replace(topology, surplus=surplus), errant, unapplied, owed, everything)
 
 
 def _errant(

@@ -47,7 +47,8 @@ class Rebuilt:
 class Rebuilding:
     """One run for one member. ``plan`` only looks; ``apply`` changes.
 
-    ``channel`` runs a command as root on the member's host, ``start`` starts its server.
+    ``channel`` runs a command as root on the member's host, ``start`` starts its server, ``forget``
+    has it take another server UUID when it next starts.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Rebuilding:
         *,
         channel: surplus.Open,
         start: Callable[[], None],
+        forget: Callable[[], None],
         port: int = steps.PORT,
     ) -> None:
         self._settings = settings
@@ -65,6 +67,7 @@ class Rebuilding:
         self._name = name
         self._channel = channel
         self._start = start
+        self._forget = forget
         self._port = port
         self._reason = f"fab mysql.rebuild {name}"
         self._records = store.records(settings)
@@ -159,13 +162,17 @@ class Rebuilding:
         with progress(f"admit {server.name} to {donor.name}"):
             clone.admit(primary, donor, password)
         with progress(f"copy {donor.name} to {server.name}"):
+            # The copy ends in a restart. Under its old UUID, as a later primary, it would number
+            # its writes as it numbered those that were lost with its data: whoever still held one
+            # of those would skip the new one.
+            self._forget()
             made = clone.copy(
                 server, plan.donor.address, password, port=self._port, start=self._start
             )
-        if made.uuid != plan.member.uuid:
+        if made.uuid in {plan.member.uuid, plan.donor.uuid, plan.primary.uuid}:
             raise HostFailed(
-                f"{server.name} had server UUID {plan.member.uuid} and has {made.uuid} now",
-                "two servers with one UUID skip each other's transactions",
+                f"{server.name} has server UUID {made.uuid}, which was in use",
+                "servers skip transactions that came under a UUID and number they have",
                 f"{server.name} stays closed",
                 f"fab fleet.logs {server.name} --unit mysql",
             )

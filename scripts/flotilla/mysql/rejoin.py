@@ -18,6 +18,7 @@ from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.advised import carry_out, peers
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.ensure import Progress
+from flotilla.mysql.failover_parts import under
 from flotilla.rules.mysql_rejoin import Advice, Do, advise
 from flotilla.rules.mysql_state import State
 from flotilla.rules.mysql_topology import Member, Topology
@@ -92,7 +93,10 @@ class Rejoining:
                 continue
             waited_since = None
             lock.check()
-            with progress(f"{advice.do} {self._name}"):
+            with (
+                progress(f"{advice.do} {self._name}"),
+                under(lock, [self._cluster.server(self._name)]),
+            ):
                 self._do(found, lock, known)
             done.append(f"{advice.do}: {advice.why}")
         raise self._stuck(Advice(Do.WAIT, "the same steps come again and again"), done)

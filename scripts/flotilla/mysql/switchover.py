@@ -19,6 +19,7 @@ from flotilla.lock import Lock
 from flotilla.mysql import steps, store
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.ensure import Progress, refused
+from flotilla.mysql.failover_parts import under
 from flotilla.mysql.leasing import leased
 from flotilla.rules.mysql import Refusal, Switchover, repair, switchover
 from flotilla.rules.mysql_topology import Record
@@ -108,7 +109,8 @@ class Move:
         with leased(self._settings, "fab mysql.switchover") as lock:
             with self._timed("check again", progress):
                 plan = self._again(chosen)
-            paused = self._switch(plan, lock, progress)
+            with under(lock, (seat.server for seat in self._cluster.seats.values())):
+                paused = self._switch(plan, lock, progress)
             with self._timed("verify", progress):
                 self._verify(plan)
         return Moved(plan.term, plan.old.name, plan.new.name, paused, self._seconds)
