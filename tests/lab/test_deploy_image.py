@@ -71,6 +71,7 @@ def of(fleet: Rolling, role: str = "app") -> set[str]:
     return {host.image_id for host in fleet.hosts(role) if host.is_active}
 
 
+@pytest.mark.drill
 def test_a_host_that_auto_scaling_adds_serves_with_nobody_there(fleet) -> None:
     size = fleet.settings.tiers.app.count
     try:

@@ -320,6 +320,7 @@ def test_idle_keep_alive_clients_survive_ten_reloads(settings, balancers) -> Non
     assert seen["served"] >= 300
 
 
+@pytest.mark.drill
 def test_the_role_finds_nothing_to_change_after_hosts_came_and_went(settings, balancers) -> None:
     """Ansible keeps the servers that the discovery wrote: check mode is silent."""
     done = subprocess.run(
