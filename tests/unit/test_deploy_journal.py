@@ -1,4 +1,4 @@
-"""A journal is read as far as it can be: what a killed run or a bad disk left must not stop anybody."""
+"""A journal is read as far as it can be, whatever a killed run or a bad disk left in it."""
 
 from __future__ import annotations
 
