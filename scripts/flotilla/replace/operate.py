@@ -18,7 +18,7 @@ from flotilla.deploy.limits import limits
 from flotilla.deploy.world import Balancers
 from flotilla.errors import Refused
 from flotilla.images import Image
-from flotilla.lock import Lock
+from flotilla.lock import Lock, demand_free
 from flotilla.replace import policy, template
 from flotilla.replace.options import COMMAND, ON_REQUEST, Options, chosen
 from flotilla.replace.outcome import Interrupted, Outcome
@@ -64,6 +64,8 @@ def exchange(
     ``confirmed`` is given the plan and raises to stop. Raises Refused or BadOption with nothing
     changed, Interrupted when the operator stopped it and the hosts of before serve.
     """
+    if not options.take_over:
+        demand_free(settings, LOCK)
     with connect(settings) as (world, _):
         agreed = _plan(settings, world.balancers, options)
         plan = agreed.plan

@@ -11,7 +11,7 @@ from flotilla.deploy import connect
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
 from flotilla.errors import Refused
 from flotilla.images import Image
-from flotilla.lock import Lock
+from flotilla.lock import Lock, demand_free
 from flotilla.replace import policy, template
 from flotilla.replace.options import COMMAND, ON_REQUEST, Options, chosen
 from flotilla.replace.outcome import Interrupted, Outcome
@@ -59,6 +59,8 @@ def exchange(
     Refused or BadOption with nothing changed, Interrupted when the operator stopped it and the old
     image serves.
     """
+    if not options.take_over:
+        demand_free(settings, LOCK)
     pair = Pair(settings, say=say)
     plan, image, past = _plan(settings, pair, options)
     if not (plan.old or past):
