@@ -21,7 +21,8 @@ from flotilla.aws.session import client
 from flotilla.replace.record import unfinished
 from flotilla.settings import Settings
 
-pytestmark = needs_lab
+# Both tiers are brought back to their images behind the last test.
+pytestmark = [needs_lab, pytest.mark.timeout(900)]
 
 JOIN_SECONDS = 90
 _LB = ("deploy.image", "--role", "lb", "--image")
