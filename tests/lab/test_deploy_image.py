@@ -122,7 +122,12 @@ def test_an_image_that_never_serves_costs_one_host_that_no_client_saw(fleet, cop
         clients.saw_nothing()
     assert outcome["result"] == "rolled back"
     assert len(outcome["launched"]) == 1
-    assert {host.instance_id for host in fleet.hosts("app")} == before
+    # EC2 takes a moment between the order to terminate and the end.
+    until(
+        lambda: {host.instance_id for host in fleet.hosts("app")} == before,
+        60,
+        "only the hosts of before are left",
+    )
     assert scaling.group(fleet.settings, "app").version == version
     assert images.find(fleet.settings, bad).status == "failed"
     refused = fab("deploy.image", "--image", bad, "--yes", code=3)
