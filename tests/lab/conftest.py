@@ -17,14 +17,16 @@ from flotilla.settings import Settings
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what needs the standing fleet, the freshly configured one before all; then the lab's
-    own tests, which take it down. Any other order configures 12 hosts again, 40 s each time.
+    """First what needs the standing fleet, then the lab's own tests, which take it down: any other
+    order configures 12 hosts again, 40 s each time. Before all what wants it freshly configured,
+    and with the names that hosts have before Auto Scaling takes one and adds another.
     """
+    first = ["test_site.py", "test_fleet_view.py"]
     ours = [item for item in items if "lab" in item.path.parts]
     ours.sort(
         key=lambda item: (
             "standing_fleet" not in getattr(item, "fixturenames", ()),
-            item.path.name != "test_site.py",
+            first.index(item.path.name) if item.path.name in first else len(first),
         )
     )
     others = [item for item in items if "lab" not in item.path.parts]
