@@ -177,11 +177,10 @@ class _Run:
         return notify.tell(self.settings, event, text, **told)
 
     def _audited(self, result: str, **told: Any) -> list[str]:
-        terms, closed = self.terms, self.proposal.closed
+        terms = self.terms
         if terms.reason:
             told["why"] = terms.reason
-        if closed and terms.override_freeze:
-            told["freeze"] = {"window": closed.reason, "overridden_because": terms.override_freeze}
+        told |= freeze.overridden(self.proposal.closed, terms.override_freeze)
         if terms.expected:
             told["plan"] = terms.expected.id
         try:

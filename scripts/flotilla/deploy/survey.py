@@ -20,6 +20,8 @@ from flotilla.rules.rotation import FULL, Server
 from flotilla.settings import Settings
 
 _ASK_SECONDS = 15
+# Connections through one bastion at a time, however large the fleet is.
+_MOST = 16
 # A session waits two seconds longer than its helper: a socket that hangs is told after five.
 _ANSWER_SECONDS = 3.0
 
@@ -87,5 +89,5 @@ def look(world: World, zones: Mapping[str, str]) -> Survey:
         return rotation.host(name, zones[name], status)
 
     # Logging in to six serving hosts at once made requests there wait 80 ms: the worst of a deploy.
-    with ThreadPoolExecutor(max_workers=beside(len(zones))) as pool:
+    with ThreadPoolExecutor(max_workers=min(_MOST, beside(len(zones)))) as pool:
         return Survey(tuple(pool.map(host, sorted(zones))), rotation.servers)

@@ -35,6 +35,7 @@ def attended(
     The hooks see ``FLOTILLA_VERSION`` as the image's name and ``FLOTILLA_DEPLOY_ID`` as its id.
     Raises Refused when a hook forbids it, and whatever ``act`` raises.
     """
+    overridden = freeze.overridden(freeze.closed(settings), options.override_freeze)
     hooks = Hooks(settings, plan.image_id, plan.image_name)
     if _is_new(plan, options):
         hooks.before()
@@ -58,15 +59,8 @@ def attended(
             error.untouched = ". ".join([error.untouched, *left] if error.untouched else left)
         raise
     outcome.notes += ended(outcome.result, outcome.line)
-    recorded(settings, outcome, **why, **_overridden(settings, options))
+    recorded(settings, outcome, **why, **overridden)
     return outcome
-
-
-def _overridden(settings: Settings, options: Options) -> dict[str, Any]:
-    closed = freeze.closed(settings)
-    if not (closed and options.override_freeze):
-        return {}
-    return {"freeze": {"window": closed.reason, "overridden_because": options.override_freeze}}
 
 
 def _is_new(plan: Plan, options: Options) -> bool:
