@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fabfile._operator import attempt, confirm, said, show
+from flotilla.deploy_words import HELP as DEPLOY_HELP
 from flotilla.errors import BadOption
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ HELP = {
     "back": "bring the image of before back in the middle of a run that did not end",
     "come-seconds": "how long a new host may take to serve (default: deploy.progress_seconds)",
     "take-over": "take the lock from a run that is known to be dead",
+    "reason": DEPLOY_HELP["reason"],
+    "override-freeze": "replace hosts in a freeze window, for this reason",
 }
 
 

@@ -187,6 +187,8 @@ def image(
     come_seconds: int = 0,
     *,
     back: bool = False,
+    reason: str = "",
+    override_freeze: str = "",
     take_over: bool = False,
     yes: bool = False,
     json: bool = False,
@@ -200,7 +202,14 @@ def image(
     """
     from flotilla.replace import Options
 
-    options = Options(image or None, back, float(come_seconds) or None, take_over)
+    options = Options(
+        image or None,
+        back=back,
+        come_seconds=float(come_seconds) or None,
+        take_over=take_over,
+        reason=reason,
+        override_freeze=override_freeze,
+    )
     _replace.exchange(role, options, yes=yes, json=json)
 
 

@@ -22,7 +22,7 @@ from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.settings import Settings
 from flotilla.who import holder
 
-__all__ = ["Lock", "holder"]
+__all__ = ["Lock", "demand_free", "holder"]
 
 # A killed run frees its lock after this; with the API away, a run may go on for as long.
 LEASE_SECONDS = 60.0
@@ -30,6 +30,21 @@ RENEW_SECONDS = 10.0
 CONFIRM_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
 CHANGE_SECONDS = 5.0
+
+
+_WAIT = "wait for it, or if that run is dead: --take-over"
+
+
+def demand_free(settings: Settings, name: str, *, clock: Callable[[], float] = time.time) -> None:
+    """Raise lease.Held, naming who is at work, where a Lock would not be had now.
+
+    For the beginning of a run: what its plan finds wrong may be the work of that other run.
+    """
+    found = lease.read(settings, settings.name_of("locks"), name)
+    mine = lease.Lease(name, 0, holder(), "", 0.0, 0.0)
+    why = lease.decide(found, "acquire", mine, now=clock())
+    if isinstance(why, str):
+        raise lease.Held(found or mine, why, _WAIT)
 
 
 class Lock:
@@ -88,7 +103,7 @@ class Lock:
                 take_over=self._take_over,
             )
         except lease.Held as error:
-            error.next = error.next or "wait for it, or if that run is dead: --take-over"
+            error.next = error.next or _WAIT
             raise
         self._looked = self._clock()
         self._thread.start()

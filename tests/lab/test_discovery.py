@@ -183,7 +183,14 @@ def begin_to_take_away(settings: Settings, desired: int) -> str:
     return until(chosen, 20, "Auto Scaling chose a host")[0]
 
 
-@pytest.mark.parametrize("option", ["mode=503", "mode=hangup", "action=DescribeAutoScalingGroups"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param("mode=503", marks=pytest.mark.drill),
+        pytest.param("mode=hangup", marks=pytest.mark.drill),
+        "action=DescribeAutoScalingGroups",
+    ],
+)
 def test_an_api_that_does_not_answer_moves_nobody(settings, balancers, option: str) -> None:
     with Background("--url", edge.url(settings), "--rate", "30") as clients:
         fab("lab.fault", "api", "api-outage", "--option", option)
@@ -207,6 +214,7 @@ def test_an_api_that_does_not_answer_moves_nobody(settings, balancers, option: s
     assert seen["failed"] == 0, seen["failures"]
 
 
+@pytest.mark.drill
 def test_hosts_that_lose_their_tags_all_at_once_are_kept(settings, balancers) -> None:
     """As in an answer that is cut short: they still pass their checks."""
     ec2, members = client("ec2"), hosts(settings, "app")[1:]
@@ -320,6 +328,7 @@ def test_idle_keep_alive_clients_survive_ten_reloads(settings, balancers) -> Non
     assert seen["served"] >= 300
 
 
+@pytest.mark.drill
 def test_the_role_finds_nothing_to_change_after_hosts_came_and_went(settings, balancers) -> None:
     """Ansible keeps the servers that the discovery wrote: check mode is silent."""
     done = subprocess.run(

@@ -12,6 +12,7 @@ pytestmark = needs_lab
 SHORT = ("--rate", "60", "--calm", "4")
 
 
+@pytest.mark.drill
 def test_a_drill_tells_what_clients_of_every_kind_saw(fleet) -> None:
     told = fab("drill.deploy", *SHORT, "--versions", f"{fleet.version},{fleet.other}")
     assert (told["runs"], told["fault"], told["failed"], told["lost"]) == (1, None, 0, 0)

@@ -94,7 +94,7 @@ def test_a_pipe_gets_plain_text_with_every_host_in_it(settings):
         assert re.search(rf"^{host.name} ", board, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["redis-3", "app-2"])
+@pytest.mark.parametrize("name", ["app-2", pytest.param("redis-3", marks=pytest.mark.drill)])
 def test_a_dead_host_is_named_and_costs_seconds(settings, name):
     with broken(settings, name):
         begun = time.monotonic()

@@ -83,9 +83,12 @@ def test_a_canary_that_fails_when_all_have_the_release_takes_them_all_back(model
 def test_a_load_balancer_that_was_started_again_is_told_again_before_a_host_is_stopped(
     model: Model,
 ) -> None:
-    """It comes back with every server UP, in the moment in which the host is seen idle."""
+    """It comes back with every server UP, in the moment in which the host is seen idle.
+
+    The canary's: in a later batch another host may be down already, and that nobody could help.
+    """
     lost = model.balancers["lb-2"]
-    model.events["lb-1 set server app/app-2 state maint"] = lost.started_again
+    model.events["lb-1 set server app/app-1 state maint"] = lost.started_again
     outcome = model.deploy()
     assert outcome.result == "done"
     assert model.faults("2") == []

@@ -226,3 +226,13 @@ def test_an_api_that_hangs_holds_a_change_up_for_two_seconds_at_the_most(
         held._reader.join(10)
         with pytest.raises(Refused, match="held by bob"):
             held.check()
+
+
+def test_a_run_that_only_wants_to_plan_is_told_who_is_at_work(settings, clock) -> None:
+    lock.demand_free(settings, "deploy", clock=clock)
+    taken_by_bob(settings, clock)
+    with pytest.raises(lease.Held, match="bob") as refused:
+        lock.demand_free(settings, "deploy", clock=clock)
+    assert "--take-over" in refused.value.next
+    clock.now += LEASE_SECONDS + lease.SKEW_SECONDS + 1
+    lock.demand_free(settings, "deploy", clock=clock)

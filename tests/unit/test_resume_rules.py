@@ -137,3 +137,14 @@ def test_the_release_before_is_what_most_hosts_had() -> None:
     assert previous([Story(PLAN, result="rolled back")], {"1"}, [{"1", "2"}]) == ["2"]
     assert previous([], {"2"}, [{"1", "2"}, {"2", "0", "1"}]) == ["1"]
     assert previous([done], {"1", "2"}, [{"0", "1", "2"}]) == ["0"]
+
+
+def test_a_journal_that_another_version_wrote_tells_no_story_and_stops_nobody() -> None:
+    """A rollback reads all of them: one without a floor made it fail."""
+    whole = PLAN.as_dict()
+    for missing in ("version", "batches", "previous", "floor"):
+        plan = {name: value for name, value in whole.items() if name != missing}
+        assert story([line("begin", version="2", by="me", plan=plan)]) is None
+    assert story([line("begin", version="2", by="me", plan=None)]) is None
+    assert story([line("begin", version="2", by="me", plan={**whole, "floor": "many"})]) is None
+    assert story([line("begin", version="2", by="me", plan=whole)]) is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from flotilla.deploy.journal import Journal, history
 from flotilla.deploy.limits import Conduct, Limits, conduct, limits
-from flotilla.deploy.operate import deploy, planned
+from flotilla.deploy.operate import Interrupted, deploy, planned
 from flotilla.deploy.proposal import Proposal, Terms, described
 from flotilla.deploy.request import Request, request
 from flotilla.deploy.resume import previous, resume
@@ -22,6 +22,7 @@ from flotilla.deploy_words import Words
 __all__ = [
     "Balancers",
     "Conduct",
+    "Interrupted",
     "Journal",
     "Limits",
     "Outcome",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from flotilla.errors import Refused
 from flotilla.rules import windows
@@ -27,3 +28,10 @@ def demand_open(settings: Settings, window: windows.Closed | None, *, again: str
         untouched="No host was touched",
         next=f"wait, or: {again} --override-freeze REASON, which the audit line will show",
     )
+
+
+def overridden(window: windows.Closed | None, reason: str) -> dict[str, Any]:
+    """What the audit line says of a window that was open and overridden; nothing of any other."""
+    if not (window and reason):
+        return {}
+    return {"freeze": {"window": window.reason, "overridden_because": reason}}

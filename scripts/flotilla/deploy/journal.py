@@ -152,11 +152,14 @@ def _entry(path: Path) -> Entry | None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; a last one that was cut off in the middle is left out."""
+    """The lines of a journal, up to the first that cannot be read: one that was cut off."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not (isinstance(line, dict) and {"at", "event"} <= line.keys()):
+            break
+        lines.append(line)
     return lines

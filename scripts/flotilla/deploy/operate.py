@@ -21,7 +21,7 @@ from flotilla.deploy.run import Outcome, run
 from flotilla.deploy.survey import connect
 from flotilla.deploy.world import World
 from flotilla.errors import INTERRUPTED, FlotillaError, Refused
-from flotilla.lock import Lock, holder
+from flotilla.lock import Lock, demand_free, holder
 from flotilla.rules.deploy import Options
 from flotilla.settings import Settings
 
@@ -60,6 +60,8 @@ def deploy(
     it and all is as before; ``raise_failure`` tells the rest.
     """
     why = f"deploy {version}" + (f": {terms.reason}" if terms.reason else "")
+    if not take_over:
+        demand_free(settings, "deploy")
     with connect(settings) as (world, zones):
         proposal = propose(settings, world, zones, version, options, terms=terms)
         _demand_open(settings, proposal, terms)
@@ -175,11 +177,10 @@ class _Run:
         return notify.tell(self.settings, event, text, **told)
 
     def _audited(self, result: str, **told: Any) -> list[str]:
-        terms, closed = self.terms, self.proposal.closed
+        terms = self.terms
         if terms.reason:
             told["why"] = terms.reason
-        if closed and terms.override_freeze:
-            told["freeze"] = {"window": closed.reason, "overridden_because": terms.override_freeze}
+        told |= freeze.overridden(self.proposal.closed, terms.override_freeze)
         if terms.expected:
             told["plan"] = terms.expected.id
         try:

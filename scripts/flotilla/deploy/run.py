@@ -14,7 +14,7 @@ from functools import partial
 from flotilla.aws.artifacts import Release
 from flotilla.deploy.hooks import Around, nothing
 from flotilla.deploy.journal import Journal
-from flotilla.deploy.limits import Conduct
+from flotilla.deploy.limits import Conduct, beside
 from flotilla.deploy.outcome import Outcome, Result
 from flotilla.deploy.roll import Roll, Step, Trial
 from flotilla.deploy.world import World
@@ -87,7 +87,11 @@ class Deploy:
         hosts, version = self._plan.hosts, release.version
         words = ("stage", version, "--sha256", release.sha256)
         self._journal.write("stage", hosts=hosts)
-        errors = self._each(hosts, lambda host: self._roll.call(host, *words, limit=STAGE_SECONDS))
+        errors = self._each(
+            hosts,
+            lambda host: self._roll.call(host, *words, limit=STAGE_SECONDS),
+            most=beside(len(hosts)),
+        )
         if not errors and hosts:
             self._journal.write("migrate", host=hosts[0])
             errors = self._each(
@@ -118,8 +122,11 @@ class Deploy:
 
     def prune(self) -> None:
         """Drop old releases; a host that cannot is told about by its own status, not by us."""
+        hosts = self._plan.hosts
         self._each(
-            self._plan.hosts, lambda host: self._world.releases.call(host, "prune", seconds=60)
+            hosts,
+            lambda host: self._world.releases.call(host, "prune", seconds=60),
+            most=beside(len(hosts)),
         )
 
     def back(self, failed: dict[str, str], why: str) -> Ending:
@@ -236,8 +243,9 @@ class Deploy:
         hosts: Sequence[str],
         work: Callable[[str], object],
         unreachable: dict[str, str] | None = None,
+        most: int | None = None,
     ) -> dict[str, str]:
-        """Do ``work`` for all hosts at once; by host, why it failed.
+        """Do ``work`` for all hosts at once, or for ``most`` of them; by host, why it failed.
 
         Those that do not answer are put into ``unreachable`` instead, where it is given.
         """
@@ -256,7 +264,7 @@ class Deploy:
 
         if not hosts:
             return {}
-        with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
+        with ThreadPoolExecutor(max_workers=most or len(hosts)) as pool:
             answers = dict(zip(hosts, pool.map(attempt, hosts), strict=True))
         return {host: why for host, why in answers.items() if why}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flotilla import inventory
+from flotilla.deploy.limits import beside
 from flotilla.deploy.world import Balancers, OverSsh, World
 from flotilla.hosts.haproxy import Runtime
 from flotilla.hosts.haproxy_session import Session
@@ -19,6 +20,8 @@ from flotilla.rules.rotation import FULL, Server
 from flotilla.settings import Settings
 
 _ASK_SECONDS = 15
+# Connections through one bastion at a time, however large the fleet is.
+_MOST = 16
 # A session waits two seconds longer than its helper: a socket that hangs is told after five.
 _ANSWER_SECONDS = 3.0
 
@@ -85,5 +88,6 @@ def look(world: World, zones: Mapping[str, str]) -> Survey:
         status = world.releases.call(name, "status", seconds=_ASK_SECONDS)
         return rotation.host(name, zones[name], status)
 
-    with ThreadPoolExecutor(max_workers=16) as pool:
+    # Logging in to six serving hosts at once made requests there wait 80 ms: the worst of a deploy.
+    with ThreadPoolExecutor(max_workers=min(_MOST, beside(len(zones)))) as pool:
         return Survey(tuple(pool.map(host, sorted(zones))), rotation.servers)

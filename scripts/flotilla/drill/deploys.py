@@ -262,6 +262,9 @@ def _deploy(settings: Settings, version: str, said: Say) -> dict[str, Any]:
                 f"  {step.host} {step.name} ... {step.error or 'ok'} {step.seconds:.1f} s"
             ),
         ).as_dict()
+    except deploy.Interrupted:
+        # The operator means the drill; the deploy has brought the hosts back already.
+        raise
     except FlotillaError as error:
         return _not_ended(
             version, error.what, begun, "refused" if isinstance(error, Refused) else ""

@@ -18,11 +18,11 @@ from flotilla.deploy.limits import limits
 from flotilla.deploy.world import Balancers
 from flotilla.errors import Refused
 from flotilla.images import Image
-from flotilla.lock import Lock
-from flotilla.replace import template
+from flotilla.lock import Lock, demand_free
+from flotilla.replace import policy, template
 from flotilla.replace.options import COMMAND, ON_REQUEST, Options, chosen
 from flotilla.replace.outcome import Interrupted, Outcome
-from flotilla.replace.record import begin, demand_unfinished, recorded, unfinished
+from flotilla.replace.record import begin, demand_unfinished, unfinished
 from flotilla.replace.run import Exchange, Limits, outcome_of
 from flotilla.replace.step import Said
 from flotilla.replace.tier import Scaled, counted
@@ -64,17 +64,21 @@ def exchange(
     ``confirmed`` is given the plan and raises to stop. Raises Refused or BadOption with nothing
     changed, Interrupted when the operator stopped it and the hosts of before serve.
     """
+    if not options.take_over:
+        demand_free(settings, LOCK)
     with connect(settings) as (world, _):
         agreed = _plan(settings, world.balancers, options)
         plan = agreed.plan
         if not (plan.old or agreed.past):
             return Outcome("", plan.role, plan.image_name, "nothing to do", 0.0)
+        policy.demand_open(settings, plan, options)
         confirmed(plan)
-        why = f"{COMMAND} {plan.image_id}"
+        why = f"{COMMAND} {plan.image_id}" + (f": {options.reason}" if options.reason else "")
         lock = Lock(settings, LOCK, reason=why, take_over=options.take_over)
         with lock, interruption() as stopping:
             # Somebody may have changed something while the operator was reading the plan.
             agreed = _plan(settings, world.balancers, options)
+            policy.demand_open(settings, agreed.plan, options)
             if agreed.plan != plan:
                 confirmed(agreed.plan)
 
@@ -93,8 +97,12 @@ def exchange(
                 )
 
             ours = world.guarded(lock.check).balancers
-            outcome = _carry_out(settings, agreed, ours, made)
-    recorded(settings, outcome)
+            outcome = policy.attended(
+                settings,
+                agreed.plan,
+                options,
+                lambda: _carry_out(settings, agreed, ours, made),
+            )
     if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
         raise Interrupted(
             f"{INTERRUPTION}; {outcome.line}",

@@ -11,13 +11,13 @@ from flotilla.deploy import connect
 from flotilla.deploy.attend import INTERRUPTION, interruption, watched
 from flotilla.errors import Refused
 from flotilla.images import Image
-from flotilla.lock import Lock
-from flotilla.replace import template
+from flotilla.lock import Lock, demand_free
+from flotilla.replace import policy, template
 from flotilla.replace.options import COMMAND, ON_REQUEST, Options, chosen
 from flotilla.replace.outcome import Interrupted, Outcome
 from flotilla.replace.pair import ROLE, Pair
 from flotilla.replace.pair_run import PairExchange
-from flotilla.replace.record import begin, demand_unfinished, recorded, unfinished
+from flotilla.replace.record import begin, demand_unfinished, unfinished
 from flotilla.replace.step import Said
 from flotilla.rules import replace_pair as rules
 from flotilla.rules.replace import Past, Plan
@@ -59,30 +59,38 @@ def exchange(
     Refused or BadOption with nothing changed, Interrupted when the operator stopped it and the old
     image serves.
     """
+    if not options.take_over:
+        demand_free(settings, LOCK)
     pair = Pair(settings, say=say)
     plan, image, past = _plan(settings, pair, options)
     if not (plan.old or past):
         return Outcome("", ROLE, plan.image_name, "nothing to do", 0.0)
+    policy.demand_open(settings, plan, options)
     confirmed(plan)
-    lock = Lock(settings, LOCK, reason=f"{COMMAND} {plan.image_id}", take_over=options.take_over)
+    why = f"{COMMAND} {plan.image_id}" + (f": {options.reason}" if options.reason else "")
+    lock = Lock(settings, LOCK, reason=why, take_over=options.take_over)
     with lock, interruption() as stopping:
         again, image, past = _plan(settings, pair, options)
+        policy.demand_open(settings, again, options)
         if again != plan:
             confirmed(again)
-        template.version(settings, image)
-        run = PairExchange(
-            pair,
-            again,
-            settings.zones,
-            begin(settings, again),
-            idle_seconds=float(settings.deploy.drain_seconds),
-            said=said,
-            guard=lock.check,
-            stopping=stopping,
-            going_back=ON_REQUEST if options.back else past.going_back if past else "",
-        )
-        outcome = _carried_out(settings, again, image, run)
-    recorded(settings, outcome)
+
+        def act() -> Outcome:
+            template.version(settings, image)
+            run = PairExchange(
+                pair,
+                again,
+                settings.zones,
+                begin(settings, again),
+                idle_seconds=float(settings.deploy.drain_seconds),
+                said=said,
+                guard=lock.check,
+                stopping=stopping,
+                going_back=ON_REQUEST if options.back else past.going_back if past else "",
+            )
+            return _carried_out(settings, again, image, run)
+
+        outcome = policy.attended(settings, again, options, act)
     if outcome.result == "rolled back" and outcome.reason == INTERRUPTION:
         raise Interrupted(f"{INTERRUPTION}; {outcome.line}", next=f"{COMMAND} --role {ROLE}")
     return outcome
@@ -121,7 +129,9 @@ def _plan(settings: Settings, pair: Pair, options: Options) -> tuple[Plan, Image
     past = unfinished(settings, ROLE)
     demand_unfinished(past, options)
     image = chosen(settings, ROLE, options, past)
-    _demand_control(settings)
+    if not past:
+        # One that a run which was cut off has launched may answer to nobody yet.
+        _demand_control(settings)
     hosts = pair.look()
     if not past and (found := rules.faults(hosts)):
         raise Refused(

@@ -18,13 +18,16 @@ ON_REQUEST = "the operator wants the image of before"
 @dataclass(frozen=True, slots=True)
 class Options:
     """``image`` is an id or a name, None for the newest tested one; ``back`` brings back what a run
-    that did not end has replaced; ``come_seconds`` is how long a new host may take to serve.
+    that did not end has replaced; ``come_seconds`` is how long a new host may take to serve;
+    ``override_freeze`` is the reason for doing it in a freeze window.
     """
 
     image: str | None = None
     back: bool = False
     come_seconds: float | None = None
     take_over: bool = False
+    reason: str = ""
+    override_freeze: str = ""
 
 
 def chosen(settings: Settings, role: str, options: Options, past: Past | None) -> Image:

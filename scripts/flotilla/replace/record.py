@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from flotilla import audit
 from flotilla.deploy.journal import Journal, read
@@ -59,10 +60,10 @@ def begin(
     return journal
 
 
-def recorded(settings: Settings, outcome: Outcome) -> None:
-    """Keep the audit line; that it could not be kept does not change how the run ended."""
+def recorded(settings: Settings, outcome: Outcome, **more: Any) -> None:
+    """Keep the audit line, with ``more``; that it could not be kept changes nothing else."""
     names = ("id", "image", "served", "failed", "seconds", "reason", "least_serving")
-    told = {name: getattr(outcome, name) for name in names}
+    told = {name: getattr(outcome, name) for name in names} | more
     try:
         audit.record(settings, f"{COMMAND} --role {outcome.role}", outcome.result, **told)
     except FlotillaError as error:

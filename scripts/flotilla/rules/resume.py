@@ -50,9 +50,9 @@ class Remaining:
 
 
 def story(lines: Sequence[Mapping[str, Any]]) -> Story | None:
-    """Read a journal; None for one that has no plan of batches."""
-    first = next((line for line in lines if line["event"] == "begin"), None)
-    if first is None or "batches" not in first.get("plan", {}):
+    """Read a journal; None for one without a plan that can be carried out, as older ones may be."""
+    plan = next((_plan(line.get("plan")) for line in lines if line["event"] == "begin"), None)
+    if plan is None:
         return None
     proved: set[str] = set()
     going_back, result = "", ""
@@ -69,7 +69,7 @@ def story(lines: Sequence[Mapping[str, Any]]) -> Story | None:
             going_back = str(line["why"]) or "it was going back"
         elif event == "end":
             result = str(line["result"])
-    return Story(_plan(first["plan"]), frozenset(proved), going_back, result)
+    return Story(plan, frozenset(proved), going_back, result)
 
 
 def why_not_open(told: Story | None, deploy_id: str) -> str | None:
@@ -167,14 +167,18 @@ def described(told: Story, left: Remaining, *, is_back: bool) -> str:
     return "\n".join(lines if len(lines) > 1 else [*lines, "  every host is in place"])
 
 
-def _plan(fields: Mapping[str, Any]) -> Plan:
-    return Plan(
-        version=fields["version"],
-        batches=tuple(tuple(batch) for batch in fields["batches"]),
-        previous=dict(fields["previous"]),
-        floor=int(fields["floor"]),
-        skipped=dict(fields.get("skipped", {})),
-    )
+def _plan(fields: Any) -> Plan | None:
+    """The plan in a journal; None for one that lacks what a plan has."""
+    try:
+        return Plan(
+            version=fields["version"],
+            batches=tuple(tuple(batch) for batch in fields["batches"]),
+            previous=dict(fields["previous"]),
+            floor=int(fields["floor"]),
+            skipped=dict(fields.get("skipped", {})),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _with(plan: Plan, batches: Sequence[tuple[str, ...]], here: Mapping[str, Host]) -> Plan:
