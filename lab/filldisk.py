@@ -48,6 +48,7 @@ find "$path" -mindepth 1 -delete
 cp -a "$aside/." "$path/"
 umount "$aside"
 rmdir "$aside"
+# Only a unit that failed can be reset, and not each did.
 if [ $# -gt 0 ]; then systemctl reset-failed "$@" || true; systemctl start --no-block "$@"; fi
 """
 

@@ -33,7 +33,8 @@ GONE_SECONDS = 300.0
 COMMAND_SECONDS = 20.0
 # Two reads: of two claims in the same second both "succeed".
 CONFIRMATIONS = 2
-# What its address service saw last, when it is there, and whom its keepalived knows.
+# What its address service saw last, when it is there, and whom its keepalived knows. A new host has
+# neither yet: that is an answer, not an error.
 _ASK = (
     "cat /run/flotilla-address/state.json 2>/dev/null || echo '{}'; date +%s; "
     "cat /etc/keepalived/keepalived.conf 2>/dev/null || true"
