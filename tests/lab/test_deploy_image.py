@@ -23,6 +23,8 @@ from flotilla.settings import Settings
 
 # Both tiers are brought back to their images behind the last test.
 pytestmark = [needs_lab, pytest.mark.timeout(900)]
+# What is found out about one moment is much what is found out about the next one.
+AGAIN = pytest.mark.thorough
 
 JOIN_SECONDS = 90
 _LB = ("deploy.image", "--role", "lb", "--image")
@@ -145,8 +147,11 @@ def test_an_image_that_was_not_tested_is_refused(fleet, copy) -> None:
 @pytest.mark.drill
 @pytest.mark.parametrize(
     "moment",
-    ["before write serves .*", "before order .* state drain", "before write intent .*terminate.*"],
-    ids=["once the first one serves", "while an old one is drained", "before it is ended"],
+    [
+        pytest.param(r"before write serves .*", id="once the first one serves", marks=AGAIN),
+        pytest.param(r"before order .* state drain", id="while an old one is drained"),
+        pytest.param(r"before write intent .*terminate.*", id="before it is ended", marks=AGAIN),
+    ],
 )
 def test_a_killed_run_is_gone_on_with_by_the_same_command(fleet, copy, moment: str) -> None:
     other = copy("app")

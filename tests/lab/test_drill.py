@@ -27,6 +27,7 @@ def test_a_drill_tells_what_clients_of_every_kind_saw(fleet) -> None:
 
 
 @pytest.mark.drill
+@pytest.mark.thorough
 def test_a_drill_with_a_bad_release_ends_where_it_began(fleet) -> None:
     told = fab("drill.deploy", *SHORT, "--fault", "wrong-version")
     (run,) = told["each"]
@@ -46,6 +47,7 @@ def test_clients_that_a_cookie_keeps_on_a_server_lose_no_request(fleet) -> None:
 
 
 @pytest.mark.drill
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", ["lb-reload", "operator-kill", "api-down"])
 def test_a_fault_in_a_deploy_strikes_and_no_client_notices(fleet, fault: str) -> None:
     told = fab(
