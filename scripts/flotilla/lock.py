@@ -40,7 +40,7 @@ def demand_free(settings: Settings, name: str, *, clock: Callable[[], float] = t
 
     For the beginning of a run: what its plan finds wrong may be the work of that other run.
     """
-    found = lease.read(settings, settings.name_of("locks"), name)
+    found = lease.read(dynamo.locks(settings), name)
     mine = lease.Lease(name, 0, holder(), "", 0.0, 0.0)
     why = lease.decide(found, "acquire", mine, now=clock())
     if isinstance(why, str):

@@ -8,7 +8,8 @@ from contextlib import suppress
 from mysql_actors import Actor, QuitError, Steps, compared, detach, finish, follow, turn
 from mysql_world import DEAD_END, LostError, Server, StaleError
 
-from flotilla.rules.mysql_failover import Act, completion
+from flotilla.rules.mysql_completion import completion
+from flotilla.rules.mysql_failover import Act
 from flotilla.rules.mysql_rejoin import Advice, Do, Peers, advise
 from flotilla.rules.mysql_topology import Member, Topology
 

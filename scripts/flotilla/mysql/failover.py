@@ -22,13 +22,13 @@ from flotilla.mysql.cluster import Cluster, Seat
 from flotilla.mysql.failover_parts import Announcer, Book, Done, Guard, Log, Nobody, under
 from flotilla.mysql.fencing import Fence
 from flotilla.rules.mysql import Refusal, follower_objection, primary_objection
+from flotilla.rules.mysql_completion import completion
 from flotilla.rules.mysql_failover import (
     Act,
     Found,
     Opening,
     Promotion,
     Step,
-    completion,
     promotion,
     shortfall,
 )

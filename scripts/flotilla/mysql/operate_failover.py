@@ -34,7 +34,8 @@ from flotilla.mysql.positions import read
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.mysql.session import Session, session
 from flotilla.rules.mysql import Refusal, primary_objection
-from flotilla.rules.mysql_failover import Completion, Opening, completion, opening
+from flotilla.rules.mysql_completion import Completion, completion
+from flotilla.rules.mysql_failover import Opening, opening
 from flotilla.rules.mysql_report import Report, count, text
 from flotilla.rules.mysql_state import Past, Place, State
 from flotilla.settings import Settings

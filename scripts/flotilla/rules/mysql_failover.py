@@ -3,7 +3,7 @@
 It is decided twice, because positions mean something only once nobody acknowledges any more:
 ``opening`` says whom to cut from the old primary, and ``promotion`` rules on what was found then.
 Whoever resumes a run decides again from the beginning under the same term, until the record names
-the new primary; after that only ``completion`` is left. Invariants:
+the new primary; after that only ``mysql_completion`` is left. Invariants:
 
 - Nobody is promoted before so many members were cut off that the rest are too few to acknowledge a
   write. The same count proves that every acknowledged write is on a member that was asked.
@@ -21,11 +21,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flotilla.rules.mysql import Refusal, primary_objection
+from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_candidate import Found, best, objections
-from flotilla.rules.mysql_gtid import missing
 from flotilla.rules.mysql_state import Place, State, foreign_claim
-from flotilla.rules.mysql_topology import Member, Record, Topology
+from flotilla.rules.mysql_topology import Member, Record
 from flotilla.rules.mysql_verdict import Kind, Verdict
 
 __all__ = ["Found"]
@@ -118,20 +117,6 @@ class Promotion:
         return ",".join(part for part in (self.new.executed, received) if part)
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What is left once the record names the new primary; ``left_out`` need more, with why.
-
-    ``waits`` says why it cannot take writes yet, "" where GRANT is among the steps or done.
-    """
-
-    term: int
-    new: Member
-    steps: tuple[Step, ...]
-    left_out: Mapping[str, str]
-    waits: str = ""
-
-
 def opening(
     places: Collection[Place],
     state: State,
@@ -156,15 +141,7 @@ def opening(
     """
     old = next((p for p in places if p.instance_id == state.record.instance_id), None)
     if old is None:
-        return Refusal(
-            f"the primary of term {state.record.term}, {state.record.instance_id}, is not in the"
-            " inventory",
-            "what is not known to exist cannot be shown to be stopped",
-            "fab fleet.status",
-        )
-    refused = _premature(state, old, verdict, me, now, manual=manual)
-    if refused:
-        return refused
+        return _unknown(state)
     ackers = [p for p in places if p is not old and p.instance_id not in state.barred]
     reached = sorted((p for p in ackers if p.name in reachable), key=lambda p: p.rank)
     opened = Opening(
@@ -179,14 +156,13 @@ def opening(
         accept_loss=accept_loss,
         to=to,
     )
-    if degraded and not accept_loss:
-        return Refusal(
-            f"{old.name} acknowledged writes on its own: {degraded}",
-            "they are on no other member",
-            f"start {old.name}, or fab mysql.failover --accept-loss",
-        )
     silent = {p.name: "it does not answer" for p in ackers if p not in reached}
-    return shortfall(opened, {p.name for p in reached}, silent) or opened
+    return (
+        _premature(state, old, verdict, me, now, manual=manual)
+        or (_alone(old, degraded) if degraded and not accept_loss else None)
+        or shortfall(opened, {p.name for p in reached}, silent)
+        or opened
+    )
 
 
 def shortfall(opened: Opening, cut_off: Collection[str], kept: Mapping[str, str]) -> Refusal | None:
@@ -226,18 +202,7 @@ def promotion(
         m for m in asked if m.name != new.name and (m.name, new.name) not in found.topology.surplus
     )
     if len(followers) < wait_for and not opened.accept_loss:
-        return Refusal(
-            f"{new.name} holds everything, but {len(followers)} members could acknowledge to it,"
-            f" {wait_for} must",
-            "every write would wait for ever",
-            _LOOK,
-        )
-    given_up = [
-        gtids for (_, lacking), gtids in found.topology.surplus.items() if lacking == new.name
-    ]
-    given_up.append(found.owed.get(new.name, ""))
-    if len(names) < opened.needed:
-        given_up.append(found.lost)
+        return _unfollowed(new, len(followers), wait_for)
     proof = _proof(opened, found, names)
     return Promotion(
         term=opened.term,
@@ -249,44 +214,25 @@ def promotion(
         steps=tuple(_promote(opened, new, followers, proof, found)),
         barred=_barred(opened, state, new, followers),
         notes=tuple(_notes(new, followers, wait_for, found)),
-        given_up=",".join(filter(None, given_up)),
+        given_up=_given_up(new, found, is_short=len(names) < opened.needed),
     )
 
 
-def completion(state: State, topology: Topology, *, wait_for: int = 1) -> Completion | Refusal:
-    """What is left to do for the primary that the record names. Done again, it does no harm."""
+def _unknown(state: State) -> Refusal:
     record = state.record
-    new = topology.by_instance(record.instance_id)
-    if new is None or new.uuid != record.uuid:
-        return Refusal(
-            f"the primary of term {record.term}, {record.instance_id}, does not answer as"
-            f" {record.uuid}",
-            "nobody else may be opened under this term",
-            "start that host, or fab mysql.failover",
-        )
-    objection = primary_objection(new, record)
-    apart = {m.name: _apart(topology, m, new) for m in topology.others(new)}
-    barred = {m.name: state.barred.get(m.instance_id, "") for m in topology.others(new)}
-    ahead = "; ".join(f"{name} {apart[name]}" for name in apart if apart[name] and not barred[name])
-    if objection and ahead:
-        return Refusal(
-            f"{ahead}; {new.name} is primary of term {record.term} but does not take writes",
-            "with it as primary, acknowledged writes would be lost",
-            _LOOK,
-        )
-    out = {name: barred[name] or apart[name] for name in apart}
-    left_out = {**topology.silent, **{name: why for name, why in out.items() if why}}
-    behind = [m for m in topology.others(new) if m.name not in left_out]
-    steps = [step for member in behind for step in _behind(member, new)]
-    if new.replication is not None:
-        why = f"term {record.term} is its own, but it is set to follow {new.replication.host}"
-        steps = [Step(Act.DRAIN, new.name, why), Step(Act.DETACH, new.name, why), *steps]
-    waits = ""
-    if objection and len(behind) < wait_for:
-        waits = f"{new.name} takes no writes before {wait_for} members acknowledge to it"
-    elif objection:
-        steps.append(Step(Act.GRANT, new.name, objection))
-    return Completion(record.term, new, tuple(steps), left_out, waits)
+    return Refusal(
+        f"the primary of term {record.term}, {record.instance_id}, is not in the inventory",
+        "what is not known to exist cannot be shown to be stopped",
+        "fab fleet.status",
+    )
+
+
+def _alone(old: Place, degraded: str) -> Refusal:
+    return Refusal(
+        f"{old.name} acknowledged writes on its own: {degraded}",
+        "they are on no other member",
+        f"start {old.name}, or fab mysql.failover --accept-loss",
+    )
 
 
 def _premature(
@@ -333,6 +279,23 @@ def _nobody(opened: Opening, table: tuple[tuple[str, str], ...]) -> Refusal:
     )
 
 
+def _unfollowed(new: Member, followers: int, wait_for: int) -> Refusal:
+    return Refusal(
+        f"{new.name} holds everything, but {followers} members could acknowledge to it,"
+        f" {wait_for} must",
+        "every write would wait for ever",
+        _LOOK,
+    )
+
+
+def _given_up(new: Member, found: Found, *, is_short: bool) -> str:
+    """What is lost with this one; ``is_short``: members that were not asked may have had more."""
+    surplus = found.topology.surplus
+    lacks = [gtids for (_, lacking), gtids in surplus.items() if lacking == new.name]
+    lost = found.lost if is_short else ""
+    return ",".join(filter(None, [*lacks, found.owed.get(new.name, ""), lost]))
+
+
 def _proof(opened: Opening, found: Found, cut_off: Collection[str]) -> str:
     if len(cut_off) >= opened.needed:
         return (
@@ -357,24 +320,20 @@ def _promote(
     if new.replication:
         yield Step(Act.DETACH, new.name, f"it followed {new.replication.host}")
     for member in followers:
-        yield from _behind(member, new)
+        yield from behind(member, new)
     yield Step(Act.GRANT, new.name, "it holds everything, and others acknowledge to it")
     yield Step(Act.VERIFY, new.name, "it takes writes, and the others follow")
     if proof and not found.fenced:
         yield verify
 
 
-def _behind(member: Member, new: Member) -> Iterator[Step]:
+def behind(member: Member, new: Member) -> Iterator[Step]:
+    """What makes a member follow the new primary and acknowledge to it."""
     follows = member.replication
     if follows is None:
         yield Step(Act.FOLLOW, member.name, f"it follows nobody; the primary is {new.name}")
     elif follows.host != new.address or follows.io != "ON" or not member.semi_sync.replica:
         yield Step(Act.REPOINT, member.name, f"acknowledge to {new.name}")
-
-
-def _apart(topology: Topology, member: Member, new: Member) -> str:
-    ahead = missing(topology.surplus.get((member.name, new.name), ""), new)
-    return f"holds {ahead}, which {new.name} lacks" if ahead else ""
 
 
 def _barred(
