@@ -1,11 +1,14 @@
 """A command line that asks for what there is not: one sentence, the next command, exit code 5.
 
 Invoke itself exits with 1 for an unknown task or option, which reads as "our fault", and with a
-traceback for ``--lines x``. Its parser has no hook for either, so two of its methods are wrapped.
+traceback for ``--lines x``; it calls a task whose option is missing with None, and takes the
+``--help`` behind a task as the value of its first argument. Its parser has no hook for any of
+these, so two of its methods are wrapped.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -56,9 +59,31 @@ def _checked(self: Argument, value: Any, cast: bool = True) -> None:
 
 def _refusing(self: Program) -> None:
     try:
-        _parse_tasks(self)
+        if not _is_for_help(self):
+            _parse_tasks(self)
+            _demand_options(self)
     except ParseError as error:
         refused = refusal(error)
         if "--json" in sys.argv:
             sys.stdout.write(json.dumps({"error": refused.as_dict()}) + "\n")
         raise Exit(str(refused), code=refused.exit_code) from error
+
+
+def _is_for_help(self: Program) -> bool:
+    """Whether it is ``fab TASK --help``, which is then ``fab --help TASK``."""
+    words = self.core.unparsed
+    if words[1:2] not in (["--help"], ["-h"]) or words[0] not in self.collection.task_names:
+        return False
+    # Not twice: the second one would have lost what is said of each option.
+    self.parser = self._make_parser()
+    self.args.help.value = words[0]
+    return True
+
+
+def _demand_options(self: Program) -> None:
+    for context in self.tasks:
+        wanted = inspect.signature(self.collection[context.name].body).parameters.values()
+        for parameter in list(wanted)[1:]:
+            argument = context.args.get(parameter.name)
+            if parameter.default is parameter.empty and argument and argument.value is None:
+                raise ParseError(f"{context.name!r} did not receive --{argument.name}", context)

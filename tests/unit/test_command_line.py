@@ -51,7 +51,9 @@ def fab(
         (["nope"], "'nope'"),
         (["fleet.status", "--nope"], "'--nope'"),
         (["fleet.run"], "'command'"),
+        (["fleet.run", "uptime"], "--on"),
         (["fleet.run", "uptime", "--on"], "--on"),
+        (["deploy.run"], "--version"),
         (["fleet.run", "uptime", "--on", "app", "--seconds", "x"], "--seconds is 'x'"),
         (["fleet.logs", "app", "--lines", "x"], "--lines is 'x'"),
         (["lab.fault", "app-1", "kill", "--option", "x"], "--option is 'x'"),
@@ -67,6 +69,15 @@ def test_a_wrong_command_line_is_a_bad_option_and_never_a_traceback(
     assert "Traceback" not in done.stderr
     if words[-1] != "--on":
         assert json.loads(done.stdout)["error"]["exit_code"] == 5
+
+
+@pytest.mark.parametrize("task", ["fleet.run", "fleet.logs", "deploy.run", "lab.fault"])
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_told_on_either_side_of_a_task(task: str, word: str) -> None:
+    behind, before = fab(task, word), fab("--help", task)
+    assert (behind.returncode, behind.stderr) == (0, "")
+    assert behind.stdout == before.stdout
+    assert f" {task} " in behind.stdout.splitlines()[0]
 
 
 def test_a_result_nobody_reads_is_no_error() -> None:

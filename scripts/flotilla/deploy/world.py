@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts.haproxy import Output, Runtime
+from flotilla.priority import BEHIND
 from flotilla.rules.capacity import Load
 from flotilla.rules.rotation import Counters, Server, Views
 from flotilla.rules.soak import Sample
@@ -20,7 +21,7 @@ TOOL = "/usr/local/sbin/app-release"
 _LOOKS = frozenset({"status", "wait"})
 _GRACE_SECONDS = 10
 # Done while the host serves: clients come first, and unpacking a release takes a core for a second.
-_BEHIND = {"stage": "nice -n 19 ", "prune": "nice -n 19 "}
+_BESIDE = frozenset({"status", "stage", "prune"})
 
 T = TypeVar("T")
 
@@ -168,7 +169,7 @@ class OverSsh:
 
     def call(self, host: str, *words: str, seconds: float) -> dict[str, Any]:
         """Run one verb. Raises HostFailed with what the tool said, Unreachable."""
-        command = _BEHIND.get(words[0], "") + shlex.join([TOOL, *words])
+        command = (BEHIND if words[0] in _BESIDE else "") + shlex.join([TOOL, *words])
         allowed = seconds + _GRACE_SECONDS
         result = self._runner.run(host, command, sudo=True, seconds=allowed, check=False)
         try:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -16,9 +14,8 @@ import aiohttp
 
 from flotilla.errors import FlotillaError
 from flotilla.options import Parser, finish
+from flotilla.priority import go_first
 from flotilla.traffic.load import KINDS, MIX, Load, Options
-
-_PRIORITY = -10
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,22 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     options = _arguments(argv)
 
     def act() -> int:
-        _go_first()
+        go_first()
         report = asyncio.run(_run(options))
         json.dump(report, sys.stdout)
         sys.stdout.write("\n")
         return 1 if report["failed"] or report.get("lost") else 0
 
     return finish(act)
-
-
-def _go_first() -> None:
-    """Clients that wait for a CPU measure their own machine: 151 of 225 ms were the sender's.
-
-    They take a tenth of a core. Who may not raise a priority goes without.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
 
 
 async def _run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,10 +12,6 @@ from typing import Any, Self, TextIO, cast
 from flotilla.errors import FlotillaError
 
 FINISH_SECONDS = 60
-
-
-# What it waits for a processor counts as the servers' time: 100 ms on a busy machine.
-_PRIORITY = -10
 
 
 class Background:
@@ -35,8 +29,9 @@ class Background:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            # Of its own, so that its priority is: see ``flotilla.priority``.
+            start_new_session=True,
         )
-        _prefer(self._process.pid)
         self._report: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
@@ -79,9 +74,3 @@ class Background:
         self._stderr.seek(0)
         said = self._stderr.read().strip()
         return FlotillaError(f"the traffic generator gave no report: {said or 'no message'}")
-
-
-def _prefer(pid: int) -> None:
-    """Let it have a processor at once, where that is allowed to us."""
-    with contextlib.suppress(PermissionError, ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, _PRIORITY)
