@@ -101,6 +101,7 @@ def deploys(
         if options.sticky:
             undo.enter_context(_sticky(settings, said))
         drill = _Drill(settings, options, fault, said, outside)
+        hosts = drill.count()
         for number in range(options.runs):
             each.append(drill.run(number))
             said(_line(number, options.runs, each[-1]))
@@ -110,7 +111,7 @@ def deploys(
         for why in rules.broken(run, fault)
     ]
     told = {"runs": len(each), "fault": options.fault, "rate": options.rate}
-    shape = {"hosts": drill.count(), "sticky": options.sticky}
+    shape = {"hosts": hosts, "sticky": options.sticky}
     return told | shape | rules.over_all(each) | {"broken": broken, "each": each}
 
 
