@@ -42,7 +42,7 @@ def test_destroy_leaves_nothing_but_the_data(fleet):
     assert destroy.kept(world) == [
         f"flotilla-lab-{name}" for name in ("artifacts", "backups", "audit")
     ]
-    assert len(secret_values(world)) == 9
+    assert len(secret_values(world)) == 10
     assert world.ec2.describe_addresses()["Addresses"] == []
     assert gone(world, data=False) == []
 
