@@ -124,7 +124,9 @@ class Server:
     @property
     def socket(self) -> Any:
         """What to select on for the end of an idle session, None where there is no session."""
-        return self._connection and self._connection._sock  # noqa: SLF001  TLS has wrapped it
+        if self._connection is None:
+            return None
+        return self._connection._sock if self._tls else self._stream  # noqa: SLF001  TLS has wrapped it
 
     def close(self) -> None:
         """End the session; safe to call twice."""
@@ -140,6 +142,7 @@ class Server:
             if self._connection is None:
                 self._connect(seconds)
             if self._tls:
+                _forget_errors(self._tls)
                 # PyMySQL wraps the socket, and sets these limits before it reads or writes.
                 self._connection._read_timeout = seconds  # noqa: SLF001
                 self._connection._write_timeout = seconds  # noqa: SLF001
@@ -176,12 +179,25 @@ class Server:
             return SqlError(f"{self.name}: {verb}: {text} ({code})", code)
         said = _complaint(self._stream) or str(error.args[-1] if error.args else error)
         self.close()
+        if self._tls:
+            _forget_errors(self._tls)
         closed = isinstance(error, ConnectionRefusedError) or said.endswith(_NOBODY_LISTENS)
         kind = PortClosedError if closed else Unreachable
         return kind(
             f"{self.name}: MySQL did not answer {verb} (limit {seconds:g} s): {said}",
             next=f"fab fleet.logs {self.name}",
         )
+
+
+def _forget_errors(tls: ssl.SSLContext) -> None:
+    """Clear what OpenSSL remembers of this thread's last failure; 0.1 ms.
+
+    With Python 3.13.5 and OpenSSL 3.5 a broken pipe on one session stays in the thread's error
+    queue, and every other session of the thread then fails with it as soon as it would have to
+    wait: when the primary was killed, the failover lost its sessions on the replicas. A new
+    SSL object is the only thing in the standard library that empties the queue.
+    """
+    tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
 
 
 def _late(name: str) -> LateError:
