@@ -51,6 +51,8 @@ class Podman:
 
         crun 1.8 wants to raise RLIMIT_MEMLOCK and fails where CAP_SYS_RESOURCE is missing: hence
         runc.
+        A directory that comes from the image can be renamed only with redirect_dir, as on any other
+        disk: MySQL's CLONE renames some of its data directory's, and died at that.
         """
         return [
             *(
@@ -61,6 +63,7 @@ class Podman:
                 str(self.runroot),
                 "--storage-driver",
                 "overlay",
+                *("--storage-opt", "overlay.mountopt=redirect_dir=on"),
             ),
             *("--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"),
             *arguments,
