@@ -123,7 +123,8 @@ def test_with_an_address_and_a_key_that_source_is_used(rendered: Callable[..., s
 
 def test_the_endpoint_has_no_privileges_to_lose(rendered: Callable[..., str]) -> None:
     unit = rendered("flotilla-mysql-agent.service.j2")
-    assert "--bounding-set=-all" in unit
+    assert "\nCapabilityBoundingSet=\n" in unit
     assert "NoNewPrivileges=yes" in unit
     assert "ProtectSystem=strict" in unit
-    assert "\nUser=" not in unit
+    # The one that StateDirectory then belongs to: without it no failover can begin its journal.
+    assert "\nUser=flotilla-mysql\n" in unit
