@@ -21,7 +21,7 @@ from flotilla.aws import workbench
 from flotilla.errors import HostFailed
 from flotilla.settings import Settings
 
-pytestmark = [needs_lab, pytest.mark.drill]
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from databases import TABLE, Databases
 from guests import REPO, needs_lab, until
 from typed import FAB, KILL, fab, interfered
 
-pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.timeout(480)]
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough, pytest.mark.timeout(480)]
 
 ACTS = ("revoke", "fence", "positions", "drain", "record", "detach", "repoint", "grant", "verify")
 MOMENTS = [

@@ -12,7 +12,7 @@ from typed import fab
 
 from flotilla.errors import FlotillaError
 
-pytestmark = [needs_lab, pytest.mark.drill]
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough]
 
 HEALTH = "curl -s -m 2 -o /dev/null -w '%{http_code}' localhost:3380/"
 RESUMED_SECONDS = 10

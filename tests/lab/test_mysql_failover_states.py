@@ -12,7 +12,7 @@ from typed import fab
 
 from flotilla.aws.items import Change
 
-pytestmark = [needs_lab, pytest.mark.drill]
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough]
 
 ROWS = [f"row-{number}" for number in range(5)]
 

@@ -11,7 +11,7 @@ from typed import fab
 
 from flotilla.rules.mysql_state import Claim
 
-pytestmark = [needs_lab, pytest.mark.drill]
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough]
 
 SATURATED_SECONDS = 600
 # Of one core, while all is well.

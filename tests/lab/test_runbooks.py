@@ -31,7 +31,7 @@ from flotilla.aws import edge
 from flotilla.aws.session import client
 from flotilla.settings import Settings
 
-pytestmark = [needs_lab, pytest.mark.drill]
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough]
 
 SECONDS = 120
 # A host that was frozen needs as long to be in rotation everywhere again.
