@@ -128,6 +128,8 @@ class Watched:
             self.rebuild(old)
             words.append("rebuilt")
         self._whole()
+        # Whoever struck it knows of the failover: it must hold up no other one.
+        self._records.acknowledge()
         return words
 
     def _rejoin(self, old: str, alive: Alive, words: list[str]) -> None:
