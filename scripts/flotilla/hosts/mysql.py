@@ -8,10 +8,10 @@ to another host's admin port.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import permutations
-from typing import Any
+from typing import Any, TypeVar
 
 import pymysql
 from pymysql.constants import CLIENT
@@ -36,6 +36,7 @@ _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
 # An error of the server's own, without a procedure: it ends a batch before its next statement.
 _IN_TIME = "SELECT IF(UNIX_TIMESTAMP(NOW(6)) < %s, 1, (SELECT 1 UNION ALL SELECT 2)) AS in_time"
 
+K = TypeVar("K", bound=Hashable)
 Row = Mapping[str, Any]
 Statement = str | tuple[str, Sequence[object]]
 
@@ -116,7 +117,12 @@ class Server:
                 return answers[len(limit) :]
         except (pymysql.err.MySQLError, OSError, EOFError) as error:
             described = self._described(error, pairs[len(answers)][0], seconds)
-            if limit and not answers and getattr(described, "code", 0) == _SEVERAL_ROWS:
+            if (
+                limit
+                and not answers
+                and isinstance(described, SqlError)
+                and described.code == _SEVERAL_ROWS
+            ):
                 raise _late(self.name) from None
             self.is_unsettled |= bool(limit) and isinstance(described, Unreachable)
             raise described from None
@@ -310,19 +316,23 @@ def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str
     return member, _flat(me["purged"])
 
 
-def subtract(server: Server, sets: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """For each pair of names, what the first GTID set has and the second has not; empty left out.
+def differences(server: Server, pairs: Mapping[K, tuple[str, str]]) -> dict[K, str]:
+    """For each pair of GTID sets what the first has and the second has not; empty ones left out.
 
     The algebra is the server's own: tagged GTIDs have forms that no regular expression should read.
     """
-    pairs = list(permutations(sets, 2))
     if not pairs:
         return {}
     columns = ", ".join(f"GTID_SUBTRACT(%s, %s) AS p{n}" for n in range(len(pairs)))
-    args = [sets[name] for pair in pairs for name in pair]
+    args = [gtids for pair in pairs.values() for gtids in pair]
     row = server.query(f"SELECT {columns}", args)[0]
-    found = {pair: _flat(row[f"p{n}"]) for n, pair in enumerate(pairs)}
-    return {pair: gtids for pair, gtids in found.items() if gtids}
+    found = {key: _flat(row[f"p{n}"]) for n, key in enumerate(pairs)}
+    return {key: gtids for key, gtids in found.items() if gtids}
+
+
+def subtract(server: Server, sets: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """For each pair of names, what the first GTID set has and the second has not; none empty."""
+    return differences(server, {(a, b): (sets[a], sets[b]) for a, b in permutations(sets, 2)})
 
 
 def position(member: Member) -> str:

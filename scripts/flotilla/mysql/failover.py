@@ -15,7 +15,7 @@ from functools import partial
 from itertools import groupby
 
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
-from flotilla.hosts.mysql import Server, look
+from flotilla.hosts.mysql import Server, differences, look
 from flotilla.mysql import positions, steps, takeover
 from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.cluster import Cluster, Seat
@@ -190,7 +190,7 @@ class Failover:
         if not before or not seen.topology.members:
             return ""
         server = self._cluster.server(seen.topology.members[0].name)
-        return positions.differences(server, {"": (before, seen.held)}).get("", "")
+        return differences(server, {"": (before, seen.held)}).get("", "")
 
     def _ready(self, chosen: Promotion, found: Found) -> None:
         """Bring the chosen one to where it only has to be opened."""

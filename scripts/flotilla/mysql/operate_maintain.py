@@ -127,6 +127,7 @@ def _needs(opened: Session, *, restart: bool) -> dict[str, Need]:
 
 def _survey(settings: Settings) -> str:
     """Prints a line for each package that would be upgraded, and the path of each newer file."""
+    # grep fails where nothing would be upgraded, which is an answer.
     simulated = f"{_APT} -s install --only-upgrade {_suite(settings)} {_INSTALLED}"
     return (
         f"set -e; {_APT} -qq update >/dev/null;"

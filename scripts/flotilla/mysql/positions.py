@@ -6,17 +6,14 @@ anybody, which is the common case.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from flotilla.errors import FlotillaError
-from flotilla.hosts.mysql import Server, look, position
+from flotilla.hosts.mysql import Server, differences, look, position
 from flotilla.mysql.cluster import Cluster, Seat
 from flotilla.rules.mysql_gtid import foreign
 from flotilla.rules.mysql_topology import Member, Topology
-
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +46,6 @@ def read(cluster: Cluster, names: Iterable[str], primary_uuid: str, baseline: st
     if not members:
         return Positions(topology)
     return _compared(cluster.server(topology.members[0].name), topology, primary_uuid, baseline)
-
-
-def differences(server: Server, pairs: Mapping[K, tuple[str, str]]) -> dict[K, str]:
-    """For each pair of GTID sets what the first has and the second has not; empty ones left out."""
-    if not pairs:
-        return {}
-    columns = ", ".join(f"GTID_SUBTRACT(%s, %s) AS p{n}" for n in range(len(pairs)))
-    args = [gtids for pair in pairs.values() for gtids in pair]
-    row = server.query(f"SELECT {columns}", args)[0]
-    found = {key: "".join(row[f"p{n}"].split()) for n, key in enumerate(pairs)}
-    return {key: gtids for key, gtids in found.items() if gtids}
 
 
 def _compared(server: Server, topology: Topology, primary_uuid: str, baseline: str) -> Positions:
