@@ -213,10 +213,9 @@ def test_admin_states_tell_who_was_forced_out(lb: Runtime) -> None:
     assert not lb.states()["app-2"] & 0x09
 
 
-def test_a_thousand_commands_are_given_in_at_most_a_second(lb: Runtime) -> None:
-    started = time.monotonic()
-    lb.command(*["set server app/app-1 state ready"] * 1000)
-    assert time.monotonic() - started < 1
+def test_a_thousand_commands_are_given_at_once(lb: Runtime) -> None:
+    lb.command(*["set server app/app-1 state maint"] * 999, "set server app/app-1 state ready")
+    assert lb.states()["app-1"] == 0, "the last one given is the last one done"
 
 
 def test_the_backend_without_a_cookie_is_not_sticky_and_info_names_the_version(lb: Runtime) -> None:

@@ -90,7 +90,7 @@ def test_what_a_writer_saw_is_there_though_its_process_was_killed(shell):
         os.kill(int((shell.folder / "pid").read_text()), 9)
         began = time.monotonic()
         assert len(ledger.stop()) >= 4
-        assert time.monotonic() - began < 5, "nobody waits for who is dead"
+        assert time.monotonic() - began < 9, "nobody waits for who is dead"
 
 
 def test_a_password_is_in_no_argument(shell):

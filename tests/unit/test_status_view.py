@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def test_one_that_hangs_costs_no_more_than_the_deadline_and_the_others_answer():
     hang = threading.Event()
     begun = time.monotonic()
     found = at_once({"slow": hang.wait, "quick": lambda: 1, "bad": _fail}, seconds=0.3)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20
     hang.set()
     assert found["quick"] == 1
     assert isinstance(found["bad"], Unreachable)
@@ -224,9 +225,10 @@ def test_one_answer_is_enough_to_leave_the_slow_ones_behind():
     hang = threading.Event()
     begun = time.monotonic()
     found = at_once(
-        {"host a": hang.wait, "host b": _fail}, seconds=0.1, one_of=("host a", "host b"), patience=9
-    )
-    assert time.monotonic() - begun < 5
+        {"host a": hang.wait, "host b": _fail},
+        seconds=0.1, one_of=("host a", "host b"), patience=60,
+    )  # fmt: skip
+    assert time.monotonic() - begun < 20
     hang.set()
     assert "no answer within 0.1 s" in str(found["host a"])
 
@@ -254,9 +256,13 @@ def test_an_api_that_never_answers_costs_seconds_and_the_last_list_is_shown(hang
     store.save(hanging, Snapshot(time.time() - 90, (HOST,)))
     begun = time.monotonic()
     snapshot = gather._listed(hanging)
-    assert time.monotonic() - begun < 3
+    taken = time.monotonic() - begun
+    assert taken < 20, "boto3 alone would wait for 60 s, five times"
     assert snapshot.hosts == (HOST,)
-    assert "90 s old" in str(snapshot.warning)
+    age = re.search(r"is (\d+) s old", str(snapshot.warning))
+    assert age
+    assert 90 <= int(age[1]) <= 91 + (time.monotonic() - begun), "counted when it is said"
+
 
 
 def test_without_a_list_an_api_that_never_answers_is_an_error(hanging):
