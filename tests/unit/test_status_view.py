@@ -264,7 +264,6 @@ def test_an_api_that_never_answers_costs_seconds_and_the_last_list_is_shown(hang
     assert 90 <= int(age[1]) <= 91 + (time.monotonic() - begun), "counted when it is said"
 
 
-
 def test_without_a_list_an_api_that_never_answers_is_an_error(hanging):
     with pytest.raises(Unreachable, match="no answer within"):
         gather._listed(hanging)
