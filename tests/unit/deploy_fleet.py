@@ -7,7 +7,6 @@ misbehave; everything from the plan to the load balancers' sockets is the real t
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from flotilla.aws.artifacts import Release
 from flotilla.deploy import Balancers, Journal, Limits, Outcome, Roll, World, run
@@ -40,6 +40,7 @@ defaults
     timeout server 10s
     timeout queue 5s
     # A check may take longer than its interval: this process is slow when the machine is busy.
+    # Its connection may not: HAProxy gives that `inter`, which is long here for the same reason.
     timeout check 2s
 frontend edge
     bind 127.0.0.1:{port}
@@ -50,7 +51,7 @@ backend app
     retry-on conn-failure empty-response
     http-request disable-l7-retry unless METH_GET
     {cookie}
-    default-server check inter 100ms fall 2 rise 2 weight 100
+    default-server check inter 500ms fastinter 100ms downinter 100ms fall 2 rise 2 weight 100
 """
 LIMITS = Limits(drain=3, boot=2, gate=5, answer=2, poll=0.05)
 
@@ -204,8 +205,9 @@ class Fleet:
         return [machine.version for machine in self.machines.values()]
 
     def everything_up(self) -> bool:
+        """Every server takes requests: "UP 1/2" does too."""
         seen = self.world.balancers.servers()
-        return all(s.status == "UP" for servers in seen.values() for s in servers.values())
+        return all(s.status.startswith("UP") for servers in seen.values() for s in servers.values())
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
@@ -213,17 +215,6 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @pytest.fixture
@@ -236,7 +227,7 @@ def fleet(tmp_path: Path, sticky: bool) -> Iterator[Fleet]:
     """Three hosts on version 1 behind two load balancers."""
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not installed here")
-    ports = free_ports(5)
+    ports = [free_port() for _ in range(5)]
     machines = {f"app-{n}": Machine(f"app-{n}", ports[n - 1]) for n in (1, 2, 3)}
     for machine in machines.values():
         machine.version, machine.staged, machine.boot_seconds = "1", {"1"}, 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import itertools
 import os
 import threading
 import time
@@ -13,14 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from balancers import Edge, Web, edge, until
+from balancers import PORT, Edge, Web, edge, until
+from ports import WORKER, free_port
 
 from flotilla.discovery.balancer import Balancer
 from flotilla.discovery.service import Service
 from flotilla.rules.discovery import Host, Limits
 
-PORTS = itertools.count(18481)
-PORT = 18480
+# Tests of this file run beside each other: each worker of pytest-xdist has its own addresses.
+NET = f"127.0.{7 + WORKER}"
 
 
 class Answers:
@@ -74,7 +74,7 @@ class Follower:
 
 @pytest.fixture
 def balancer(tmp_path: Path) -> Iterator[Edge]:
-    with edge(tmp_path, listen=next(PORTS)) as made:
+    with edge(tmp_path, listen=free_port()) as made:
         yield made
 
 
@@ -85,7 +85,7 @@ def follower(balancer: Edge) -> Follower:
 
 @pytest.fixture
 def webs() -> Iterator[dict[str, Web]]:
-    made = {f"app-{number}": Web(f"127.0.7.{number}") for number in (1, 2, 3, 4)}
+    made = {f"app-{number}": Web(f"{NET}.{number}") for number in (1, 2, 3, 4)}
     yield made
     for web in made.values():
         web.close()
@@ -93,7 +93,7 @@ def webs() -> Iterator[dict[str, Web]]:
 
 def hosts(*numbers: int, **changed: str) -> list[Host]:
     return [
-        Host(f"app-{number}", f"127.0.7.{number}", instance_id=f"i-{number}", **changed)
+        Host(f"app-{number}", f"{NET}.{number}", instance_id=f"i-{number}", **changed)
         for number in numbers
     ]
 
@@ -161,7 +161,7 @@ def test_hosts_come_and_go_and_no_request_fails(follower, webs) -> None:
     served, failed = client.stop()
     assert failed == 0
     assert served > 10
-    assert follower.edge.configured() == {"app-1": "127.0.7.1", "app-4": "127.0.7.4"}
+    assert follower.edge.configured() == {"app-1": f"{NET}.1", "app-4": f"{NET}.4"}
 
 
 def test_a_reload_gives_the_same_set_and_the_same_states(follower, webs) -> None:
@@ -240,7 +240,7 @@ def test_a_server_whose_name_another_host_has_now_does_not_inherit_its_maintenan
     follower.rounds()
     follower.edge.stop()
     text = follower.edge.places.config.read_text()
-    follower.edge.places.config.write_text(text.replace("127.0.7.2", "127.0.7.3"))
+    follower.edge.places.config.write_text(text.replace(f"{NET}.2", f"{NET}.3"))
     follower.edge.start()
     until(lambda: follower.edge.statuses() == {"app-1": "UP", "app-2": "UP"})
 
@@ -272,7 +272,7 @@ def test_a_killed_service_goes_on_where_it_was(follower, webs) -> None:
 def test_a_server_added_just_before_a_kill_is_written_by_the_next_service(follower, webs) -> None:
     follower.answers.now = hosts(1)
     follower.until_up("app-1")
-    follower.edge.runtime.add({"app-2": f"127.0.7.2:{PORT} check inter 100ms rise 2"})
+    follower.edge.runtime.add({"app-2": f"{NET}.2:{PORT} check inter 100ms rise 2"})
     follower.answers.now = hosts(1, 2)
     follower.again()
     follower.until_up("app-1", "app-2")
@@ -284,7 +284,7 @@ def test_a_configuration_written_by_others_gets_its_servers_back(follower, webs)
     follower.until_up("app-1", "app-2")
     config = follower.edge.places.config
     whole = config.read_text()
-    config.write_text(whole.replace("    server app-2 127.0.7.2:18480\n", ""))
+    config.write_text(whole.replace(f"    server app-2 {NET}.2:{PORT}\n", ""))
     follower.rounds()
     assert config.read_text() == whole
 
@@ -304,12 +304,12 @@ def test_a_host_is_let_go_when_it_is_drained_on_every_load_balancer(tmp_path, we
     """The other one is asked on its statistics page, and may have requests for it longer."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    port, page = next(PORTS), next(PORTS)
+    port, page = free_port(), free_port()
     statistics = f"\nfrontend stats\n    bind 127.0.0.1:{page}\n    stats enable\n    stats uri /\n"
     peer = f"\nbackend lb_peers\n    server lb-2 127.0.0.1:{page}\n"
     with (
         edge(tmp_path / "a", listen=port, end=peer) as one,
-        edge(tmp_path / "b", listen=next(PORTS), end=statistics) as other,
+        edge(tmp_path / "b", listen=free_port(), end=statistics) as other,
     ):
         first, second = Follower(one, Answers()), Follower(other, Answers())
         for follower in (first, second):
@@ -336,7 +336,7 @@ def cookies(url: str) -> set[str]:
 def test_sticky_servers_have_their_cookies_and_wait_for_their_checks_too(tmp_path, webs) -> None:
     """By command, or by a reload where HAProxy takes no cookie by command."""
     cookie = "    cookie FLOTILLA insert indirect nocache httponly\n"
-    with edge(tmp_path, listen=next(PORTS), more=cookie) as made:
+    with edge(tmp_path, listen=free_port(), more=cookie) as made:
         follower = Follower(made, Answers())
         webs["app-2"].fit = False
         follower.answers.now = hosts(1, 2)

@@ -24,6 +24,7 @@ import pytest
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "guestbook"
 sys.path.insert(0, str(EXAMPLE))
@@ -251,12 +252,6 @@ def test_an_entry_that_is_taken_fits_its_columns(fields: dict[str, str]) -> None
     assert entries.ID.match(entry_id)
     assert 0 < len(author) <= 64
     assert 0 < len(text) <= 1000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from flotilla.errors import HostFailed, Refused, Unreachable
 from flotilla.hosts.haproxy import Runtime, local, parse_stat
@@ -51,12 +52,6 @@ class Backend(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
