@@ -57,7 +57,6 @@ def backend(name: str):
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # reading them takes 1.5 s a test
     with mock_aws():
         yield Clients()
 
