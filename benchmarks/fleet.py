@@ -5,8 +5,8 @@
 
 Takes the lab down and up again, with images cached (fab images.bake first). Repeats: from `lab.up`
 until all hosts of fleet.yml answer SSH. Then, once: configure, and repeats of configuring a
-converged fleet. Memory is the sum of what every process of the lab has resident, shared pages
-counted once (PSS), after the load has settled. One JSON object on stdout.
+converged fleet, and of `fab fleet.status`. Memory is the sum of what every process of the lab has
+resident, shared pages counted once (PSS), after the load has settled. One JSON object on stdout.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,11 +47,13 @@ def main() -> int:
     for _ in range(options.repeats):
         run = configure.configure(settings, say=said)
         noop.append({"seconds": round(run.seconds, 1), "changed": run.changed})
+    looks = [look() for _ in range(options.repeats)]
     told = {
         "hosts": 12,
         "up_seconds": spread(up),
         "configure_again_seconds": spread([one["seconds"] for one in noop]),
         "configure_again_changed": max(int(one["changed"]) for one in noop),
+        "status_seconds": spread(looks),
         "memory_mib": memory(),
     }
     print(json.dumps(told))
@@ -65,6 +68,14 @@ def stand(settings: Settings) -> float:
     operate.provision(settings, confirmed=lambda _: None, said=said)
     operate.await_hosts(settings, said=said)
     return round(time.monotonic() - began, 1)
+
+
+def look() -> float:
+    """Seconds that `fab fleet.status` takes, from its start to its end."""
+    began = time.monotonic()
+    command = [str(Path(sys.executable).with_name("fab")), "fleet.status", "--json"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return round(time.monotonic() - began, 2)
 
 
 def memory() -> int:

@@ -83,6 +83,11 @@ class Releases:
         """Another good release."""
         return self["b"]
 
+    def know(self, version: str) -> None:
+        """Take a release that stands as the first good one, if what it was built from is here."""
+        if self._built(version).is_file():
+            self._made.setdefault("a", version)
+
     def other(self, version: str | None) -> str:
         """The good release that ``version`` is not."""
         return self.b if version == self.a else self.a
