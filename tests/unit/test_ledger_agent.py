@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socketserver
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,11 +104,31 @@ def test_a_password_is_in_no_argument(shell):
 
 
 def test_a_table_that_cannot_be_made_is_an_error_and_leaves_nothing(shell):
-    order = Order(**{**{n: getattr(NOBODY, n) for n in NOBODY.__slots__}, "is_probe": False})
+    order = replace(NOBODY, is_probe=False)
     before = set(Path("/var/tmp").glob("flotilla-ledger-*"))
     with pytest.raises(HostFailed, match="2003"), Ledger("here", shell, order):
         pass
     assert set(Path("/var/tmp").glob("flotilla-ledger-*")) == before
+
+
+class Hangs(socketserver.BaseRequestHandler):
+    """A proxy that still leads to a server which has given its role away."""
+
+    def handle(self) -> None:
+        self.server.asked += 1
+
+
+def test_a_server_that_hangs_up_is_asked_again(shell):
+    """For as long as a proxy may take to follow a switchover; then it is an error after all."""
+    with socketserver.TCPServer(("127.0.0.1", 0), Hangs) as server:
+        server.asked = 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        order = replace(NOBODY, is_probe=False, port=port, host="127.0.0.1")
+        with pytest.raises(HostFailed, match="Lost connection"), Ledger("here", shell, order):
+            pass
+        server.shutdown()
+        assert server.asked > 5
 
 
 def test_a_line_that_was_cut_off_is_no_entry():

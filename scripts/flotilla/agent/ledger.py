@@ -17,7 +17,7 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ from flotilla.rules.ledger import Entry, Fate, fate_of
 # An answer later than this is no answer: the client of a web request would have given up as well.
 ANSWER_SECONDS = 5
 RETRY_SECONDS = 0.01
+TABLE_SECONDS = 5.0
 STOP_POLL_SECONDS = 0.05
 # Nobody fetched the entries for so long: nobody will.
 FORGOTTEN_SECONDS = 900.0
@@ -149,14 +150,26 @@ def connect(order: Order) -> tuple[Any, str]:
 
 
 def create_table(order: Order) -> None:
-    """Have the table that the rows go to."""
-    connection, _ = connect(order)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"CREATE TABLE IF NOT EXISTS `{order.table}` (id VARCHAR(64) PRIMARY KEY,"
-            " server CHAR(36) NOT NULL)"
-        )
-    connection.close()
+    """Have the table that the rows go to.
+
+    Asked again for a while, as every client of a database does: just after a switchover a proxy may
+    still lead to the server that gave the role away, which hangs up. Raises what the last try did.
+    """
+    end = time.monotonic() + TABLE_SECONDS
+    while True:
+        try:
+            connection, _ = connect(order)
+            with closing(connection), connection.cursor() as cursor:
+                cursor.execute(
+                    f"CREATE TABLE IF NOT EXISTS `{order.table}` (id VARCHAR(64) PRIMARY KEY,"
+                    " server CHAR(36) NOT NULL)"
+                )
+        except (pymysql.err.MySQLError, OSError, EOFError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
 
 
 def work(order: Order, folder: Path) -> None:
