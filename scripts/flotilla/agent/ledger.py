@@ -29,7 +29,7 @@ from flotilla.rules.ledger import Entry, Fate, fate_of
 # An answer later than this is no answer: the client of a web request would have given up as well.
 ANSWER_SECONDS = 5
 RETRY_SECONDS = 0.01
-TABLE_SECONDS = 5.0
+TABLE_SECONDS = 8.0
 STOP_POLL_SECONDS = 0.05
 # Nobody fetched the entries for so long: nobody will.
 FORGOTTEN_SECONDS = 900.0
