@@ -24,6 +24,7 @@ from mysqld.trio import Trio
 from mysqld.writers import TABLE, Writers, gap_seconds, held
 
 from flotilla.errors import FlotillaError, Refused
+from flotilla.hosts.mysql_glimpse import Regard
 from flotilla.mysql import failover, store
 from flotilla.mysql.failover import Done, Failover
 from flotilla.rules.mysql_failover import Found, Opening
@@ -49,6 +50,24 @@ def under_load(trio: Trio, fault: Callable[[], None], **options: object) -> tupl
 
 
 # --- faults
+
+
+def test_a_primary_that_waits_for_nobody_is_remembered_so_when_it_is_dead(trio: Trio) -> None:
+    """Its last writes may be nowhere else, and no count of members would show it."""
+    primary = trio.primary
+    eye = Regard(primary.session(), time.monotonic)
+
+    def alone() -> str:
+        return eye.look(seconds=1.0, waiting=False, stalled=True).alone
+
+    assert alone() == ""
+    trio.rows(primary.name, "SET GLOBAL rpl_semi_sync_source_enabled = OFF")
+    assert "waited for no replica" in alone()
+    primary.kill()
+    assert "waited for no replica" in alone()
+    primary.start()
+    primary.ready()
+    assert until(lambda: alone() == "", seconds=10), "it takes no write"
 
 
 def test_a_killed_primary_is_replaced_and_nothing_is_lost(trio: Trio) -> None:

@@ -120,6 +120,7 @@ class Takeover:
                 me=self._holder,
                 now=self._now(),
                 wait_for=WAIT_FOR,
+                degraded=case.look.alone,
             )
             if isinstance(opened, Refusal):
                 self._failed_at = self._now()

@@ -58,6 +58,11 @@ SELECT MAX(t.PROCESSLIST_TIME) AS seconds,
 FROM performance_schema.threads t WHERE t.PROCESSLIST_STATE = 'waiting for handler commit'
 """
 _SHORT_STALL_SECONDS = 3
+# A server that was just started waits for nobody either, and takes no write.
+_ALONE = """
+SELECT NOT (@@GLOBAL.rpl_semi_sync_source_enabled OR @@GLOBAL.super_read_only) AS alone
+"""
+ALONE = "when it last answered, it waited for no replica (rpl_semi_sync_source_enabled OFF)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class Regard:
         self._absent = 0.0
         self._blocked_since: float | None = None
         self._progress: tuple[int, int] = (0, 0)
+        # What it last said holds while it says nothing: that is when it matters.
+        self._alone = ""
 
     def missed(self, seconds: float) -> None:
         """This watcher was not running for so long."""
@@ -136,13 +143,16 @@ class Regard:
 
     def look(self, *, seconds: float, waiting: bool, stalled: bool = False) -> Look:
         """Ask once; with ``waiting``, also whether commits wait for acknowledgements, and with
-        ``stalled``, whether they wait for room on the disk.
+        ``stalled``, whether they wait for room on the disk; with either, whether they wait at all.
         """
         reach, error, text, sessions, stall = Reach.ANSWERS, 0, "", 0, ("", 0.0)
         try:
             self._server.query("SELECT 1", seconds=seconds)
             sessions = self._waiting(seconds) if waiting else 0
             stall = self._stalled(seconds) if stalled else stall
+            if waiting or stalled:
+                row = self._server.query(_ALONE, seconds=seconds)[0]
+                self._alone = ALONE if row["alone"] else ""
         except SqlError as said:
             reach = Reach.SILENT if said.code in DYING else Reach.ANSWERS
             error, text = said.code, said.what
@@ -167,6 +177,7 @@ class Regard:
             waiting=sessions,
             blocked_seconds=stall[1] or (now - self._blocked_since if self._blocked_since else 0.0),
             stalled=stall[0],
+            alone=self._alone,
         )
 
     def await_end(self, seconds: float) -> bool:

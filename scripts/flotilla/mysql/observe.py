@@ -25,11 +25,15 @@ PAUSE_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A verdict, how the primary was met last, and the names of the members that answered."""
+    """A verdict, how the primary was met last, and the names of the members that answered.
+
+    ``alone``: how the primary acknowledged without a replica, "" if it was not seen to.
+    """
 
     verdict: Verdict
     reach: Reach
     reachable: frozenset[str]
+    alone: str = ""
 
 
 def observe(
@@ -61,7 +65,7 @@ def observe(
     reachable = {stream.member for stream in streams}
     if look.reach is Reach.ANSWERS:
         reachable.add(primary.name)
-    return Seen(verdict, look.reach, frozenset(reachable))
+    return Seen(verdict, look.reach, frozenset(reachable), look.alone)
 
 
 def _patience(verdict: Verdict) -> float:

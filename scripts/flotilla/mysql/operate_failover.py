@@ -107,6 +107,7 @@ def _plan(opened: Session, to: str | None, *, accept_loss: bool) -> Takeover | C
         accept_loss=accept_loss,
         manual=True,
         to=to,
+        degraded=seen.alone,
     )
     if isinstance(decided, Refusal):
         raise refused(decided)

@@ -45,6 +45,7 @@ class Look:
     ``error`` is the number of an error that the server sent. ``waiting`` commits wait for an
     acknowledgement and ``blocked_seconds`` is for how long that has been so without any progress;
     ``stalled`` names another reason why commits do not end (a full disk), seen by the server.
+    ``alone`` says that it acknowledged without a replica when it last told, "" if it did not.
     """
 
     reach: Reach
@@ -56,6 +57,7 @@ class Look:
     waiting: int = 0
     blocked_seconds: float = 0.0
     stalled: str = ""
+    alone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
