@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "molecule" / "shared")]
 
 from flotilla.aws.session import client  # noqa: E402
+from flotilla.drill.mysql_cluster import Watched  # noqa: E402
 from flotilla.errors import Refused  # noqa: E402
-from flotilla.mysql import operate, status  # noqa: E402
-from flotilla.mysql.record import Records  # noqa: E402
+from flotilla.mysql import operate, status, store  # noqa: E402
 from flotilla.mysql.session import Session, session  # noqa: E402
 from flotilla.mysql.switchover import Move  # noqa: E402
-from flotilla.provision import storage  # noqa: E402
+from flotilla.provision import identity, storage  # noqa: E402
 from flotilla.provision.world import World  # noqa: E402
 from flotilla.rules.ledger import Summary  # noqa: E402
 from flotilla.settings import Settings  # noqa: E402
@@ -44,7 +44,7 @@ def ensure(settings: Settings) -> dict[str, Any]:
 
 def board(opened: Session) -> dict[str, Any]:
     """What the cluster looks like."""
-    return status.status(opened.cluster, Records(opened.settings))
+    return status.status(opened.cluster, store.records(opened.settings))
 
 
 def writable(opened: Session) -> list[str]:
@@ -161,36 +161,35 @@ def calls_off_behind_a_lock(opened: Session) -> dict[str, Any]:
     return {"seconds": round(seconds, 1)}
 
 
-def comes_back_read_only(opened: Session) -> dict[str, Any]:
-    """A killed primary comes back without its role, is granted it again, and loses nothing."""
-    primary = board(opened)["primary"]
+def replaces_who_was_killed(opened: Session) -> dict[str, Any]:
+    """A killed primary is replaced by the others, is a replica when it is back, and loses nothing.
+
+    One that had a write which nobody acknowledged holds it apart, and is rebuilt.
+    """
+    old = board(opened)["primary"]
+    cluster = Watched(opened.settings, opened)
     seen: dict[str, Any] = {}
     with watched(opened, seen):
-        opened.runner.run(primary, "systemctl kill --signal=KILL mysql.service", sudo=True)
-        opened.cluster.server(primary).close()
-        until(lambda: _back(opened, primary), seconds=60)
-        assert health(opened, primary, "/primary")[0] == 503
-        assert writable(opened) == []
-        ensure(opened.settings)
-        until(lambda: health(opened, primary, "/primary")[0] == 200, seconds=10)
-    return seen
-
-
-def _back(opened: Session, name: str) -> bool:
-    return any(m["name"] == name and m["role"] != "silent" for m in board(opened)["members"])
+        opened.runner.run(old, "systemctl kill --signal=KILL mysql.service", sudo=True)
+        opened.cluster.server(old).close()
+        until(lambda: cluster.view(old).primary not in {"", old}, seconds=60)
+        fate = cluster.mend(old, lambda _: None)
+    assert not board(opened)["problems"]
+    return {"fate": fate} | seen
 
 
 def admits_a_freeze(opened: Session) -> dict[str, Any]:
-    """A frozen server is no primary for whoever asks, within a second, and is one again later."""
+    """A frozen server is no primary for whoever asks, soon, and is one again later."""
     primary = board(opened)["primary"]
     opened.runner.run(primary, "systemctl kill --signal=STOP mysql.service", sudo=True)
+    begun = time.monotonic()
     try:
-        time.sleep(0.2)
-        code, seconds = health(opened, primary, "/primary")
+        until(lambda: health(opened, primary, "/primary")[0] == 503, seconds=10, every=0.05)
+        seconds = round(time.monotonic() - begun, 2)
+        _, answer = health(opened, primary, "/primary")
     finally:
         opened.runner.run(primary, "systemctl kill --signal=CONT mysql.service", sudo=True)
-    assert code == 503
-    assert seconds < 1
+    assert answer < 1, "whoever asks is not kept waiting"
     until(lambda: health(opened, primary, "/primary")[0] == 200, seconds=10)
     return {"seconds": seconds}
 
@@ -231,9 +230,17 @@ PROMISES: tuple[Callable[[Session], dict[str, Any]], ...] = (
     survives_a_cut_anywhere,
     calls_off_behind_a_lock,
     admits_a_freeze,
-    comes_back_read_only,
     refuses_what_it_cannot_explain,
+    replaces_who_was_killed,
 )
+
+
+def identify(settings: Settings) -> None:
+    """Make the database hosts' own IAM role and instance profile."""
+    for stage in identity.stages(World(settings)):
+        for change in stage:
+            if change.name == settings.name_of("mysql"):
+                change.act()
 
 
 def run(settings: Settings) -> None:
@@ -262,4 +269,4 @@ def forget(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "forget": forget}[sys.argv[1]](scenario_settings("mysql"))
+    {"identify": identify, "run": run, "forget": forget}[sys.argv[1]](scenario_settings("mysql"))
