@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "molecule" / "shared")]
 from flotilla.aws.session import client  # noqa: E402
 from flotilla.drill.mysql_cluster import Watched  # noqa: E402
 from flotilla.errors import Refused  # noqa: E402
-from flotilla.mysql import operate, status, store  # noqa: E402
+from flotilla.mysql import operate, operate_rebuild, status, store  # noqa: E402
 from flotilla.mysql.session import Session, session  # noqa: E402
 from flotilla.mysql.switchover import Move  # noqa: E402
 from flotilla.provision import identity, storage  # noqa: E402
@@ -161,13 +161,22 @@ def calls_off_behind_a_lock(opened: Session) -> dict[str, Any]:
     return {"seconds": round(seconds, 1)}
 
 
+class Scenario(Watched):
+    """The cluster of a scenario: no folder of inventory/ is its, so no `fab` of its own finds it."""
+
+    def rebuild(self, name: str) -> None:
+        operate_rebuild.rebuild(
+            self._settings, name, give_up=False, confirmed=lambda _: None, said=lambda _: None
+        )
+
+
 def replaces_who_was_killed(opened: Session) -> dict[str, Any]:
     """A killed primary is replaced by the others, is a replica when it is back, and loses nothing.
 
     One that had a write which nobody acknowledged holds it apart, and is rebuilt.
     """
     old = board(opened)["primary"]
-    cluster = Watched(opened.settings, opened)
+    cluster = Scenario(opened.settings, opened)
     seen: dict[str, Any] = {}
     with watched(opened, seen):
         opened.runner.run(old, "systemctl kill --signal=KILL mysql.service", sudo=True)
