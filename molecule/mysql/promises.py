@@ -162,7 +162,7 @@ def calls_off_behind_a_lock(opened: Session) -> dict[str, Any]:
 
 
 class Scenario(Watched):
-    """The cluster of a scenario: no folder of inventory/ is its, so no `fab` of its own finds it."""
+    """The cluster of a scenario: no folder of inventory/ is its, so no `fab` finds it."""
 
     def rebuild(self, name: str) -> None:
         operate_rebuild.rebuild(
