@@ -94,7 +94,7 @@ class Agent:
     def __init__(self, options: argparse.Namespace, environment: Mapping[str, str]) -> None:
         self._options = options
         self._folder = Path(environment.get("STATE_DIRECTORY", "/var/lib/flotilla-mysql"))
-        region = environment.get("AWS_REGION", "")
+        self._region = region = environment.get("AWS_REGION", "")
         endpoint = environment.get("AWS_ENDPOINT_URL")
         role = OwnRole(environment.get(METADATA, METADATA_URL))
         self._role = role
@@ -115,6 +115,13 @@ class Agent:
         endpoint.serve()
 
     def _watch(self) -> None:
+        if not self._region:
+            log.error(
+                "AWS_REGION is not set, so the record cannot be read and this host is offered as no"
+                " primary; it belongs into /etc/flotilla/aws.env, which role base writes; next:"
+                " fab fleet.configure --limit mysql"
+            )
+            return
         fleet, env = self._options.fleet, self._options.env
         instance_id = insist(lambda: self._role.text("instance-id"))
         table = LeanTable(self._quick, f"{fleet}-{env}-clusters", "cluster", "lease_term")
