@@ -52,6 +52,14 @@ def writable(opened: Session) -> list[str]:
     return [member["name"] for member in board(opened)["members"] if member.get("writable")]
 
 
+def answers(opened: Session, name: str) -> bool:
+    """Whether a member's server tells of itself."""
+    return any(
+        member["name"] == name and member.get("writable") is not None
+        for member in board(opened)["members"]
+    )
+
+
 @contextmanager
 def watched(opened: Session, seen: dict[str, Any]) -> Iterator[None]:
     """Clients write meanwhile; nothing they were promised may be missing afterwards."""
@@ -182,6 +190,9 @@ def replaces_who_was_killed(opened: Session) -> dict[str, Any]:
         opened.runner.run(old, "systemctl kill --signal=KILL mysql.service", sudo=True)
         opened.cluster.server(old).close()
         until(lambda: cluster.view(old).primary not in {"", old}, seconds=60)
+        new = cluster.view(old).primary
+        until(lambda: answers(opened, old), seconds=60)
+        assert writable(opened) == [new], "it came back as what it was"
         fate = cluster.mend(old, lambda _: None)
     assert not board(opened)["problems"]
     return {"fate": fate} | seen
