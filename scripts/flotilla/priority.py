@@ -14,12 +14,7 @@ import os
 from pathlib import Path
 
 _FIRST = -10
-_BEHIND = 10
 _AUTOGROUP = "/proc/self/autogroup"
-
-# To be put before a shell command in a session of its own. A tenth of what a busy host has, not
-# nothing: also a host that is out of processors must answer.
-BEHIND = f"(echo {_BEHIND} > {_AUTOGROUP}) 2>/dev/null; exec nice -n {_BEHIND} "
 
 
 def go_first() -> None:

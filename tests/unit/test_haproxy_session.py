@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,36 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from here import Here
 
 from flotilla.errors import HostFailed, Unreachable
 from flotilla.hosts.haproxy import Runtime, parse_old_workers
 from flotilla.hosts.haproxy_session import Session
-
-
-class Here:
-    """SSH to this machine, as far as a session sees of it."""
-
-    def __init__(self) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.channels: list[socket.socket] = []
-
-    def stream(self, host: str, command: str, *, sudo: bool = False) -> socket.socket:
-        assert host == "lb-1"
-        assert sudo
-        ours, theirs = socket.socketpair()
-        self.processes.append(
-            subprocess.Popen(["sh", "-c", f"exec {command}"], stdin=theirs, stdout=theirs)
-        )
-        theirs.close()
-        self.channels.append(ours)
-        return ours
-
-    def close(self) -> None:
-        for channel in self.channels:
-            channel.close()
-        for process in self.processes:
-            process.kill()
-            process.wait(10)
 
 
 @pytest.fixture
@@ -94,8 +68,7 @@ def test_an_answer_of_many_packets_is_whole(here: Here, path: str) -> None:
 def test_a_session_that_died_is_opened_again(here: Here, path: str) -> None:
     session = Session(here, "lb-1", path=path)
     assert session.ask("a\n") == "A\n"
-    here.processes[0].kill()
-    here.processes[0].wait(10)
+    here.end()
     assert session.ask("b\n") == "B\n"
 
 

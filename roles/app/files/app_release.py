@@ -10,10 +10,15 @@ Run as root; answers one JSON object on stdout.
     app-release retire                         stop the application and take `current` away
     app-release wait VERSION                   until the host says it is ready and runs VERSION
     app-release prune                          drop old releases
+    app-release serve                          do what is asked on stdin, until it ends
 
 Exit 0 done, 1 not done, with one line on stderr that says why. A release is never changed once it
 is in place: it is unpacked beside and renamed, so that a host that loses power has all of it or
 nothing.
+
+`serve` reads one JSON object a line, {"words": [the words above], "seconds": how long that may
+take, "behind": whether it comes after the requests of clients}, and answers {"done": what was asked
+for} or {"error": why it was not done}.
 """
 
 from __future__ import annotations
@@ -25,9 +30,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +51,15 @@ ASK_EVERY = 10
 WRONG_ANSWERS = 20
 WRONG_VERSION = "names version"
 ANSWER_SECONDS = 3
+# A tenth of what a busy host has, not nothing: also a host that is out of processors must answer.
+BEHIND = 10
 # Answers in a row before a host counts as ready: one may come from a worker while another one is
 # still failing.
 PASSES = 2
 
 
 # What one verb alone needs is imported there: tarfile, urllib and tempfile take as long to load as
-# everything else here, and a deploy calls this six times on every host, beside its requests.
+# everything else here, and a deploy does this beside the requests of every host.
 
 
 class NotDoneError(Exception):
@@ -214,7 +223,7 @@ def compile_python(folder: Path) -> None:
     0.54 s of CPU for the guestbook instead of 0.14, while the host is out of rotation.
     """
     command = [sys.executable, "-m", "compileall", "-q", "-o", "0"]
-    subprocess.run([*command, str(folder)], capture_output=True, check=False)
+    run([*command, str(folder)])
 
 
 def start() -> None:
@@ -229,7 +238,7 @@ def last_words() -> str:
     """The end of the application's journal."""
     command = ["journalctl", "-u", UNIT, "-n", "30", "-o", "cat", "--no-pager"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run(command)
     except OSError as error:
         return f"its journal cannot be read ({error})"
     # systemd's own lines about the unit say nothing of the reason.
@@ -261,7 +270,7 @@ def migrate(host: Host, version: str) -> dict[str, Any]:
         f"RuntimeMaxSec={MIGRATE_SECONDS}",
     ):
         argv += ["-p", setting]
-    done = subprocess.run([*argv, *command.split()], capture_output=True, text=True, check=False)
+    done = run([*argv, *command.split()])
     output = (done.stdout + done.stderr).strip()
     if done.returncode != 0:
         said = f"exit {done.returncode}: {output[-500:] or 'no output'}"
@@ -341,12 +350,19 @@ def prune(host: Host) -> dict[str, Any]:
 
 def systemctl(*words: str, check: bool = True) -> str:
     """Run systemctl. Raises NotDoneError with what it said."""
-    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    done = run(["systemctl", *words])
     if check and done.returncode != 0:
         raise NotDoneError(
             f"systemctl {' '.join(words)}: {done.stderr.strip() or f'exit {done.returncode}'}"
         )
     return done.stdout
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command with no input: ours may be the questions of `serve`."""
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
 
 
 def version_argument(text: str) -> str:
@@ -364,7 +380,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="app-release", description="Releases of the application on this host."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("status", "retire", "prune"):
+    for verb in ("status", "retire", "prune", "serve"):
         verbs.add_parser(verb)
     for verb in ("stage", "migrate", "switch", "wait"):
         verbs.add_parser(verb).add_argument("version", type=version_argument)
@@ -391,14 +407,58 @@ def perform(host: Host, options: argparse.Namespace) -> dict[str, Any]:
         return {"migrate": migrate, "switch": switch}[options.verb](host, options.version)
 
 
+def serve(host: Host, question: str) -> dict[str, Any]:
+    """The answer to one question; see the top of this file."""
+    asked = json.loads(question)
+    let_others_first(BEHIND if asked["behind"] else 0)
+    try:
+        with time_limit(asked["seconds"]):
+            return {"done": perform(host, arguments(asked["words"]))}
+    except (NotDoneError, OSError) as error:
+        return {"error": one_line(error)}
+
+
+def let_others_first(nice: int) -> None:
+    """Weigh this session against the others; sched(7), "The autogroup feature"."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise NotDoneError in the block after so long; a command that it runs is ended."""
+
+    def late(*_: object) -> None:
+        raise NotDoneError(f"it was ended after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def one_line(error: Exception) -> str:
+    """Whatever a tool said: whoever calls us over SSH shows one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def main(argv: list[str] | None = None, root: Path = Path("/")) -> int:
     """Run one command line."""
     os.umask(0o022)
+    host, options = Host(root), arguments(argv)
+    if options.verb == "serve":
+        for question in sys.stdin:
+            sys.stdout.write(json.dumps(serve(host, question)) + "\n")
+            sys.stdout.flush()
+        return 0
     try:
-        result = perform(Host(root), arguments(argv))
+        result = perform(host, options)
     except NotDoneError as error:
-        # One line, whatever a tool said: whoever calls us over SSH shows the last one.
-        sys.stderr.write(f"app-release: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"app-release: {one_line(error)}\n")
         return 1
     sys.stdout.write(json.dumps(result) + "\n")
     return 0

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import shlex
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
-from flotilla.hosts.haproxy import Output, Runtime
-from flotilla.priority import BEHIND
+from flotilla.hosts.haproxy import Runtime
+from flotilla.hosts.lines import Lines, Streams
 from flotilla.rules.capacity import Load
 from flotilla.rules.rotation import Counters, Server, Views
 from flotilla.rules.soak import Sample
 
 TOOL = "/usr/local/sbin/app-release"
+# What it says when it cannot answer goes the same way.
+_SERVE = f"{TOOL} serve 2>&1"
 # Verbs that change nothing.
 _LOOKS = frozenset({"status", "wait"})
 _GRACE_SECONDS = 10
@@ -140,47 +141,34 @@ class Releases(Protocol):
         """Run one verb. Raises HostFailed with what the tool said, Unreachable."""
 
 
-class Result(Output, Protocol):
-    """What a command wrote and how it ended."""
-
-    @property
-    def stderr(self) -> str:
-        """What it said to people."""
-
-    @property
-    def rc(self) -> int:
-        """Its exit code."""
-
-
-class Runner(Protocol):
-    """What is asked of SSH; `flotilla.hosts.ssh.Runner` is one."""
-
-    def run(
-        self, host: str, command: str, *, sudo: bool, seconds: float, check: bool = True
-    ) -> Result:
-        """Run a shell command on a host. Raises Unreachable; HostFailed when it takes too long."""
-
-
 class OverSsh:
-    """The release tool, called through SSH."""
+    """The release tool: one of it on each host, that answers for as long as we are connected."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Streams) -> None:
         self._runner = runner
+        self._lines: dict[str, Lines] = {}
+        self._guard = threading.Lock()
 
     def call(self, host: str, *words: str, seconds: float) -> dict[str, Any]:
         """Run one verb. Raises HostFailed with what the tool said, Unreachable."""
-        command = (BEHIND if words[0] in _BESIDE else "") + shlex.join([TOOL, *words])
-        allowed = seconds + _GRACE_SECONDS
-        result = self._runner.run(host, command, sudo=True, seconds=allowed, check=False)
+        with self._guard:
+            lines = self._lines.setdefault(host, Lines(self._runner, host, _SERVE))
+        verb = words[0]
+        question = {"words": words, "seconds": seconds, "behind": verb in _BESIDE}
         try:
-            answer: dict[str, Any] = json.loads(result.stdout)
-        except ValueError:
-            said = result.stderr.strip().splitlines() or [f"exit code {result.rc}, no message"]
-            raise HostFailed(
-                f"{host}: {said[-1].removeprefix('app-release: ')}",
-                next=f"fab fleet.logs {host}",
-            ) from None
-        return answer
+            said = lines.ask(question, seconds=seconds + _GRACE_SECONDS, again=verb in _LOOKS)
+        except ConnectionError as error:
+            raise Unreachable(
+                f"{host}: no answer during `app-release {verb}` ({error})", next="fab fleet.status"
+            ) from error
+        except HostFailed as error:
+            # Not the tool, or not the one that we know.
+            error.next = f"fab fleet.configure --limit {host}"
+            raise
+        if "error" in said:
+            raise HostFailed(f"{host}: {said['error']}", next=f"fab fleet.logs {host}")
+        done: dict[str, Any] = said["done"]
+        return done
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,15 @@
 """HAProxy's sockets on another host through one SSH session that stays open.
 
-A question costs one round trip instead of a session, sudo and socat each. The connection to the
-socket itself is a new one for every question: one that stays open would talk to the old worker
-after a reload, and keep it from ending.
+The connection to the socket itself is a new one for every question: one that stays open would talk
+to the old worker after a reload, and keep it from ending.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
-import threading
-from typing import Protocol
 
-from flotilla.errors import Unreachable
 from flotilla.hosts.haproxy import ANSWER_SECONDS, SOCKET
+from flotilla.hosts.lines import Lines, Streams
 
 MASTER_SOCKET = "/run/haproxy-master.sock"
 # How much longer we wait than the helper on the host does.
@@ -38,29 +34,6 @@ for line in sys.stdin:
 """
 
 
-class Channel(Protocol):
-    """What of a paramiko channel is used here."""
-
-    def settimeout(self, seconds: float) -> None:
-        """Time limit of one read or write."""
-
-    def sendall(self, data: bytes) -> None:
-        """Write all of it. Raises OSError."""
-
-    def recv(self, size: int) -> bytes:
-        """Read; empty at the end. Raises OSError, TimeoutError."""
-
-    def close(self) -> None:
-        """End it; the helper ends with its input."""
-
-
-class Streams(Protocol):
-    """What is asked of SSH; `flotilla.hosts.ssh.Runner` is one."""
-
-    def stream(self, host: str, command: str, *, sudo: bool = False) -> Channel:
-        """A running command as a socket. Raises Unreachable."""
-
-
 class Session:
     """The sockets of one host. Safe for threads; the SSH session is opened when it is needed."""
 
@@ -72,13 +45,9 @@ class Session:
         path: str = SOCKET,
         seconds: float = ANSWER_SECONDS,
     ) -> None:
-        self._runner = runner
-        self._host = host
+        self._lines = Lines(runner, host, f"python3 -uc {shlex.quote(_HELPER)}")
         self._path = path
         self._seconds = seconds
-        self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._unread = b""
 
     def ask(self, text: str) -> str:
         """Ask the current worker. Raises OSError when HAProxy does not answer, Unreachable."""
@@ -89,52 +58,10 @@ class Session:
         return self._question(MASTER_SOCKET, text)
 
     def _question(self, path: str, text: str) -> str:
-        line = json.dumps({"path": path, "seconds": self._seconds, "text": text}) + "\n"
-        with self._lock:
-            fresh = self._channel is None
-            try:
-                said = self._exchange(line.encode())
-            except ConnectionError:
-                # A session of before may have died with its connection. Every command we give sets
-                # a state, so giving it twice does nothing twice.
-                if fresh:
-                    raise
-                said = self._exchange(line.encode())
+        question = {"path": path, "seconds": self._seconds, "text": text}
+        # Every command we give sets a state, so giving it twice does nothing twice.
+        said = self._lines.ask(question, seconds=self._seconds + _GRACE_SECONDS, again=True)
         if "error" in said:
             raise OSError(said["error"])
-        return said["answer"]
-
-    def _exchange(self, line: bytes) -> dict[str, str]:
-        try:
-            channel = self._opened()
-            channel.sendall(line)
-            while b"\n" not in self._unread:
-                chunk = channel.recv(1 << 18)
-                if not chunk:
-                    raise ConnectionError("its SSH session ended")
-                self._unread += chunk
-        except TimeoutError:
-            self._closed()
-            raise Unreachable(
-                f"{self._host}: no answer in {self._seconds + _GRACE_SECONDS:g} s",
-                next="fab fleet.status",
-            ) from None
-        except OSError as error:
-            self._closed()
-            raise ConnectionError(str(error) or type(error).__name__) from error
-        answer, _, self._unread = self._unread.partition(b"\n")
-        said: dict[str, str] = json.loads(answer)
-        return said
-
-    def _opened(self) -> Channel:
-        if self._channel is None:
-            command = f"python3 -uc {shlex.quote(_HELPER)}"
-            self._channel = self._runner.stream(self._host, command, sudo=True)
-            self._channel.settimeout(self._seconds + _GRACE_SECONDS)
-            self._unread = b""
-        return self._channel
-
-    def _closed(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
+        answer: str = said["answer"]
+        return answer
