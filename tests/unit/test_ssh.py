@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +14,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import paramiko
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paramiko.common import cMSG_CHANNEL_CLOSE, cMSG_CHANNEL_DATA, cMSG_CHANNEL_EOF
 from ssh_server import SshServer
 
 from flotilla import config
@@ -292,6 +296,38 @@ def test_large_input_and_output_cross_without_a_deadlock(runner):
     text = "x" * 300_000
     result = runner.run("app-1", "tee /dev/stderr", stdin=text, seconds=20)
     assert (len(result.stdout), len(result.stderr)) == (300_000, 300_000)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What the client sends of each channel, with a thread that is slow between making a message
+    and sending it: all but paramiko's own, which answers what comes in."""
+    kinds = {cMSG_CHANNEL_DATA: "data", cMSG_CHANNEL_EOF: "end", cMSG_CHANNEL_CLOSE: "close"}
+    found: list[tuple[str, int]] = []
+    send = paramiko.Transport._send_user_message
+
+    def slowly(self: paramiko.Transport, message: paramiko.Message) -> None:
+        text = message.asbytes()
+        kind = kinds.get(text[:1])
+        if kind and not self.server_mode:
+            if threading.current_thread() is not self:
+                time.sleep(0.2)
+            found.append((kind, int.from_bytes(text[1:5], "big")))
+        send(self, message)
+
+    monkeypatch.setattr(paramiko.Transport, "_send_user_message", slowly)
+    return found
+
+
+@pytest.mark.parametrize("command", ["true", "exit 3", "head -c 1", "cat", "sleep 9"])
+@pytest.mark.parametrize("stdin", ["", "x", "x" * 200_000])
+def test_nothing_is_sent_for_a_session_that_was_closed(runner, sent, command, stdin):
+    """sshd would end the connection, and on a bastion that is everybody's."""
+    with contextlib.suppress(HostFailed):
+        runner.run("bastion-1", command, stdin=stdin, seconds=1)
+    until(lambda: any(kind == "close" for kind, _ in sent), seconds=5)
+    time.sleep(0.3)  # a slow thread's message would be here by now
+    assert [kind for kind, _ in sent].index("close") == len(sent) - 1, sent
 
 
 def test_sudo_is_used_when_asked_for(runner):

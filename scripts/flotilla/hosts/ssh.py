@@ -151,8 +151,9 @@ class Runner:
         with slots, self._session(target) as channel:
             start = time.monotonic()
             with _unreachable(target, f"during {_short(command)}"):
-                channel.exec_command(_bounded(command, sudo=sudo, seconds=seconds))
-                out, err, rc = _talk(channel, stdin.encode(), start + seconds + GRACE_SECONDS)
+                fed = stdin.encode()
+                channel.exec_command(_bounded(command, sudo=sudo, seconds=seconds, fed=bool(fed)))
+                out, err, rc = _talk(channel, fed, start + seconds + GRACE_SECONDS)
         result = Result(target.name, out, err, rc, time.monotonic() - start)
         if rc in _TIMED_OUT and result.seconds >= seconds:
             raise HostFailed(f"{target.name}: {_short(command)} was ended after {seconds:g} s")
@@ -315,9 +316,18 @@ def _tune(tcp: socket.socket) -> None:
         tcp.setsockopt(socket.IPPROTO_TCP, user_timeout, 15_000)
 
 
-def _bounded(command: str, *, sudo: bool, seconds: float) -> str:
+def _bounded(command: str, *, sudo: bool, seconds: float, fed: bool) -> str:
+    """The command with its time limit, and an end that no input of ours can come after.
+
+    A host closes a session when its command has ended. paramiko answers that on its own thread,
+    while ours may be about to send input, or its end; sshd ends the whole connection when it is
+    sent anything for a session that was closed ("ieof packet referred to nonexistent channel"), and
+    the bastion's connection carries all others. So no input is sent where there is none, and what a
+    command leaves of its input is read before the session ends.
+    """
     prefix = "sudo -n " if sudo else ""
-    return f"{prefix}timeout -k 5 {seconds:g} sh -c {shlex.quote(command)}"
+    bounded = f"{prefix}timeout -k 5 {seconds:g} sh -c {shlex.quote(command)}"
+    return f"{bounded}; rc=$?; cat >/dev/null; exit $rc" if fed else f"{bounded} </dev/null"
 
 
 def _talk(channel: paramiko.Channel, stdin: bytes, deadline: float) -> tuple[str, str, int]:
@@ -325,8 +335,8 @@ def _talk(channel: paramiko.Channel, stdin: bytes, deadline: float) -> tuple[str
 
     Not by Fabric's run(): invoke hands over input one character in 10 ms, and 2 kB of SQL is 20 s.
     """
-    feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
-    feeder.start()
+    if stdin:
+        threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
     out, err = bytearray(), bytearray()
     while not (channel.exit_status_ready() and channel.eof_received):
         left = deadline - time.monotonic()
@@ -356,8 +366,8 @@ def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
     try:
         channel.sendall(stdin)
         channel.shutdown_write()
-    except OSError:
-        pass  # the command ended without reading it all; its exit code tells
+    except (OSError, EOFError, paramiko.SSHException):
+        pass  # the connection is gone, which whoever reads the answer is told
 
 
 @contextmanager
