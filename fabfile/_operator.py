@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -61,6 +62,18 @@ def ended(error: FlotillaError, *, json: bool) -> Exit:
         with suppress(Exit):
             show({"error": error.as_dict()}, json=True, text="")
     return Exit(str(error), code=error.exit_code)
+
+
+def typed(task: str, *words: str, **options: object) -> str:
+    """The command as one types it, to be typed again: options that are not given are left out."""
+    line = ["fab", task, *words]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            line.append(flag)
+        elif value is not False and value not in (None, ""):
+            line += [flag, str(value)]
+    return shlex.join(line)
 
 
 def confirm(plan: str, *, yes: bool, again: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fabfile._operator import attempt, confirm, said, show
+from fabfile._operator import attempt, confirm, said, show, typed
 from flotilla.deploy_words import HELP as DEPLOY_HELP
 from flotilla.errors import BadOption
 
@@ -29,9 +29,16 @@ def exchange(role: str, options: Options, *, yes: bool, json: bool) -> None:
     from flotilla import config
 
     settings = attempt(config.load, json=json)
-    again = f"fab deploy.image --role {role}"
-    again += f" --image {options.image}" if options.image else ""
-    again += " --back" if options.back else ""
+    again = typed(
+        "deploy.image",
+        role=role,
+        image=options.image,
+        come_seconds=options.come_seconds and f"{options.come_seconds:g}",
+        back=options.back,
+        reason=options.reason,
+        override_freeze=options.override_freeze,
+        take_over=options.take_over,
+    )
 
     def act() -> Outcome:
         from flotilla.replace import operate, operate_pair

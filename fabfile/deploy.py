@@ -8,7 +8,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from fabfile import _replace
-from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show, typed
 from flotilla.deploy_words import HELP, Words
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _deploy(settings: Settings, words: Words, *, take_over: bool, yes: bool) -> 
     from flotilla import deploy as capability
 
     asked = capability.request(settings, words)
-    again = f"fab deploy.run {words.typed}"
+    again = f"fab deploy.run {words.typed}{' --take-over' if take_over else ''}"
     return capability.deploy(
         settings,
         asked.version,
@@ -251,7 +251,8 @@ def _recover(*, back: bool, id: str, take_over: bool, yes: bool, json: bool) -> 
     from flotilla import deploy as capability
 
     settings = attempt(config.load, json=json)
-    again = f"fab deploy.{'abort' if back else 'resume'}{f' --id {id}' if id else ''}"
+    verb = "abort" if back else "resume"
+    again = typed(f"deploy.{verb}", id=id, take_over=take_over)
     outcome = attempt(
         lambda: capability.resume(
             settings,

@@ -9,10 +9,12 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, attempt, confirm, said, show, typed
+from flotilla.words import counted
 
 # Filling a disk copies what is in the directory first.
 _SLOWEST_SECONDS = 300.0
+_YES = {"yes": "do it without asking, also where it is not the lab that is struck"}
 _FAULTS = (
     "what goes wrong in every deploy: lb-reload, lb-restart, lb-failover, app-kill-in-drain, "
     "app-crash, slow-boot, never-healthy, wrong-version, errors-after-soak, operator-kill, "
@@ -31,7 +33,7 @@ _FAULTS = (
         "hosts": "scale to so many application hosts first, and back after",
         "calm": "seconds measured before and after each deploy (default 10)",
         "env-confirmed": "the environment's name, when it is not the lab",
-        **YES,
+        **_YES,
         **JSON,
     }
 )
@@ -72,7 +74,19 @@ def deploy(
     )
     attempt(options.demand, json=json)
     plan = drill.described(settings, options)
-    attempt(lambda: _meant(settings, plan, env_confirmed, "deploy", yes=yes), json=json)
+    again = typed(
+        "drill.deploy",
+        runs=runs,
+        rate=rate,
+        fault=fault,
+        versions=versions,
+        bad=bad,
+        sticky=sticky,
+        hosts=hosts or None,
+        calm=calm,
+        env_confirmed=settings.env,
+    )
+    attempt(lambda: _meant(settings, plan, env_confirmed, again, yes=yes), json=json)
     _end_as_by_interrupt()
     told = attempt(
         lambda: drill.deploys(settings, options, said=said, outside=_outside(settings)), json=json
@@ -90,7 +104,7 @@ def deploy(
         "writers": "clients on every application host, through its own HAProxy (default 2)",
         "stop-seconds": "EC2 takes so long to stop an instance meanwhile (default 0: at once)",
         "env-confirmed": "the environment's name, when it is not the lab",
-        **YES,
+        **_YES,
         **JSON,
     }
 )
@@ -119,7 +133,15 @@ def mysql(
     options = drill.Options(fault, runs, writers, float(stop_seconds))
     attempt(options.demand, json=json)
     plan = drill.described(settings, options)
-    attempt(lambda: _meant(settings, plan, env_confirmed, "mysql", yes=yes), json=json)
+    again = typed(
+        "drill.mysql",
+        fault=fault,
+        runs=runs,
+        writers=writers,
+        stop_seconds=stop_seconds or None,
+        env_confirmed=settings.env,
+    )
+    attempt(lambda: _meant(settings, plan, env_confirmed, again, yes=yes), json=json)
     _end_as_by_interrupt()
     told = attempt(
         lambda: drill.failovers(settings, options, said=said, outside=_outside(settings)), json=json
@@ -135,7 +157,7 @@ def _end_as_by_interrupt() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _meant(settings: Any, plan: str, named: str, noun: str, *, yes: bool) -> None:
+def _meant(settings: Any, plan: str, named: str, again: str, *, yes: bool) -> None:
     """A drill breaks things: only the environment that is there for it needs no question."""
     from flotilla import environment
     from flotilla.errors import BadOption
@@ -144,10 +166,10 @@ def _meant(settings: Any, plan: str, named: str, noun: str, *, yes: bool) -> Non
         raise BadOption(
             f"--env-confirmed names {named}, but {environment.VARIABLE} chose {settings.env}",
             untouched="Nothing was changed",
-            next=f"{environment.VARIABLE}={named} fab drill.{noun} --env-confirmed {named}",
+            next=f"{environment.VARIABLE}={named} {again.replace(settings.env, named)}",
         )
     meant = yes or bool(named) or settings.env == environment.DEFAULT
-    confirm(plan, yes=meant, again=f"fab drill.{noun} --env-confirmed {settings.env}")
+    confirm(plan, yes=meant, again=again)
 
 
 def _outside(settings: Any) -> Any:
@@ -188,8 +210,9 @@ class _Lab:
 
 def _figures(told: dict[str, Any]) -> str:
     seconds, p99, late = told["seconds"], told["p99_ms"], told["late_ms"]
-    shape = f"{told['runs']} deploys on {told['hosts']} hosts, {told['rate']:g} requests/s"
-    counted = (
+    shape = f"{counted(told['runs'], 'deploy')} on {counted(told['hosts'], 'host')}, "
+    shape += f"{told['rate']:g} requests/s"
+    served = (
         f"served {told['served']}, failed {told['failed']}, retried {told['retried']}; "
         f"{told['acked']} entries acknowledged, {told['lost']} lost"
     )
@@ -200,7 +223,7 @@ def _figures(told: dict[str, Any]) -> str:
     return "\n".join(
         [
             shape + (f", fault {told['fault']}" if told["fault"] else ""),
-            counted,
+            served,
             f"seconds  median {seconds['median']}, worst {seconds['worst']}",
             slow,
             f"99 of 100 requests were sent at most {late['during']['worst']} ms late",
@@ -212,14 +235,14 @@ def _figures(told: dict[str, Any]) -> str:
 def _failovers(told: dict[str, Any]) -> str:
     gap, converged = told["write_gap_seconds"], told["converged_seconds"]
     fates = ", ".join(f"{count} x {fate}" for fate, count in told["old_primary"].items())
-    counted = (
+    written = (
         f"acknowledged {told['acked']}, lost {told['lost']}; "
         f"told nothing {told['unknown']}, of those there {told['unknown_there']}"
     )
     return "\n".join(
         [
             f"{told['runs']} x {told['fault']}, {told['writers']} writers",
-            counted,
+            written,
             f"seconds without a write   median {gap['median']}, worst {gap['worst']}",
             f"two servers at once       worst {told['dual_writable_seconds']['worst']}",
             f"in order again            median {converged['median']}, worst {converged['worst']}",

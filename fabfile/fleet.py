@@ -8,7 +8,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, TAKE_OVER, YES, attempt, confirm, said, show, typed
+from flotilla.words import counted
 
 if TYPE_CHECKING:
     from flotilla.settings import Settings
@@ -41,15 +42,16 @@ def provision(
 
     settings = attempt(config.load, json=json)
     roles = [role.strip() for role in shrink.split(",") if role.strip()]
+    again = typed("fleet.provision", shrink=shrink, take_over=take_over)
     outcome = attempt(
         lambda: operate.provision(
             settings,
             shrink=roles,
             take_over=take_over,
             confirmed=lambda plan: confirm(
-                f"{settings.prefix}: {len(plan)} changes\n{operate.summary(plan)}",
+                f"{settings.prefix}: {counted(len(plan), 'change')}\n{operate.summary(plan)}",
                 yes=yes,
-                again="fab fleet.provision",
+                again=again,
             ),
             said=said,
         ),
@@ -57,7 +59,8 @@ def provision(
     )
     snapshot = attempt(lambda: operate.await_hosts(settings, said=said), json=json)
     hosts = [host.name for host in snapshot.hosts]
-    text = f"{settings.prefix}: {len(hosts)} hosts, {len(outcome.changes)} changes"
+    changes = counted(len(outcome.changes), "change")
+    text = f"{settings.prefix}: {counted(len(hosts), 'host')}, {changes}"
     show(outcome.as_dict() | {"hosts": hosts}, json=json, text=text)
 
 
@@ -87,7 +90,7 @@ def destroy(
             data=data,
             take_over=take_over,
             confirmed=lambda plan: _by_name(
-                f"{settings.prefix}: {len(plan)} deletions\n{operate.summary(plan)}",
+                f"{settings.prefix}: {counted(len(plan), 'deletion')}\n{operate.summary(plan)}",
                 settings,
                 yes,
             ),
@@ -126,7 +129,7 @@ def configure(
     from flotilla import configure as configuring
 
     settings = attempt(config.load, json=json)
-    again = "fab fleet.configure" + ("" if limit is None else f" --limit {limit}")
+    again = typed("fleet.configure", limit=limit, take_over=take_over)
     run = attempt(
         lambda: configuring.configure(
             settings,
@@ -140,8 +143,8 @@ def configure(
         ),
         json=json,
     )
-    hosts = len(run.recap.keys() - {"localhost"})
-    text = f"{settings.prefix}: {hosts} hosts, {run.changed} "
+    hosts = counted(len(run.recap.keys() - {"localhost"}), "host")
+    text = f"{settings.prefix}: {hosts}, {run.changed} "
     text += f"{'would change' if check else 'changes'} in {run.seconds:.0f} s"
     show(configuring.as_dict(run, check=check), json=json, text=text)
 
@@ -169,7 +172,7 @@ def scale(_: Context, role: str, count: str, *, yes: bool = False, json: bool = 
     plan = attempt(lambda: capability.plan(settings, role, capability.number(count)), json=json)
     text = capability.told(plan)
     if plan.add or plan.remove:
-        again = f"fab fleet.scale {role} {count}"
+        again = typed("fleet.scale", role, count)
         attempt(lambda: confirm(text, yes=yes, again=again), json=json)
         attempt(lambda: capability.to(settings, plan, said=said), json=json)
     show(plan.as_dict(), json=json, text=text)

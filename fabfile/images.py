@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
 
 if TYPE_CHECKING:
     from flotilla.images import Image
@@ -32,7 +32,7 @@ def bake(
     settings = attempt(config.load, json=json)
     request = attempt(lambda: images.plan(settings, images.chosen(only), force=force), json=json)
     lines = [str(step) for step in request.steps]
-    again = "fab images.bake" + ("" if only is None else f" --only {only}") + (" --force" * force)
+    again = typed("images.bake", only=only, force=force)
     start = time.monotonic()
 
     def act() -> list[images.Done]:
@@ -95,7 +95,7 @@ def retest(_: Context, image: str, yes: bool = False, json: bool = False) -> Non
         confirm(
             f"boot {chosen.image_id} {chosen.name}, check it, terminate the host",
             yes=yes,
-            again=f"fab images.test {image}",
+            again=typed("images.test", image),
         )
         return images.retest(settings, chosen)
 
@@ -121,7 +121,7 @@ def prune(_: Context, keep: str | None = None, yes: bool = False, json: bool = F
 
     settings = attempt(config.load, json=json)
     verdicts = attempt(lambda: images.verdicts(settings, keep=keep), json=json)
-    again = "fab images.prune" + (f" --keep {keep}" if keep is not None else "")
+    again = typed("images.prune", keep=keep)
 
     def act() -> list[Image]:
         if not any(verdict.drop for verdict in verdicts):

@@ -7,7 +7,11 @@ from typing import Any
 from invoke.context import Context
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show
+from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
+from flotilla.words import counted
+
+# Clients that measure a switchover unless somebody says otherwise.
+_WRITERS = 4
 
 
 @task(help=JSON)
@@ -44,7 +48,7 @@ def ensure(_: Context, *, yes: bool = False, json: bool = False) -> None:
         ),
         json=json,
     )
-    what = f"{len(done['steps'])} steps done" if done["changed"] else "nothing to do"
+    what = f"{counted(len(done['steps']), 'step')} done" if done["changed"] else "nothing to do"
     text = f"{done['primary']} is primary of term {done['term']}: {what}"
     show(done, json=json, text="\n".join([text, *done["notes"]]))
 
@@ -58,7 +62,12 @@ def ensure(_: Context, *, yes: bool = False, json: bool = False) -> None:
     }
 )
 def switchover(
-    _: Context, to: str | None = None, writers: int = 4, *, yes: bool = False, json: bool = False
+    _: Context,
+    to: str | None = None,
+    writers: int = _WRITERS,
+    *,
+    yes: bool = False,
+    json: bool = False,
 ) -> None:
     """Move the primary to another host, without losing a write and with a pause below a second.
 
@@ -70,12 +79,13 @@ def switchover(
     from flotilla.mysql import operate
 
     settings = attempt(config.load, json=json)
+    again = typed("mysql.switchover", to=to, writers=None if writers == _WRITERS else writers)
     done = attempt(
         lambda: operate.switchover(
             settings,
             to,
             writers=writers,
-            confirmed=lambda plan: confirm(plan, yes=yes, again="fab mysql.switchover"),
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
             said=said,
         ),
         json=json,
@@ -110,8 +120,7 @@ def failover(
     from flotilla.mysql import operate_failover
 
     settings = attempt(config.load, json=json)
-    again = "fab mysql.failover" + (f" --to {to}" if to else "")
-    again += " --accept-loss" if accept_loss else ""
+    again = typed("mysql.failover", to=to, accept_loss=accept_loss)
     done = attempt(
         lambda: operate_failover.failover(
             settings,
@@ -141,7 +150,7 @@ def rejoin(_: Context, host: str, *, yes: bool = False, json: bool = False) -> N
         lambda: operate_rebuild.rejoin(
             settings,
             host,
-            confirmed=lambda plan: confirm(plan, yes=yes, again=f"fab mysql.rejoin {host}"),
+            confirmed=lambda plan: confirm(plan, yes=yes, again=typed("mysql.rejoin", host)),
             said=said,
         ),
         json=json,
@@ -172,12 +181,13 @@ def rebuild(
     from flotilla.mysql import operate_rebuild
 
     settings = attempt(config.load, json=json)
+    again = typed("mysql.rebuild", host, give_up=give_up)
     done = attempt(
         lambda: operate_rebuild.rebuild(
             settings,
             host,
             give_up=give_up,
-            confirmed=lambda plan: confirm(plan, yes=yes, again=f"fab mysql.rebuild {host}"),
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
             said=said,
         ),
         json=json,
@@ -223,7 +233,7 @@ def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = 
     from flotilla.mysql import operate_maintain
 
     settings = attempt(config.load, json=json)
-    again = "fab mysql.patch" + (" --restart" if restart else "")
+    again = typed("mysql.patch", restart=restart)
     done = attempt(
         lambda: operate_maintain.patch(
             settings,
@@ -279,31 +289,37 @@ def pause(
     from flotilla.mysql import operate_record
 
     settings = attempt(config.load, json=json)
+    again = typed("mysql.pause", reason=reason, minutes=minutes)
     done = attempt(
         lambda: operate_record.pause(
             settings,
             reason,
             minutes,
-            confirmed=lambda plan: confirm(
-                plan, yes=yes, again=f"fab mysql.pause --reason '{reason}' --minutes {minutes}"
-            ),
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
         ),
         json=json,
     )
-    show(done, json=json, text=f"paused for {minutes} minutes; before that: fab mysql.unpause")
+    text = f"paused for {counted(minutes, 'minute')}; to end it before: fab mysql.unpause"
+    show(done, json=json, text=text)
 
 
-@task(help=JSON)
-def unpause(_: Context, *, json: bool = False) -> None:
+@task(help={**YES, **JSON})
+def unpause(_: Context, *, yes: bool = False, json: bool = False) -> None:
     """Let the cluster look after itself again. What there is to do, the watchers do at once.
 
-    Exit 0 done or nothing to do, 3 there is no cluster yet, 4 the API does not answer.
+    Exit 0 done or nothing to do, 3 refused and nothing changed, 4 the API does not answer.
     """
     from flotilla import config
     from flotilla.mysql import operate_record
 
     settings = attempt(config.load, json=json)
-    done = attempt(lambda: operate_record.unpause(settings), json=json)
+    again = typed("mysql.unpause")
+    done = attempt(
+        lambda: operate_record.unpause(
+            settings, confirmed=lambda plan: confirm(plan, yes=yes, again=again)
+        ),
+        json=json,
+    )
     show(done, json=json, text="not paused any more" if done["changed"] else "it was not paused")
 
 
@@ -311,14 +327,18 @@ def unpause(_: Context, *, json: bool = False) -> None:
     help={
         "term": "only the report of this term, in full",
         "acknowledge": "say that a human has looked: watchers may fail over again at once",
+        **YES,
         **JSON,
     }
 )
-def history(_: Context, term: int = 0, *, acknowledge: bool = False, json: bool = False) -> None:
+def history(
+    _: Context, term: int = 0, *, acknowledge: bool = False, yes: bool = False, json: bool = False
+) -> None:
     """Show who failed over to whom, why, and what it cost; and whether watchers may do it again.
 
     After an automatic failover there is no second one for an hour, or until --acknowledge. Exit 0
-    whatever it finds, 3 there is no record, 4 the API does not answer, 5 no report of that term.
+    whatever it finds, 3 there is no record, or --acknowledge was not confirmed, 4 the API does not
+    answer, 5 no report of that term.
     """
     import time
 
@@ -328,8 +348,15 @@ def history(_: Context, term: int = 0, *, acknowledge: bool = False, json: bool 
 
     settings = attempt(config.load, json=json)
     if acknowledge:
-        seen = attempt(lambda: operate_record.acknowledge(settings), json=json)
-        said(f"{len(seen)} failovers acknowledged" if seen else "there was nothing to acknowledge")
+        again = typed("mysql.history", term=term or None, acknowledge=True)
+        seen = attempt(
+            lambda: operate_record.acknowledge(
+                settings, confirmed=lambda plan: confirm(plan, yes=yes, again=again)
+            ),
+            json=json,
+        )
+        done = f"{counted(len(seen), 'failover')} acknowledged"
+        said(done if seen else "there was nothing to acknowledge")
     found = attempt(lambda: operate_record.history(settings), json=json)
     if term:
         report = attempt(lambda: operate_record.the_report(found, term), json=json)

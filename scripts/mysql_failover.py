@@ -34,8 +34,10 @@ Command = Callable[[Settings, argparse.Namespace, dict[str, Any]], Any]
 COMMANDS: dict[str, Command] = {
     "status": lambda s, _o, _t: operate.status(s),
     "history": lambda s, _o, _t: operate_record.history(s),
-    "acknowledge": lambda s, _o, _t: {
-        "acknowledged": [one.term for one in operate_record.acknowledge(s)]
+    "acknowledge": lambda s, _o, talk: {
+        "acknowledged": [
+            one.term for one in operate_record.acknowledge(s, confirmed=talk["confirmed"])
+        ]
     },
     "ensure": lambda s, _o, talk: operate.ensure(s, **talk),
     "switchover": lambda s, o, talk: operate.switchover(s, o.to, writers=o.writers, **talk),
@@ -47,7 +49,7 @@ COMMANDS: dict[str, Command] = {
     "pause": lambda s, o, talk: operate_record.pause(
         s, o.reason, o.minutes, confirmed=talk["confirmed"]
     ),
-    "unpause": lambda s, _o, _t: operate_record.unpause(s),
+    "unpause": lambda s, _o, talk: operate_record.unpause(s, confirmed=talk["confirmed"]),
     "add-replica": lambda s, _o, talk: operate_grow.add_replica(s, **talk),
     "patch": lambda s, o, talk: operate_maintain.patch(s, restart=o.restart, **talk),
     "resize": lambda s, _o, talk: operate_maintain.resize(s, **talk),

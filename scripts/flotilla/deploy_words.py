@@ -1,11 +1,12 @@
 """The options of a deploy as they are typed, for fab and for the script.
 
-It imports nothing: fab reads it at every start, also of commands that deploy nothing.
+It imports nothing of ours: fab reads it at every start, also of commands that deploy nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shlex import quote
 
 # What each option means, for fab and for the script.
 HELP = {
@@ -45,9 +46,10 @@ class Words:
     @property
     def typed(self) -> str:
         """The options again, as one types them."""
-        values = {**self.rolling, "plan": self.plan}
+        others = ("plan", "reason", "override_freeze")
+        values = self.rolling | {name: getattr(self, name) for name in others}
         return " ".join(
-            f"--{name}" if value is True else f"--{name} {value}"
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {quote(str(value))}")
             for name, value in values.items()
             if value
         )

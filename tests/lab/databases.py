@@ -189,7 +189,7 @@ class Databases:
             self.lives(name)
             self.thaw(name)
         self.watchers("start")
-        fab("mysql.unpause")
+        fab("mysql.unpause", "--yes")
         self.records.acknowledge()
         for name in (*self.replicas, self.primary):
             self.subject.mend(name, lambda _: None)

@@ -43,7 +43,7 @@ def test_an_operator_who_is_killed_is_followed_by_one_who_ends_it(
     done = until(_again, LEASE_SECONDS, "the next one ends it")
     assert done["term"] == term + 1
     assert databases.state.record.term == term + 1
-    fab("mysql.unpause")
+    fab("mysql.unpause", "--yes")
     new = databases.moved(old)
     assert new == done["primary"]
     assert databases.rows(new) == {"kept"}

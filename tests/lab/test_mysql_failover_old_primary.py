@@ -78,7 +78,7 @@ def test_closing_in_the_wrong_order_loses_acknowledged_writes_and_the_clients_se
         time.sleep(1)
         databases.sql(old, "SET GLOBAL super_read_only = ON", seconds=30)
         databases.dies(old)
-        fab("mysql.unpause")
+        fab("mysql.unpause", "--yes")
         databases.moved(old)
         assert writing.figures()["lost"] > 0
 
@@ -115,7 +115,7 @@ def test_a_host_boots_without_a_role_and_its_watcher_gives_it_the_one_of_the_rec
     assert _is_closed(databases, primary), "nothing but the record makes a primary"
     assert databases.root(primary, HEALTH + "primary", check=False) != "200"
     databases.watchers("start", primary)
-    fab("mysql.unpause")
+    fab("mysql.unpause", "--yes")
     until(lambda: not databases.view().why, 60, "the cluster is in order")
     assert databases.state.record.term in {term, term + 1}
 
@@ -197,7 +197,7 @@ def test_reads_leave_a_replica_that_lags_and_come_back(databases: Databases) -> 
     until(lambda: databases.root(late, HEALTH + "replica", check=False) == "503", 30, "it leaves")
     databases.sql(late, "START REPLICA SQL_THREAD")
     until(lambda: databases.root(late, HEALTH + "replica", check=False) == "200", 30, "it is back")
-    fab("mysql.unpause")
+    fab("mysql.unpause", "--yes")
 
 
 def test_watchers_run_everywhere_and_come_back_when_they_are_killed(databases: Databases) -> None:

@@ -22,7 +22,7 @@ def arranged(databases: Databases) -> Iterator[None]:
     """A block in which no watcher repairs what the test arranges."""
     fab("mysql.pause", "--reason", "a test works here", "--minutes", "10", "--yes")
     yield
-    fab("mysql.unpause")
+    fab("mysql.unpause", "--yes")
 
 
 def write_all(databases: Databases) -> None:

@@ -83,7 +83,7 @@ def test_a_pause_holds_a_failover_back_and_its_end_lets_it_happen(databases: Dat
     fab("mysql.pause", "--reason", "a test works here", "--minutes", "10", "--yes")
     databases.dies(old)
     databases.stays()
-    fab("mysql.unpause")
+    fab("mysql.unpause", "--yes")
     assert "kept" in databases.rows(databases.moved(old))
 
 
@@ -98,7 +98,7 @@ def test_after_a_failover_there_is_no_second_one_until_somebody_has_looked(
     databases.stays()
     told = fab("mysql.history")
     assert told["blocked_until"]
-    fab("mysql.history", "--acknowledge")
+    fab("mysql.history", "--acknowledge", "--yes")
     databases.moved(second)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fabfile._operator import typed
+
 ROOT = Path(__file__).resolve().parents[2]
 FAB = Path(sys.executable).parent / "fab"
 
@@ -144,3 +146,16 @@ def test_a_folder_where_a_file_should_be_is_named(checkout: Path) -> None:
     done = fab("audit.list", "--json", root=checkout)
     assert json.loads(done.stdout)["error"]["exit_code"] == done.returncode == 1
     assert "audit.jsonl: Is a directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("fab mysql.switchover", {"to": None, "writers": None}),
+        ("fab mysql.switchover --to mysql-2 --writers 0", {"to": "mysql-2", "writers": 0}),
+        ("fab mysql.failover --accept-loss", {"to": "", "accept_loss": True, "yes": False}),
+        ("fab mysql.pause --reason 'a b; c'", {"reason": "a b; c"}),
+    ],
+)
+def test_a_command_can_be_typed_again_with_all_that_was_given(line: str, given: dict) -> None:
+    assert typed(line.split()[1], **given) == line

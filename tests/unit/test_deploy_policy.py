@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import socket
 import sys
 import time
@@ -279,8 +280,10 @@ def test_an_option_that_is_wrong_is_named(site: Site, words: dict[str, str], sai
 
 
 def test_what_was_typed_can_be_typed_again() -> None:
-    words = deploy.Words("2", batches="1,2", adopt=True, reason="not repeated: may have spaces")
-    assert words.typed == "--version 2 --batches 1,2 --adopt"
+    words = deploy.Words("2", batches="1,2", adopt=True, reason="it's due", override_freeze="a b")
+    typed = shlex.split(words.typed)
+    assert typed[:5] == ["--version", "2", "--batches", "1,2", "--adopt"]
+    assert typed[5:] == ["--reason", "it's due", "--override-freeze", "a b"]
 
 
 def test_fab_and_the_script_take_the_same_options() -> None:

@@ -96,10 +96,21 @@ def test_without_a_record_there_is_nothing_to_pause(settings: Settings) -> None:
         paused(settings)
 
 
+def refusing(_: str) -> None:
+    raise Refused("not confirmed")
+
+
 def test_a_pause_is_lifted_once(recorded: Settings) -> None:
     paused(recorded)
-    assert operate_record.unpause(recorded, clock=lambda: NOW + 1)["changed"]
-    assert not operate_record.unpause(recorded, clock=lambda: NOW + 2)["changed"]
+    told: list[str] = []
+    with pytest.raises(Refused):
+        operate_record.unpause(recorded, confirmed=refusing, clock=lambda: NOW + 1)
+    assert operate_record.demanded(store.records(recorded).state()).paused
+    done = operate_record.unpause(recorded, confirmed=told.append, clock=lambda: NOW + 1)
+    assert done["changed"]
+    assert "watchers act again at once" in told[0]
+    again = operate_record.unpause(recorded, confirmed=refusing, clock=lambda: NOW + 2)
+    assert not again["changed"]
 
 
 def test_an_acknowledged_failover_blocks_no_longer(recorded: Settings) -> None:
@@ -107,8 +118,13 @@ def test_an_acknowledged_failover_blocks_no_longer(recorded: Settings) -> None:
     records.remember(FAILOVER)
     state = operate_record.demanded(records.state())
     assert blocked_until(state, NOW) == FAILOVER.at + 3600
-    assert operate_record.acknowledge(recorded) == [FAILOVER]
-    assert operate_record.acknowledge(recorded) == []
+    with pytest.raises(Refused):
+        operate_record.acknowledge(recorded, confirmed=refusing)
+    assert blocked_until(operate_record.demanded(records.state()), NOW)
+    told: list[str] = []
+    assert operate_record.acknowledge(recorded, confirmed=told.append) == [FAILOVER]
+    assert f"failovers seen: {FAILOVER.term}" in told[0]
+    assert operate_record.acknowledge(recorded, confirmed=refusing) == []
     assert blocked_until(operate_record.demanded(records.state()), NOW) is None
 
 

@@ -27,6 +27,7 @@ from flotilla.rules.release import default_version, key
 from flotilla.settings import Settings
 from flotilla.traffic import MIX, Background
 from flotilla.wait import DeadlineError, until
+from flotilla.words import counted
 
 Say = Callable[[str], None]
 
@@ -71,12 +72,13 @@ class Options:
 def described(settings: Settings, options: Options) -> str:
     """The plan for people."""
     fault = rules.FAULTS[options.fault] if options.fault else None
+    number = counted(options.runs, "deploy")
     extra = [f"{options.hosts} application hosts meanwhile"] if options.hosts else []
     extra += ["clients kept on a server by a cookie"] if options.sticky else []
     extra += [f"fault {fault.name}: {fault.about}"] if fault else []
     return "\n".join(
         [
-            f"Drill on {settings.prefix}: {options.runs} deploys at {options.rate:g} requests/s",
+            f"Drill on {settings.prefix}: {number} at {options.rate:g} requests/s",
             *(f"  {line}" for line in extra),
         ]
     )
@@ -105,6 +107,7 @@ def deploys(
         for number in range(options.runs):
             each.append(drill.run(number))
             said(_line(number, options.runs, each[-1]))
+        drill.leave()
     broken = [
         f"run {number}: {why}"
         for number, run in enumerate(each, 1)
@@ -133,6 +136,7 @@ class _Drill:
         self._outside = outside
         self._stamp = default_version(datetime.now(UTC))
         self._url = edge.url(settings)
+        self._first = self._current()
         self._versions = self._chosen()
         self._bad = self._spoilt() if fault else None
 
@@ -161,6 +165,18 @@ class _Drill:
             time.sleep(options.calm_seconds)
             seen = traffic.stop()
         return rules.figures(seen, ended, wall) | {"struck_at": moment}
+
+    def leave(self) -> None:
+        """Deploy what ran before the drill, unless the operator chose what is to run."""
+        if self._options.versions or self._current() == self._first:
+            return
+        self._said(f"back to {self._first}, which ran before the drill")
+        ended = _deploy(self._settings, self._first, self._said)
+        if ended["result"] not in {"done", "nothing to do"}:
+            raise FlotillaError(
+                f"the fleet runs a release of the drill: {ended['reason']}",
+                next=f"fab deploy.run --version {self._first}",
+            )
 
     def _deployed(self, version: str, number: int) -> tuple[dict[str, Any], str]:
         """How the deploy ended, and where in it the fault struck."""
@@ -227,7 +243,7 @@ class _Drill:
         if self._options.versions:
             return self._options.versions
         version = f"drill-{self._stamp}"
-        return (self._current(), release.publish(self._settings, version).release.version)
+        return (self._first, release.publish(self._settings, version).release.version)
 
     def _spoilt(self) -> str | None:
         """The release that is bad in the way of the fault; None when the fault is another thing."""

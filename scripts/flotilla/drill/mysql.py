@@ -23,6 +23,7 @@ from flotilla.mysql.session import Session, session
 from flotilla.rules import drill_mysql as rules
 from flotilla.rules.drill_mysql import Aim, Ends, Fault, Power
 from flotilla.settings import Settings
+from flotilla.words import counted
 
 Say = Callable[[str], None]
 
@@ -69,7 +70,7 @@ def described(settings: Settings, options: Options) -> str:
     fault = rules.FAULTS[options.fault]
     return "\n".join(
         [
-            f"Drill on {settings.prefix}: {options.runs} times, {fault.about}",
+            f"Drill on {settings.prefix}: {counted(options.runs, 'time')}, {fault.about}",
             f"  {options.writers} writers on every application host, and a probe on every server",
             "  hosts that were stopped are started again, diverged ones are rebuilt",
         ]

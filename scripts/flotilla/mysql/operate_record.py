@@ -62,12 +62,18 @@ def pause(
     return asdict(wanted)
 
 
-def unpause(settings: Settings, *, clock: Clock = time.time) -> dict[str, Any]:
+def unpause(
+    settings: Settings, *, confirmed: Confirmed, clock: Clock = time.time
+) -> dict[str, Any]:
     """Let watchers act again: {changed, was}. What there is to do, they do at once."""
     records = store.records(settings)
     before = in_force(demanded(records.state()), clock())
     if before is None:
         return {"changed": False, "was": None}
+    confirmed(
+        f"{settings.prefix}: watchers act again at once, also on what they find by then;"
+        f" it was {_paused(before, clock())}"
+    )
     records.pause(None)
     audit.record(settings, "fab mysql.unpause", "done", was=before.reason)
     return {"changed": True, "was": asdict(before)}
@@ -98,9 +104,15 @@ def history(settings: Settings, *, clock: Clock = time.time) -> dict[str, Any]:
     }
 
 
-def acknowledge(settings: Settings) -> list[Past]:
+def acknowledge(settings: Settings, *, confirmed: Confirmed) -> list[Past]:
     """A human has looked: watchers may fail over again at once. Those nobody had looked at."""
-    fresh = store.records(settings).acknowledge()
+    records = store.records(settings)
+    unseen = [one for one in demanded(records.state()).past if not one.acknowledged]
+    if not unseen:
+        return []
+    terms = ", ".join(str(one.term) for one in unseen)
+    confirmed(f"{settings.prefix}: watchers may fail over again at once (failovers seen: {terms})")
+    fresh = records.acknowledge()
     if fresh:
         audit.record(
             settings,
