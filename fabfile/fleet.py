@@ -214,6 +214,19 @@ def ssh(_: Context, host: str) -> None:
     os.execvp(argv[0], argv)  # noqa: S606  replaces this process, so that the terminal is the shell's
 
 
+@task(positional=["host"], help={"host": "a host's name or instance id", **JSON})
+def console(_: Context, host: str, *, json: bool = False) -> None:
+    """Show what a host has printed on its console since it booted. For one that does not answer.
+
+    Exit 0 done, 4 the API does not answer, 5 no such host.
+    """
+    from flotilla import config, fleet
+
+    settings = attempt(config.load, json=json)
+    text = attempt(lambda: fleet.console(settings, host), json=json)
+    show({"host": host, "console": text}, json=json, text=text.rstrip() or "nothing was printed")
+
+
 @task(
     positional=["command"],
     help={

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from flotilla import audit, inventory, selection
+from flotilla.aws.console import output
 from flotilla.errors import BadOption, FlotillaError, HostFailed, Unreachable
 from flotilla.hosts import access
 from flotilla.hosts.ssh import Result, Results, Runner
@@ -29,6 +30,14 @@ def shell(settings: Settings, name: str) -> list[str]:
     snapshot = listed(settings)
     host = selection.one(snapshot, name)
     return ["ssh", "-F", str(access.config_path(settings)), host.name]
+
+
+def console(settings: Settings, name: str) -> str:
+    """What a host has printed on its console. Raises BadOption, Unreachable."""
+    snapshot = inventory.load(settings)
+    stopped = [host for host in snapshot.hosts if name in {host.name, host.instance_id}]
+    host = stopped[0] if stopped else selection.one(snapshot, name)
+    return output(settings, host.instance_id)
 
 
 def listed(settings: Settings) -> Snapshot:

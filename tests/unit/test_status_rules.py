@@ -103,8 +103,20 @@ def test_hosts_silent_behind_an_open_bastion_are_each_named():
 
 def test_a_stopped_host_is_missing_and_can_be_started():
     found = findings(with_host("app-2", state="stopped", report=None))
-    assert [one.what for one in found] == ["2 of 3 app hosts run", "app-2 is stopped"]
-    assert found[1].next == "aws ec2 start-instances --instance-ids i-app-2"
+    assert [one.what for one in found] == ["app-2 is stopped"]
+    assert found[0].next == "aws ec2 start-instances --instance-ids i-app-2"
+
+
+def test_a_database_host_that_is_stopped_is_not_just_started():
+    (found,) = findings(with_host("mysql-2", state="stopped", report=None))
+    assert (found.what, found.next) == ("mysql-2 is stopped", "fab mysql.rejoin mysql-2")
+    assert found.page == "mysql-failed-over"
+
+
+def test_a_host_that_is_missing_is_told_of_beside_one_that_is_stopped():
+    fleet = with_host("app-2", state="stopped", report=None)
+    gone = replace(fleet, hosts=tuple(host for host in fleet.hosts if host.name != "app-3"))
+    assert [one.what for one in findings(gone)][:2] == ["1 of 3 app hosts run", "app-2 is stopped"]
 
 
 def test_a_role_without_a_host_is_down_and_surplus_is_no_worry():
@@ -341,7 +353,35 @@ def test_the_problems_of_the_cluster_are_told_with_its_own_next_command():
     (found,) = findings(world(mysql=broken))
     assert (found.severity, found.next) == (Severity.RISK, "fab mysql.ensure")
     (found,) = findings(world(mysql=broken | {"primary": None}))
-    assert found.severity is Severity.DOWN
+    assert (found.severity, found.page) == (Severity.DOWN, "mysql-takes-no-writes")
+
+
+def test_a_primary_that_takes_no_writes_is_down_however_it_is_called():
+    members = mysql()["members"]
+    members[0]["writable"] = False
+    problem = "mysql-1 is primary by the record but read-only"
+    paused = {"by": "ana", "reason": "new disks", "until": 1.0}
+    sentence = "automatic failover is paused by ana: new disks"
+    found = findings(
+        world(
+            mysql=mysql(
+                members=members,
+                problems=[problem, sentence],
+                next="fab mysql.ensure",
+                paused=paused,
+            )
+        )
+    )
+    assert [(one.severity, one.next, one.page) for one in found] == [
+        (Severity.DOWN, "fab mysql.ensure", "mysql-takes-no-writes"),
+        (Severity.RISK, "fab mysql.unpause", "mysql-failover-is-refused"),
+    ]
+
+
+def test_a_failover_that_nobody_looked_at_is_told():
+    (found,) = findings(world(mysql=mysql(blocked_until=1.0)))
+    assert (found.severity, found.page) == (Severity.RISK, "mysql-failed-over")
+    assert found.next == "fab mysql.history --acknowledge"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def status(
     if isinstance(decision, Refusal):
         problems, after = [f"{decision.what}: {decision.why}"], decision.next
     else:
-        problems = [f"{step.member}: {step.why}" for step in decision.steps] + list(decision.notes)
+        problems = [_named(step.member, step.why) for step in decision.steps]
+        problems += decision.notes
         after = "fab mysql.ensure" if decision.steps else ""
     paused = _paused(state, clock())
     if paused:
@@ -56,6 +57,11 @@ def status(
         "blocked_until": blocked_until(state, clock()) if state else None,
         "holder": _holder(state, clock()),
     }
+
+
+def _named(member: str, why: str) -> str:
+    """A reason as a sentence that names the member, once."""
+    return why if why.startswith(f"{member} ") else f"{member}: {why}"
 
 
 def _paused(state: State | None, now: float) -> dict[str, Any] | None:

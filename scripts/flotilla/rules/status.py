@@ -10,7 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from flotilla.rules import status_data, status_traffic
-from flotilla.rules.status_finding import STATUS, Finding, Severity, listed, note, risk
+from flotilla.rules.status_finding import (
+    FAILED_OVER,
+    STATUS,
+    Finding,
+    Severity,
+    listed,
+    note,
+    risk,
+)
 from flotilla.rules.status_world import Host, World
 
 DISK_PERCENT = 90.0
@@ -62,7 +70,9 @@ def _inventory(world: World) -> Iterator[Finding]:
 def _hosts(world: World) -> Iterator[Finding]:
     for role, wanted in world.wanted.items():
         there = len(world.by_role(role))
-        if there < wanted:
+        # Those that are stopped are told of one by one, and not launched again.
+        stopped = sum(host.role == role and not host.is_active for host in world.hosts)
+        if there < wanted and (not there or there + stopped < wanted):
             severity = Severity.RISK if there else Severity.DOWN
             what = f"{there} of {wanted} {role} hosts run"
             yield Finding(severity, role, what, "fab fleet.provision")
@@ -71,8 +81,13 @@ def _hosts(world: World) -> Iterator[Finding]:
             yield note(role, what, "fab fleet.provision")
     for host in world.hosts:
         if not host.is_active:
+            what = f"{host.name} is {host.state}"
+            if host.role == "mysql":
+                # Not just started: a primary that was replaced has been stopped to fence it.
+                yield risk(host.name, what, f"fab mysql.rejoin {host.name}", FAILED_OVER)
+                continue
             start = f"aws ec2 start-instances --instance-ids {host.instance_id}"
-            yield risk(host.name, f"{host.name} is {host.state}", start, SILENT)
+            yield risk(host.name, what, start, SILENT)
     yield from _silent(world)
 
 
@@ -93,7 +108,7 @@ def _silent(world: World) -> Iterator[Finding]:
 
 
 def _console(host: Host) -> str:
-    return f"aws ec2 get-console-output --output text --instance-id {host.instance_id}"
+    return f"fab fleet.console {host.name}"
 
 
 def _machines(world: World) -> Iterator[Finding]:

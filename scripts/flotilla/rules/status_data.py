@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flotilla.rules import redis as redis_rules
-from flotilla.rules.status_finding import Finding, Severity, down, risk
+from flotilla.rules.status_finding import FAILED_OVER, NO_WRITES, Finding, Severity, down, risk
 from flotilla.rules.status_world import World
 
 LAG_SECONDS = 10.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
-NO_WRITES, REPLICA, REDIS = "mysql-takes-no-writes", "mysql-replica-stopped", "redis-failed-over"
+REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
 KEPT_OUT, NO_FAILOVER = "mysql-host-is-kept-out", "mysql-failover-is-refused"
 
 
@@ -31,11 +31,24 @@ def mysql(world: World) -> Iterator[Finding]:
 
 def _problems(world: World, cluster: Mapping[str, Any]) -> Iterator[Finding]:
     silent = {host.name for host in world.hosts if host.silent}
-    severity = Severity.RISK if cluster["primary"] else Severity.DOWN
+    severity = Severity.RISK if _takes_writes(cluster) else Severity.DOWN
     for problem in cluster["problems"]:
-        if not _about(problem, silent):
-            after = cluster["next"] or "fab mysql.status"
-            yield Finding(severity, "mysql", problem, after, _page(problem, cluster))
+        if _about(problem, silent):
+            continue
+        page = _page(problem, cluster)
+        if page == NO_FAILOVER:
+            yield risk("mysql", problem, "fab mysql.unpause", page)
+        else:
+            yield Finding(severity, "mysql", problem, cluster["next"] or "fab mysql.status", page)
+    if cluster.get("blocked_until"):
+        what = "nobody has looked at the last failover, and until then there is no second one"
+        yield risk("mysql", what, "fab mysql.history --acknowledge", FAILED_OVER)
+
+
+def _takes_writes(cluster: Mapping[str, Any]) -> bool:
+    """Whether the primary of the record does; a silent one is told of as a host."""
+    primary = next((m for m in cluster["members"] if m["name"] == cluster["primary"]), None)
+    return primary is not None and bool(primary.get("writable", True))
 
 
 def _page(problem: str, cluster: Mapping[str, Any]) -> str:
@@ -44,7 +57,7 @@ def _page(problem: str, cluster: Mapping[str, Any]) -> str:
         return KEPT_OUT
     if cluster.get("paused") and "paused" in problem:
         return NO_FAILOVER
-    return REPLICA if cluster["primary"] else NO_WRITES
+    return REPLICA if _takes_writes(cluster) else NO_WRITES
 
 
 def _members(cluster: Mapping[str, Any]) -> Iterator[Finding]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 STATUS = "fab fleet.status"
+# Run-books that more than one part of the fleet leads to.
+FAILED_OVER, NO_WRITES = "mysql-failed-over", "mysql-takes-no-writes"
 
 
 class Severity(IntEnum):

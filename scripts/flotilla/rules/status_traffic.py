@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flotilla.rules.rotation import Server
 from flotilla.rules.status_finding import (
+    NO_WRITES,
     STATUS,
     Finding,
     Severity,
@@ -190,7 +191,10 @@ def _proxies(world: World) -> Iterator[Finding]:
         (CACHE, "Redis primary", "redis"),
     ):
         seen = _seen(world, proxy)
-        yield from _none(seen, what, role)
+        if proxy == WRITER:
+            yield from _none(seen, what, role, "fab mysql.status", NO_WRITES)
+        else:
+            yield from _none(seen, what, role)
         for name, servers in seen.items():
             if len(servers) > 1:
                 claim = f"{name} sees {len(servers)} hosts that say they are {what}"
@@ -211,11 +215,13 @@ def _seen(world: World, proxy: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _none(seen: Mapping[str, Sequence[str]], what: str, role: str) -> Iterator[Finding]:
+def _none(
+    seen: Mapping[str, Sequence[str]], what: str, role: str, after: str = "", page: str = ""
+) -> Iterator[Finding]:
     blind = [name for name, servers in seen.items() if not servers]
     if blind:
         sentence = f"{len(blind)} of {len(seen)} application hosts reach no {what}: {listed(blind)}"
-        yield down(role, sentence, f"fab fleet.logs {role}")
+        yield down(role, sentence, after or f"fab fleet.logs {role}", page)
 
 
 def releases(world: World) -> Iterator[Finding]:
