@@ -5,7 +5,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
-export FLOTILLA_STARTED ?= $(shell date +%s.%N)
+# Read once, before setup: `?=` would ask again in every recipe.
+FLOTILLA_STARTED := $(or $(FLOTILLA_STARTED),$(shell date +%s.%N))
+export FLOTILLA_STARTED
 
 .PHONY: help setup demo test lint unit lab-tests drills molecule clean requirements
 

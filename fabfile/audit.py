@@ -26,10 +26,7 @@ def list_(_: Context, last: int = 20, json: bool = False) -> None:
     entries = [entry for entry in read if entry]
     if len(entries) < len(read):
         said(f"{len(read) - len(entries)} lines cannot be read. Next: fab audit.verify")
-    text = "\n".join(
-        f"{str(one['at'])[:19]} {one['by']!s:32} {one['command']}: {one['result']}"
-        for one in entries
-    )
+    text = "\n".join(map(_told, entries))
     show(entries, json=json, text=text or "nothing was recorded yet")
 
 
@@ -57,6 +54,17 @@ def verify(_: Context, json: bool = False) -> None:
 
     count = attempt(act, json=json)
     show({"lines": count, "whole": True}, json=json, text=f"{count} lines, all in their place")
+
+
+def _told(one: dict[str, Any]) -> str:
+    """A line for people: who did what, how it ended, and why or on what if that was said."""
+    said_too = [
+        f"{name} {one[name]}" for name in ("on", "ran", "why", "reason", "error") if one.get(name)
+    ]
+    command = str(one["command"])
+    command = command if command.startswith("fab ") else f"fab {command}"
+    rest = f" ({'; '.join(said_too)})" if said_too else ""
+    return f"{str(one['at'])[:19]} {one['by']!s:32} {command}: {one['result']}{rest}"
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

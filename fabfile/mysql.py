@@ -71,9 +71,9 @@ def switchover(
 ) -> None:
     """Move the primary to another host, without losing a write and with a pause below a second.
 
-    Use it before working on the primary's host. Exit 0 done, 2 begun and to be finished by fab
-    mysql.ensure, 3 refused or called off and the old primary takes writes as before, 4 the API or
-    a host does not answer, 5 no such host.
+    Use it before working on the primary's host. Exit 0 done or nothing to do, 2 begun and to be
+    finished by fab mysql.ensure, 3 refused or called off and the old primary takes writes as
+    before, 4 the API or a host does not answer, 5 no such host.
     """
     from flotilla import config
     from flotilla.mysql import operate
@@ -155,7 +155,8 @@ def rejoin(_: Context, host: str, *, yes: bool = False, json: bool = False) -> N
         ),
         json=json,
     )
-    text = "\n".join(done["done"]) if done["changed"] else f"{host} is where it belongs"
+    text = "\n".join(done["done"]) or f"{host} is where it belongs"
+    text = f"{host} was started; {text}" if done.get("started") else text
     show(done, json=json, text=text)
 
 
@@ -374,6 +375,8 @@ def _rolled(done: dict[str, Any]) -> str:
 
 
 def _report(done: dict[str, Any]) -> str:
+    if not done["changed"]:
+        return f"{done['new']} is primary of term {done['term']} already: nothing to do"
     text = f"{done['new']} is primary of term {done['term']}; no server took writes for "
     text += f"{done['paused_seconds']:.2f} s"
     if done["ledger_host"] is None:

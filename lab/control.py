@@ -16,7 +16,7 @@ from typing import Any
 
 from lab import preflight
 from lab.console import plain
-from lab.errors import LabError, NotUp, Unmet
+from lab.errors import LabError, NoSuchHost, NotUp, Unmet
 from lab.layout import API_PORT, Layout
 from lab.namespace import UNSHARE
 
@@ -93,7 +93,7 @@ def down(where: Layout) -> list[str]:
 def find_host(status: Mapping[str, Any], named: str) -> dict[str, Any]:
     """The instance with this id or tag Name that has not been terminated.
 
-    Raises `LabError` listing what there is.
+    Raises `NoSuchHost` listing what there is.
     """
     rows = [
         row for row in status["instances"] if row["state"] not in ("terminated", "shutting-down")
@@ -103,9 +103,14 @@ def find_host(status: Mapping[str, Any], named: str) -> dict[str, Any]:
         return matching[0]
     if matching:
         ids = ", ".join(row["id"] for row in matching)
-        raise LabError(f"{len(matching)} hosts are called {named}; name one by its id: {ids}")
+        raise NoSuchHost(
+            f"{len(matching)} hosts are called {named}; name one by its id: {ids}",
+            next_command="fab lab.status",
+        )
     known = ", ".join(sorted({str(row["name"] or row["id"]) for row in rows})) or "none"
-    raise LabError(f"no host is called {named}; there are: {known}", next_command="fab lab.status")
+    raise NoSuchHost(
+        f"no host is called {named}; there are: {known}", next_command="fab lab.status"
+    )
 
 
 def shell_argv(row: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,12 @@ class NotUp(LabError):
     exit_code = 4
 
 
+class NoSuchHost(LabError):
+    """No instance is called so, or more than one is."""
+
+    exit_code = 5
+
+
 class HostNotRunning(LabError):
     """The instance has no running host."""
 

@@ -9,7 +9,7 @@ from flotilla.deploy import plans
 from flotilla.deploy.proposal import Terms
 from flotilla.deploy_words import Words
 from flotilla.errors import BadOption
-from flotilla.rules.deploy import Options
+from flotilla.rules.deploy import Options, size_faults
 from flotilla.settings import Settings
 
 _UNTOUCHED = "No host was touched"
@@ -40,6 +40,8 @@ def request(settings: Settings, words: Words) -> Request:
         adopt=words.adopt,
         outage=words.outage,
     )
+    if sizes and (faults := list(size_faults(options))):
+        raise _bad(f"--batches is {words.batches!r}: {'; '.join(faults)}")
     headroom = _number("headroom", words.headroom, 0, 1000, section.headroom_percent)
     return Request(words.version, options, _with(terms, headroom))
 

@@ -59,14 +59,17 @@ def switchover(
 ) -> dict[str, Any]:
     """Move the primary's role while ``writers`` clients write through an application host.
 
-    {term, old, new, paused_seconds, seconds: {step: s}, ledger_host, write_gap_seconds, acked,
-    failed, unknown, lost}; what the writers saw is None without writers. Raises Refused when it
-    was not begun or was called off, HostFailed when it must be finished (``fab mysql.ensure``).
+    {changed, term, old, new, paused_seconds, seconds: {step: s}, ledger_host, write_gap_seconds,
+    acked, failed, unknown, lost}; what the writers saw is None without writers. Raises Refused when
+    it was not begun or was called off, HostFailed when it must be finished (``fab mysql.ensure``).
     """
     at_least("--writers", writers, 0)
     with ExitStack() as stack:
         opened = stack.enter_context(session(settings, fresh=True))
         demand_member(opened, to)
+        term = _primary_already(settings, opened, to)
+        if to and term is not None:
+            return _stayed(to, term)
         move = Move(settings, opened.cluster, announcer=opened.announcer())
         plan = move.plan(to)
         confirmed(_move_text(settings, plan, writers))
@@ -79,6 +82,24 @@ def switchover(
             sleep(CALM_SECONDS)
         steps.result = _moved(moved, ledger, opened)
         return steps.result
+
+
+def _primary_already(settings: Settings, opened: Session, name: str | None) -> int | None:
+    """The term in which that member is primary now; None when it is not."""
+    state = store.records(settings).state()
+    if name is None or state is None:
+        return None
+    is_primary = opened.cluster.seats[name].instance_id == state.record.instance_id
+    return state.record.term if is_primary else None
+
+
+def _stayed(primary: str, term: int) -> dict[str, Any]:
+    """The outcome of a switchover to who is primary already."""
+    unseen = dict.fromkeys(
+        ("ledger_host", "write_gap_seconds", "acked", "failed", "unknown", "lost")
+    )
+    same = {"term": term, "old": primary, "new": primary}
+    return {**same, "changed": False, "paused_seconds": 0.0, "seconds": {}, **unseen}
 
 
 def demand_member(opened: Session, name: str | None) -> None:
@@ -116,6 +137,7 @@ def _moved(moved: Moved, ledger: Ledger | None, opened: Session) -> dict[str, An
             "lost": len(summary.lost),
         }
     return {
+        "changed": True,
         "term": moved.term,
         "old": moved.old,
         "new": moved.new,

@@ -41,8 +41,8 @@ def rebuild(
 
 
 def rejoin(settings: Settings, host: str, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
-    """Let a member take its place again, and start its host if that is stopped: {changed, host,
-    done}.
+    """Let a member take its place again, and start its host if that is stopped: {changed, started,
+    host, done}.
 
     Raises Refused with nothing changed where it must be rebuilt, or waits for something else.
     """
@@ -65,13 +65,20 @@ def rejoin(settings: Settings, host: str, *, confirmed: Confirmed, said: Said) -
         run = Rejoining(settings, opened.cluster, host)
         advice = run.plan()
         if advice.do is Do.NOTHING:
-            return {"changed": confirmed is _agreed, "host": host, "done": []}
+            started = confirmed is _agreed
+            return {"changed": started, "started": started, "host": host, "done": []}
         confirmed(
             f"{settings.prefix}: {host}: {advice.do} first, as {advice.why}; then what follows"
         )
         with recorded(settings, command, said) as steps, leased(settings, command) as lock:
             done = run.apply(lock, steps.step)
-            steps.result = {"changed": bool(done), "host": host, "done": done}
+            started = confirmed is _agreed
+            steps.result = {
+                "changed": started or bool(done),
+                "started": started,
+                "host": host,
+                "done": done,
+            }
         return steps.result
 
 

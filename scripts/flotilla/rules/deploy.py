@@ -101,7 +101,7 @@ def faults(
 ) -> list[str]:
     """Why no deploy may begin; empty when it may. ``balancers``: name to its servers by name."""
     return [
-        *_size_faults(options),
+        *size_faults(options),
         *_set_faults(hosts, balancers),
         *_rotation_faults(hosts, options),
     ]
@@ -215,14 +215,17 @@ def _batches(
         serving, idle = serving[taken:], []
 
 
-def _size_faults(options: Options) -> Iterator[str]:
+def size_faults(options: Options) -> Iterator[str]:
+    """What is wrong with the sizes themselves, whatever the fleet is like."""
+    wrong = []
     for text in options.batches:
         match = _SIZE.fullmatch(str(text))
         if match is None or int(match[1]) < 1 or (match[2] and int(match[1]) > 100):
+            wrong.append(text)
             yield f"batch size {text!r} is neither a number of hosts nor a share such as 50%"
     if not options.batches:
         yield "no batch size is given"
-    elif str(options.batches[0]) != "1":
+    elif str(options.batches[0]) != "1" and options.batches[0] not in wrong:
         yield f"the first batch is {options.batches[0]!r}; it must be 1, the canary"
     if not 1 <= options.floor_percent <= 99:
         yield f"the floor is {options.floor_percent}%; it must be 1 to 99"
