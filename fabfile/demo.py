@@ -22,19 +22,20 @@ def run(_: Context, yes: bool = False, json: bool = False) -> None:
     """From nothing to a serving fleet, then a rolling deploy and a switchover under traffic.
 
     What is there already is used again. The figures are kept in var/demo.json. Interrupted, it
-    takes the lab down. Exit 0 no request failed and no write was lost, 1 or 2 something did,
-    99 interrupted.
+    takes down the lab that it has started. Exit 0 no request failed and no write was lost, 1 or 2
+    something did, 99 interrupted.
     """
     from flotilla import config, demo, status
     from flotilla.errors import INTERRUPTED
 
     attempt(lambda: confirm(_PLAN, yes=yes, again="fab demo.run"), json=json)
     settings = attempt(lambda: config.load("lab"), json=json)
+    lab = _Lab()
     try:
-        told = attempt(lambda: _perform(settings), json=json)
+        told = attempt(lambda: _perform(settings, lab), json=json)
     except Exit as ended:
         if ended.code == INTERRUPTED:
-            _take_down()
+            lab.leave()
         raise
     demo.record(settings.root / "var" / "demo.json", told)
     if not json:
@@ -45,15 +46,13 @@ def run(_: Context, yes: bool = False, json: bool = False) -> None:
         raise Exit(str(fault), code=fault.exit_code)
 
 
-def _perform(settings: Any) -> dict[str, Any]:
+def _perform(settings: Any, lab: _Lab) -> dict[str, Any]:
     """All phases; SIGTERM and the terminal going away count as an interruption."""
     import os
     import signal
     import time
 
     from flotilla import demo
-    from lab import control
-    from lab.layout import layout
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -61,7 +60,7 @@ def _perform(settings: Any) -> dict[str, Any]:
     phases = demo.Phases(said)
     phases.seconds["setup"] = round(time.time() - begun, 1)
     with phases("lab"):
-        _lab(lambda: control.up(layout(), lambda step: said(f"{step['step']} ... ok")))
+        lab.up()
     hosts = demo.serve(settings, phases)
     told = demo.perform(settings, phases, sleep=time.sleep)
     return {
@@ -72,22 +71,42 @@ def _perform(settings: Any) -> dict[str, Any]:
     } | told
 
 
-def _lab(act: Any) -> Any:
-    """The lab's own errors, which know nothing of ours, with their exit codes."""
-    from lab.errors import LabError
+class _Lab:
+    """The lab, for a run that takes it down again only if nobody had it up before."""
 
-    try:
-        return act()
-    except LabError as error:
-        raise Exit(str(error), code=error.exit_code) from error
+    def __init__(self) -> None:
+        self._is_ours = False
 
+    def up(self) -> None:
+        """Start it, or use the one that is up."""
+        from lab import control
+        from lab.layout import layout
 
-def _take_down() -> None:
-    from lab import control
-    from lab.layout import layout
+        answer = self._tried(
+            lambda: control.up(layout(), lambda step: said(f"{step['step']} ... ok"))
+        )
+        self._is_ours = not answer["already"]
 
-    said("Interrupted: taking the lab down")
-    _lab(lambda: control.down(layout()))
+    def leave(self) -> None:
+        """After an interruption."""
+        from lab import control
+        from lab.layout import layout
+
+        if not self._is_ours:
+            said("Interrupted: the lab was up before and stays. Next: make demo, or make clean")
+            return
+        said("Interrupted: taking the lab down")
+        self._tried(lambda: control.down(layout()))
+
+    @staticmethod
+    def _tried(act: Any) -> Any:
+        """The lab's own errors, which know nothing of ours, with their exit codes."""
+        from lab.errors import LabError
+
+        try:
+            return act()
+        except LabError as error:
+            raise Exit(str(error), code=error.exit_code) from error
 
 
 def _figures(told: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ mount namespace.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 
@@ -11,5 +12,11 @@ from lab import leftovers, namespace
 from lab.layout import layout
 
 if __name__ == "__main__":
-    namespace.enter()
-    sys.stdout.write(json.dumps(leftovers.remove(layout())) + "\n")
+    where = layout()
+    where.machine.mkdir(parents=True, exist_ok=True)
+    # A lab that starts in this moment waits, and one that another clean-up is at as well.
+    with where.lock.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        namespace.enter()
+        found = leftovers.remove(where)
+    sys.stdout.write(json.dumps(found) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from lab.namespace import UNSHARE
 
 ENDPOINT = f"http://127.0.0.1:{API_PORT}"
 _DOWN_SECONDS = 60.0
+# The first start builds the base image.
+_START_SECONDS = 600.0
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -57,27 +60,60 @@ def up(where: Layout, tell: Tell) -> dict[str, Any]:
     began = time.monotonic()
     preflight.sbin()
     preflight.check(where)
-    if preflight.is_running(where):
-        return {"already": True, "seconds": 0.0, **_own(where)}
-    process, reader = _spawn(where)
-    try:
-        _wait_ready(reader, where, tell)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        process.wait(_DOWN_SECONDS)
-        raise
-    return {"already": False, "seconds": round(time.monotonic() - began, 2), **ask("status")}
+    while True:
+        found = _running(where, tell)
+        if found is not None:
+            where.write_credentials()
+            return {"already": True, "seconds": 0.0, **found}
+        process, reader = _spawn(where)
+        try:
+            _wait_ready(reader, where, tell)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait(_DOWN_SECONDS)
+            raise
+        except LabError as error:
+            # Somebody else may have been faster.
+            if error.exit_code != Unmet.exit_code or preflight.owner(where) is None:
+                raise
+            continue
+        return {"already": False, "seconds": round(time.monotonic() - began, 2), **ask("status")}
+
+
+def _running(where: Layout, tell: Tell) -> dict[str, Any] | None:
+    """Status of the lab that is up; None when there is none.
+
+    One that starts or ends just now is waited for. Raises `Unmet` for another checkout's.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    said = False
+    while (owner := preflight.owner(where)) is not None:
+        _demand_own(where, owner)
+        with contextlib.suppress(NotUp):
+            return ask("status")
+        if time.monotonic() > deadline:
+            raise LabError(
+                f"the lab (process {owner.pid}) has neither come up nor ended in "
+                f"{_START_SECONDS:g} s; its log is {where.log / 'daemon.log'}",
+                next_command="fab lab.down",
+            )
+        if not said:
+            tell({"step": "waiting for a lab that starts or ends just now", "seconds": 0.0})
+            said = True
+        time.sleep(0.2)
+    return None
 
 
 def down(where: Layout) -> list[str]:
     """Stop the lab and remove everything of it; returns what a crash had left, if it had."""
     preflight.sbin()
     preflight.root()
-    if preflight.is_running(where):
-        _own(where)
-        pid = int(str(preflight.owner(where)["pid"]))
-        os.kill(pid, signal.SIGTERM)
-        _wait_gone(where, pid)
+    owner = preflight.owner(where)
+    if owner is not None:
+        _demand_own(where, owner)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(owner.pid, signal.SIGTERM)
+        _wait_gone(owner.pid)
     argv = [*UNSHARE, sys.executable, "-m", "lab.clean"]
     done = subprocess.run(
         argv, cwd=where.repo, capture_output=True, text=True, timeout=120, check=False
@@ -139,16 +175,13 @@ def console(row: Mapping[str, Any]) -> str:
     return plain(path.read_text(errors="replace").splitlines()) if path.exists() else ""
 
 
-def _own(where: Layout) -> dict[str, Any]:
-    """Status of the running lab; refuses when it belongs to another checkout."""
-    other = preflight.owner(where).get("repo")
-    if other != str(where.repo):
+def _demand_own(where: Layout, owner: preflight.Owner) -> None:
+    if owner.repo != where.repo:
         raise Unmet(
-            f"another lab runs on this machine, from {other}",
+            f"another lab runs on this machine, from {owner.repo}",
             why="there is one set of addresses; nothing was changed",
-            next_command=f"cd {other} && fab lab.down",
+            next_command=f"cd {owner.repo} && fab lab.down",
         )
-    return ask("status")
 
 
 def _spawn(where: Layout) -> tuple[subprocess.Popen[bytes], int]:
@@ -186,9 +219,9 @@ def _wait_ready(reader: int, where: Layout, tell: Tell) -> None:
     raise LabError(f"the lab process ended before it was ready; the end of {log}:\n{last}")
 
 
-def _wait_gone(where: Layout, pid: int) -> None:
+def _wait_gone(pid: int) -> None:
     deadline = time.monotonic() + _DOWN_SECONDS
-    while preflight.is_running(where) or _lives(pid):
+    while _lives(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
             return

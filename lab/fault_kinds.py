@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -215,7 +216,7 @@ def _number(fault: Fault, name: str, default: float | None = None) -> float:
         value = default if text is None else float(text)
     except ValueError:
         value = None
-    if value is None or value < 0:
+    if value is None or not 0 <= value < math.inf:
         raise ValueError(f"{fault.kind} needs {name}=NUMBER, 0 or more; got {text!r}")
     return value
 

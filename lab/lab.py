@@ -97,6 +97,8 @@ class Lab:
 
     def listen(self, addresses: Sequence[tuple[str, int]]) -> None:
         """Serve the API there, and start the services beside it."""
+        # First: whoever gets an answer from the API has keys for it.
+        self._where.write_credentials()
         moto = DomainDispatcherApplication(create_backend_app)
         api = Api(moto, self._control, self._calls, self._changed, self._journal.call)
         for host, port in addresses:
@@ -110,7 +112,6 @@ class Lab:
             aptproxy.serve(self.context),
             autoscaling.start(self.context),
         ]
-        self._write_credentials()
 
     def close(self) -> None:
         """Stop serving. Hosts are ended by the clean-up that follows."""
@@ -192,9 +193,3 @@ class Lab:
     def _fault(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         args = asked.get("args", {})
         return faults.inject(self.context, asked["kind"], asked["target"], args)
-
-    def _write_credentials(self) -> None:
-        path = self._where.credentials
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("[lab]\naws_access_key_id = operator\naws_secret_access_key = lab\n")
-        path.chmod(0o600)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from lab.run import replace
+
 # Everything the lab makes on the machine starts with this, so that leftovers of a crash are
 # recognised by name.
 PREFIX = "flab"
@@ -62,6 +64,13 @@ class Layout:
     def credentials(self) -> Path:
         """The operator's AWS credentials file, profile `lab`."""
         return self.var / "aws" / "credentials"
+
+    def write_credentials(self) -> None:
+        """Have the operator's credentials file: keys that only the lab knows."""
+        self.credentials.parent.mkdir(parents=True, exist_ok=True)
+        text = "[lab]\naws_access_key_id = operator\naws_secret_access_key = lab\n"
+        if not self.credentials.exists() or self.credentials.read_text() != text:
+            replace(self.credentials, text)
 
     @property
     def instances(self) -> Path:

@@ -13,12 +13,12 @@ from typing import Any
 from lab import namespace, network
 from lab.layout import Layout
 from lab.podman import CGROUP_PARENT, Podman
-from lab.preflight import owner
+from lab.preflight import left
 
 
 def remove(where: Layout) -> list[str]:
     """End every host, delete what was made, put kernel settings back; returns what was found."""
-    state: dict[str, Any] = dict(owner(where))
+    state: dict[str, Any] = dict(left(where))
     namespace.end_group(CGROUP_PARENT)
     found = [f"host {name}" for name in _containers(where, state)]
     found += network.leftovers()

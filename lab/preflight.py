@@ -4,16 +4,16 @@ changed by then.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import Unmet
-from lab.layout import API_PORT, Layout
+from lab.layout import Layout
 from lab.namespace import UNSHARE
 from lab.run import tried
 
@@ -29,6 +29,7 @@ TOOLS = {
     "unshare": "util-linux",
     "sysctl": "procps",
 }
+_IP_FREEBIND = 15  # linux/in.h; Python has no name for it
 # A base image, six baked ones and twelve running hosts take some 6 GB.
 DISK_GB = 8
 
@@ -94,22 +95,29 @@ def disk(cache: Path) -> None:
         )
 
 
-def port() -> None:
-    """Nobody listens where the API will."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", API_PORT))
-        except OSError as error:
-            raise Unmet(
-                f"port {API_PORT} on 127.0.0.1 is taken ({error.strerror})",
-                why="the lab's API answers there; nothing was changed",
-                next_command=f"ss -ltnp 'sport = :{API_PORT}' shows who has it",
-            ) from error
+def ports(wanted: Mapping[tuple[str, int], str]) -> None:
+    """Nobody listens where the lab's parts will; ``wanted`` says by address what each is for.
+
+    Whoever listens on every address of the machine has it everywhere.
+    """
+    for (address, number), what in wanted.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # The address may not be there yet.
+            probe.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+            try:
+                probe.bind((address, number))
+                probe.listen()
+            except OSError as error:
+                raise Unmet(
+                    f"port {number} on {address} is taken ({error.strerror})",
+                    why=f"{what} answers there; nothing was changed",
+                    next_command=f"ss -ltnp 'sport = :{number}' shows who has it",
+                ) from error
 
 
-def owner(where: Layout) -> dict[str, object]:
-    """What the running or last lab of this machine wrote about itself; empty without one."""
+def left(where: Layout) -> dict[str, object]:
+    """What the running or last lab of this machine wrote for who cleans up; empty without one."""
     try:
         read: dict[str, object] = json.loads(where.state.read_text())
     except (OSError, ValueError):
@@ -117,13 +125,25 @@ def owner(where: Layout) -> dict[str, object]:
     return read
 
 
-def is_running(where: Layout) -> bool:
-    """Whether a lab process holds the machine's lock."""
-    if not where.lock.exists():
-        return False
-    with where.lock.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that has the machine's lab, and the checkout it runs from."""
+
+    pid: int
+    repo: Path
+
+
+def owner(where: Layout) -> Owner | None:
+    """Who holds the machine's lock, by the kernel's word; None when nobody does.
+
+    To try the lock would keep a lab that starts in this moment from having it.
+    """
+    try:
+        inode = str(where.lock.stat().st_ino)
+        rows = [row.split() for row in Path("/proc/locks").read_text().splitlines()]
+        # "1: FLOCK  ADVISORY  WRITE 812 00:19:2391 0 EOF", and "1: -> FLOCK ..." for who waits
+        held = (row for row in rows if row[1] == "FLOCK" and row[5].endswith(f":{inode}"))
+        pid = next(int(row[4]) for row in held)
+        return Owner(pid, Path(f"/proc/{pid}/cwd").readlink())
+    except (OSError, StopIteration):
+        return None

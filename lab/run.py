@@ -9,8 +9,18 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from lab.errors import LabError
+
+
+def replace(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file at once: a reader, also after a crash or on a full disk, sees old or new."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.touch(mode=mode)
+    fresh.chmod(mode)
+    fresh.write_text(text)
+    fresh.rename(path)
 
 
 def run(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -23,10 +24,38 @@ from typing import IO, Any
 from lab import leftovers, namespace, network, preflight
 from lab.baseimage import build, name, recipe
 from lab.errors import LabError, Unmet
-from lab.layout import ACCOUNT, API_ADDRESS, API_PORT, REGION, ZONES, Layout, layout
+from lab.layout import (
+    ACCOUNT,
+    API_ADDRESS,
+    API_PORT,
+    APT_ADDRESS,
+    APT_PORT,
+    METADATA_ADDRESS,
+    REGION,
+    ZONES,
+    Layout,
+    layout,
+)
 from lab.mirror import find
 from lab.podman import Podman
 from lab.record import Journal
+from lab.run import replace
+
+# A clean-up has the lock for a moment.
+_LOCK_SECONDS = 5.0
+# Where the lab's parts answer, and for whom.
+PORTS = {
+    ("127.0.0.1", API_PORT): "the lab's API",
+    (API_ADDRESS, API_PORT): "the lab's API, for hosts,",
+    (METADATA_ADDRESS, 80): "the instance metadata service",
+    (APT_ADDRESS, APT_PORT): "the lab's proxy of package mirrors",
+}
+
+
+class Interrupted(LabError):  # noqa: N818  not the lab's error
+    """Told to end before the lab was up."""
+
+    exit_code = 99
 
 
 class Progress:
@@ -42,6 +71,15 @@ class Progress:
         self.tell({"step": text, "seconds": round(now - self._began, 2)})
         self._began = now
 
+    def demand_listener(self) -> None:
+        """Raise Interrupted when whoever started the lab is gone, as after a kill."""
+        end = select.poll()
+        end.register(self._out.fileno(), 0)
+        if any(event & select.POLLERR for _, event in end.poll(0)):
+            raise Interrupted(
+                "whoever started the lab has ended; everything it had made is removed"
+            )
+
     def tell(self, what: Mapping[str, Any]) -> None:
         """Send one line; nobody need be listening any more."""
         try:
@@ -51,20 +89,33 @@ class Progress:
             pass
 
 
-def lock(where: Layout) -> IO[str]:
-    """Hold the machine's lab lock for as long as the returned file is open."""
+def lock(where: Layout) -> None:
+    """Hold the machine's lab lock until this process is gone, which is what others wait for.
+
+    So it is a bare descriptor: Python closes its files some time before a process ends.
+    """
     where.machine.mkdir(parents=True, exist_ok=True)
-    handle = where.lock.open("a")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        other = preflight.owner(where)
-        raise Unmet(
-            f"another lab runs here (process {other.get('pid')}, from {other.get('repo')})",
-            why="its addresses and bridges are machine-wide; nothing was changed",
-            next_command=f"cd {other.get('repo')} && fab lab.down",
-        ) from error
-    return handle
+    handle = os.open(where.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise occupied(preflight.owner(where)) from error
+            time.sleep(0.1)
+        else:
+            return
+
+
+def occupied(other: preflight.Owner | None) -> Unmet:
+    """The error for whoever wants a lab while there is one already."""
+    who = f"process {other.pid}, from {other.repo}" if other else "it ends just now"
+    return Unmet(
+        f"another lab runs on this machine ({who})",
+        why="its addresses and bridges are machine-wide; nothing was changed",
+        next_command=f"cd {other.repo} && fab lab.down" if other else "the same command again",
+    )
 
 
 def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
@@ -75,7 +126,7 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
     found = leftovers.remove(where)
     if found:
         progress.step(f"cleaned up after a lab that did not end well: {len(found)} things")
-    preflight.port()
+    preflight.ports(PORTS)
     before = network.sysctls()
     state = {
         "pid": os.getpid(),
@@ -83,7 +134,7 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
         "storage": str(where.storage),
         "sysctls": before,
     }
-    where.state.write_text(json.dumps(state))
+    replace(where.state, json.dumps(state))
     network.up()
     progress.step("network")
     podman, how = Podman.of(where), recipe(find())
@@ -100,18 +151,22 @@ def prepare(where: Layout, progress: Progress) -> tuple[Podman, str, bool]:
 def serve(where: Layout, progress: Progress, stop: threading.Event, ready: threading.Event) -> None:
     """Run the lab until `stop` is set."""
     with ExitStack() as stack:
-        stack.enter_context(lock(where))
+        lock(where)
         stack.callback(_cleaned, where)
+        # Nobody may come to have a lab whose start was killed: `lab.down` may have been there.
+        progress.demand_listener()
         podman, image_id, new = prepare(where, progress)
         from lab.lab import Lab  # noqa: PLC0415  see prepare
 
         journal = stack.enter_context(Journal(where.log))
+        progress.demand_listener()
         lab = Lab(where, podman, journal, stop)
         stack.callback(lab.close)
         lab.images(image_id, name(datetime.now(UTC).date()))
         progress.step(f"{len(lab.ec2().amis)} machine images")
         lab.listen([("127.0.0.1", API_PORT), (API_ADDRESS, API_PORT)])
         progress.step("APIs")
+        progress.demand_listener()
         ready.set()
         progress.tell({"ready": True})
         journal.log(
@@ -124,12 +179,6 @@ def serve(where: Layout, progress: Progress, stop: threading.Event, ready: threa
 
 def _cleaned(where: Layout) -> None:
     leftovers.remove(where)
-
-
-class Interrupted(LabError):  # noqa: N818  not the lab's error
-    """Told to end before the lab was up."""
-
-    exit_code = 99
 
 
 def _on_signals(stop: threading.Event, ready: threading.Event) -> None:

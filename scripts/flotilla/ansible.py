@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from flotilla import environment
 from flotilla.aws.session import subprocess_environment
 from flotilla.errors import INTERRUPTED, BadOption, FlotillaError, HostFailed, Unreachable
+from flotilla.leash import leashed
 from flotilla.settings import Settings
 
 MITOGEN_VARIABLE = "FLOTILLA_MITOGEN"
@@ -151,16 +153,8 @@ def run(
         )
     start = time.monotonic()
     recap: dict[str, Counts] = {}
-    with subprocess.Popen(
-        arguments(settings, playbook),
-        cwd=settings.root,
-        env=variables(settings, base, mitogen=mitogen_plugins(base), colour=colour),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
+    environ = variables(settings, base, mitogen=mitogen_plugins(base), colour=colour)
+    with leashed(arguments(settings, playbook), cwd=settings.root, env=environ) as process:
         try:
             for line in process.stdout or ():
                 say(line.rstrip("\n"))
@@ -219,7 +213,8 @@ def _spec(name: str) -> Any:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C reached Ansible as well: let it finish its sentence, then end it."""
+    """Ctrl-C is for Ansible as well: let it finish its sentence, then end it."""
+    process.send_signal(signal.SIGINT)
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:

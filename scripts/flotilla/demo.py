@@ -19,6 +19,7 @@ from flotilla.deploy import Outcome, Step
 from flotilla.deploy.survey import look
 from flotilla.errors import FlotillaError
 from flotilla.files import replace
+from flotilla.lock import take_from_dead
 from flotilla.mysql import operate as mysql
 from flotilla.provision import operate as provision
 from flotilla.rules.deploy import Options
@@ -62,6 +63,8 @@ def serve(settings: Settings, phases: Phases, *, bake: bool = True) -> list[str]
         with phases("images"):
             _bake(settings, say)
     with phases("provision"):
+        if dead := take_from_dead(settings, "deploy"):
+            say(f"took the lock from {dead}, which was killed")
         provision.provision(settings, confirmed=lambda _: None, said=say)
         hosts = [host.name for host in provision.await_hosts(settings, said=say).hosts]
     with phases("configure"):

@@ -33,8 +33,8 @@ START_SECONDS = 20.0
 END_SECONDS = 2 * ANSWER_SECONDS + 2
 FETCH_SECONDS = 60.0
 READ_BACK_SECONDS = 30.0
-# Nobody may forget a ledger that writes for ever.
-LIMIT_SECONDS = 1800.0
+# Writers go on when whoever started them was killed, for that is when clients matter; for so long.
+LIMIT_SECONDS = 120.0
 
 # Runs a command on a host with this input, within so many seconds; what it printed.
 Execute = Callable[[str, str, float], str]
@@ -73,6 +73,7 @@ def order(
     run: str = "",
     label: str = "w",
     is_probe: bool = False,
+    limit_seconds: float = LIMIT_SECONDS,
 ) -> Order:
     """Rows of a new ``run`` in the application's own database, as the application's own user."""
     return Order(
@@ -84,7 +85,7 @@ def order(
         table=TABLE,
         writers=writers,
         pause_seconds=pause_seconds,
-        limit_seconds=LIMIT_SECONDS,
+        limit_seconds=limit_seconds,
         label=label,
         is_probe=is_probe,
     )

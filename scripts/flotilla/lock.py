@@ -20,7 +20,7 @@ from flotilla.aws import dynamo, lease
 from flotilla.aws.items import Table
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.settings import Settings
-from flotilla.who import holder
+from flotilla.who import has_ended, holder
 
 __all__ = ["Lock", "demand_free", "holder"]
 
@@ -47,13 +47,37 @@ def demand_free(settings: Settings, name: str, *, clock: Callable[[], float] = t
         raise lease.Held(found or mine, why, _WAIT)
 
 
+def take_from_dead(
+    settings: Settings,
+    name: str,
+    *,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Free a lock that a killed run of this machine left; who that was, "" for nobody.
+
+    Only for a fleet that no other machine can reach, as the lab's: a machine of the same name
+    elsewhere would be taken for this one.
+    """
+    try:
+        found = lease.read(dynamo.locks(settings), name)
+    except Refused:
+        return ""  # there is no fleet yet
+    if found is None or found.is_free(clock()) or not has_ended(found.holder):
+        return ""
+    why = f"{found.holder} was killed"
+    with Lock(settings, name, reason=why, take_over=True, clock=clock, sleep=sleep):
+        return found.holder
+
+
 class Lock:
     """``with Lock(settings, "deploy", reason="..."):``; raises lease.Held when it is taken.
 
     ``check`` is called before each change and raises Refused once the lease is lost or over;
     ``term`` is the fencing token. With ``take_over`` it is taken from whoever holds it, which the
     audit file is told; ``taken_from`` is that lease. Without ``table`` it is one of the fleet's
-    locks.
+    locks. A killed run's lock frees itself after ``seconds``; ``wait`` is what whoever finds it
+    taken is told to do.
     """
 
     taken_from: lease.Lease | None = None
@@ -66,6 +90,8 @@ class Lock:
         reason: str,
         take_over: bool = False,
         table: Table | None = None,
+        seconds: float = LEASE_SECONDS,
+        wait: str = _WAIT,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -74,6 +100,8 @@ class Lock:
         self._name = name
         self._reason = reason
         self._take_over = take_over
+        self._seconds = seconds
+        self._wait = wait
         self._clock = clock
         self._sleep = sleep
         self._looking = threading.Lock()
@@ -98,12 +126,12 @@ class Lock:
                 self._name,
                 holder=holder(),
                 reason=self._reason,
-                seconds=LEASE_SECONDS,
+                seconds=self._seconds,
                 now=self._clock(),
                 take_over=self._take_over,
             )
         except lease.Held as error:
-            error.next = error.next or _WAIT
+            error.next = error.next or self._wait
             raise
         self._looked = self._clock()
         self._thread.start()
@@ -153,7 +181,7 @@ class Lock:
             )
         if self._lease is None or self._clock() >= self._lease.expires_at:
             raise Refused(
-                f"the lock {self._name} could not be renewed for {LEASE_SECONDS:g} s",
+                f"the lock {self._name} could not be renewed for {self._seconds:g} s",
                 why="the AWS API does not answer, and the lock frees itself",
                 next=self._settings.aws.hint,
             )
@@ -187,12 +215,12 @@ class Lock:
                 self._lost = lease.lost(mine, found)
 
     def _renew(self) -> None:
-        while self._lease and not self._stopped.wait(RENEW_SECONDS):
+        while self._lease and not self._stopped.wait(RENEW_SECONDS * self._seconds / LEASE_SECONDS):
             try:
                 self._lease = lease.renew(
                     self._table,
                     self._lease,
-                    seconds=LEASE_SECONDS,
+                    seconds=self._seconds,
                     now=self._clock(),
                 )
             except Unreachable:

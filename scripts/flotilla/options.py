@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,6 +25,24 @@ def at_least(option: str, value: float, least: float) -> None:
     if not least <= value < float("inf"):
         raise BadOption(
             f"{option} is {value:g}: it must be {least:g} or more", untouched="Nothing was changed"
+        )
+
+
+def whole(text: str, least: int, most: int) -> int | None:
+    """The number that ``text`` writes in plain digits, None for anything else and out of bounds.
+
+    Python's own ``int`` takes every script's digits, and raises for thousands of them.
+    """
+    plain = re.fullmatch(r"0*([0-9]{1,9})", text)
+    return int(plain[1]) if plain and least <= int(plain[1]) <= most else None
+
+
+def within(option: str, value: float, least: float, most: float) -> None:
+    """Raise BadOption for a number below or above what makes sense."""
+    if not least <= value <= most:
+        raise BadOption(
+            f"{option} is {value:g}: it must be {least:g} to {most:g}",
+            untouched="Nothing was changed",
         )
 
 

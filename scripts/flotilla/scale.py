@@ -18,6 +18,7 @@ from flotilla.aws import scaling
 from flotilla.deploy.survey import look
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.lock import Lock
+from flotilla.options import whole
 from flotilla.provision import operate as provision
 from flotilla.rules import deploy as rules
 from flotilla.rules import placement
@@ -49,13 +50,14 @@ class Scale:
 
 def number(text: str) -> int:
     """A number of hosts as typed. Raises BadOption."""
-    if not text.isdigit() or not 1 <= int(text) <= MOST:
+    found = whole(text, 1, MOST)
+    if found is None:
         raise BadOption(
-            f"{text!r} is no number of hosts; it must be 1 to {MOST}",
+            f"{text[:20]!r} is no number of hosts; it must be 1 to {MOST}",
             untouched="Nothing was changed",
             next=f"fab fleet.scale {ROLE} 6",
         )
-    return int(text)
+    return found
 
 
 def plan(settings: Settings, role: str, count: int) -> Scale:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from collections.abc import Iterator
 import pytest
 from guests import until
 from nested import Nested, nested
+
+from lab.layout import layout
 
 pytestmark = [
     pytest.mark.lab,
@@ -98,24 +102,103 @@ def test_an_interrupted_start_leaves_nothing(machine: Nested) -> None:
     until(lambda: machine.traces() == [], 30, "all of it is gone")
 
 
+def _starting(machine: Nested, moment: str) -> subprocess.Popen[str]:
+    """A `lab.up` that has come so far."""
+    fab = machine.start(sys.executable, "-m", "fabric", "lab.up")
+    reached = {
+        "process": lambda: any("lab.server" in line for line in machine.traces()),
+        "network": lambda: any("link fl" in line for line in machine.traces()),
+        "api": lambda: ":4566" in machine.says("ss", "-Hltn"),
+    }
+    until(reached[moment], 30, f"it has come to its {moment}")
+    return fab
+
+
+def _killed(machine: Nested, fab: subprocess.Popen[str], task: str) -> None:
+    machine.run("pkill", "-KILL", "-f", f"fabric {task}")
+    fab.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("moment", ["process", "network", "api"])
+def test_after_a_start_that_was_killed_down_leaves_nothing_and_nothing_comes(
+    machine: Nested, moment: str
+) -> None:
+    _killed(machine, _starting(machine, moment), "lab.up")
+    done = machine.fab("lab.down")
+    assert done.returncode == 0, done.stderr
+    for _ in range(20):
+        assert machine.traces() == []
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("moment", ["process", "network", "api"])
+def test_after_a_start_that_was_killed_up_starts(machine: Nested, moment: str) -> None:
+    _killed(machine, _starting(machine, moment), "lab.up")
+    up(machine)
+
+
+def test_down_ends_a_lab_that_is_starting(machine: Nested) -> None:
+    fab = _starting(machine, "network")
+    done = machine.fab("lab.down")
+    assert done.returncode == 0, done.stderr
+    _, said = fab.communicate(timeout=60)
+    assert fab.returncode
+    assert "Traceback" not in said
+    assert machine.traces() == []
+
+
+def test_two_who_start_it_at_once_have_the_same_lab(machine: Nested) -> None:
+    other = machine.start(sys.executable, "-m", "fabric", "lab.up", "--json")
+    mine = up(machine)
+    out, said = other.communicate(timeout=120)
+    assert other.returncode == 0, said
+    assert json.loads(out)["pid"] == mine["pid"]
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.6, 1.0])
+def test_a_down_that_was_killed_can_be_repeated(machine: Nested, seconds: float) -> None:
+    up(machine)
+    machine.python(_EC2 + "print(json.dumps(launch(base())))")
+    down = machine.start(sys.executable, "-m", "fabric", "lab.down")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        down.communicate(timeout=seconds)
+    _killed(machine, down, "lab.down")
+    done = machine.fab("lab.down")
+    assert done.returncode == 0, done.stderr
+    assert machine.traces() == []
+
+
+def test_files_that_were_damaged_are_put_right(machine: Nested) -> None:
+    first = up(machine)
+    where = layout()
+    machine.says("truncate", "-s", "0", str(where.state), str(where.credentials))
+    again = up(machine)
+    assert (again["already"], again["pid"]) == (True, first["pid"])
+    assert "aws_access_key_id" in machine.says("cat", str(where.credentials))
+    assert machine.fab("lab.down").returncode == 0
+    assert machine.traces() == []
+
+
 _SQUATTER = """
-import socket, time
+import socket, sys, time
 taken = socket.socket()
 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-taken.bind(("127.0.0.1", 4566))
+taken.bind((sys.argv[1], int(sys.argv[2])))
 taken.listen()
 time.sleep(60)
 """
 
 
-def test_a_taken_port_is_named_and_nothing_is_changed(machine: Nested) -> None:
-    squatter = machine.start(sys.executable, "-c", _SQUATTER)
+@pytest.mark.parametrize("address", ["127.0.0.1:4566", "0.0.0.0:80", "0.0.0.0:3142"])
+def test_a_taken_port_is_named_and_nothing_is_changed(machine: Nested, address: str) -> None:
+    host, _, port = address.partition(":")
+    squatter = machine.start(sys.executable, "-c", _SQUATTER, host, port)
     try:
-        until(lambda: "4566" in machine.says("ss", "-Hltn"), 10, "the port is taken")
+        until(lambda: f":{port}" in machine.says("ss", "-Hltn"), 10, "the port is taken")
         done = machine.fab("lab.up")
-        assert done.returncode == 3
-        assert "4566" in done.stderr
-        assert "ss -ltnp" in done.stderr
+        assert done.returncode == 3, done.stderr
+        assert f"port {port} on " in done.stderr
+        assert f"ss -ltnp 'sport = :{port}'" in done.stderr
     finally:
         machine.says("pkill", "-f", "taken.listen")  # sees the processes of that machine only
         squatter.wait(10)

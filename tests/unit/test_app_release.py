@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -36,12 +37,15 @@ class Systemctl:
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
         self.restarts = 0
+        self.pid = 0
         self.refuses: set[str] = set()
 
     def __call__(self, *words: str, check: bool = True) -> str:
         self.told.append(words)
         if check and words[0] in self.refuses:
             raise tool.NotDoneError(f"systemctl {words[0]}: no")
+        if words[-1] == "MainPID":
+            return f"{self.pid}\n"
         if words[-1] == "NRestarts":
             return f"{self.restarts}\n"
         if words[0] == "show":
@@ -158,7 +162,7 @@ def test_switching_stops_first_and_tells_what_ran_before(host, stage, systemctl)
     assert tool.switch(host, "1") == {"previous": None, "current": "1"}
     assert tool.switch(host, "2") == {"previous": "1", "current": "2"}
     assert (host.current / "VERSION").read_bytes() == b"2"
-    verbs = [words[0] for words in systemctl.told]
+    verbs = [words[0] for words in systemctl.told if words[0] != "show"]
     assert verbs == ["stop", "reset-failed", "start"] * 2
     assert tool.retire(host) == {"previous": "2", "current": None}
     assert not host.current.is_symlink()
@@ -223,6 +227,19 @@ def test_another_version_and_not_ready_say_which(answering) -> None:
     Answers.ready = 503
     with pytest.raises(tool.NotDoneError, match="503: no primary"):
         tool.wait(answering, "1", 0.3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no autogroup here")
+def test_a_release_that_starts_comes_after_those_that_serve(answering, stage, systemctl) -> None:
+    stage("1", tarball({"VERSION": b"1"}))
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        systemctl.pid = process.pid
+        weight = Path(f"/proc/{process.pid}/autogroup")
+        tool.switch(answering, "1")
+        assert weight.read_text().endswith("nice 10\n")
+        tool.wait(answering, "1", 5)
+        assert weight.read_text().endswith("nice 0\n")
+        process.kill()
 
 
 def test_a_release_that_keeps_ending_is_not_waited_for(answering, systemctl) -> None:

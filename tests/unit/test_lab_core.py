@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
+import sys
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
 from lab import baseimage, console, control, mirror, network, preflight, seed
 from lab.addresses import Pool
 from lab.errors import LabError, Unmet
-from lab.layout import PUBLIC_POOL
+from lab.layout import PUBLIC_POOL, Layout
 from lab.wsgi import Call
 
 ARCHIVE = "http://mirror.invalid/debian"
@@ -255,3 +258,47 @@ def test_without_root_the_way_to_get_it_is_named(monkeypatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(Unmet, match=r"needs root, and this is user id 1000.*sudo"):
         preflight.root()
+
+
+def test_who_has_the_lab_is_what_the_kernel_says(tmp_path) -> None:
+    where = Layout(repo=tmp_path, cache=tmp_path, machine=tmp_path)
+    assert preflight.owner(where) is None
+    where.lock.touch()
+    assert preflight.owner(where) is None
+    code = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX)"
+    code += "; print('locked', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(where.lock)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "locked\n"
+        assert preflight.owner(where) == preflight.Owner(other.pid, tmp_path)
+        other.communicate()
+    assert preflight.owner(where) is None
+
+
+def test_the_operators_keys_are_put_right_and_only_theirs_to_read(tmp_path) -> None:
+    where = Layout(repo=tmp_path, cache=tmp_path)
+    where.write_credentials()
+    text = where.credentials.read_text()
+    assert text.startswith("[lab]\naws_access_key_id = ")
+    assert where.credentials.stat().st_mode & 0o777 == 0o600
+    before = where.credentials.stat().st_ino
+    where.write_credentials()
+    assert where.credentials.stat().st_ino == before, "what is right is not written"
+    where.credentials.write_text("")
+    where.write_credentials()
+    assert where.credentials.read_text() == text
+
+
+def test_a_port_that_somebody_has_on_every_address_is_taken_on_each() -> None:
+    with socket.create_server(("0.0.0.0", free_port())) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Unmet, match=f"port {port} on 127.0.0.9 is taken") as raised:
+            preflight.ports({("127.0.0.9", port): "a service"})
+        assert "a service answers there" in str(raised.value)
+    preflight.ports({("127.0.0.9", port): "a service", ("169.254.7.7", port): "another"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from flotilla.aws.session import client
 from flotilla.errors import Refused, Unreachable
 from flotilla.lock import LEASE_SECONDS, Lock
 from flotilla.settings import Settings
+from flotilla.who import holder
 
 
 class Clock:
@@ -131,6 +133,46 @@ def taken_by_bob(settings: Settings, clock: Clock) -> lease.Lease:
         now=clock(),
         take_over=True,
     )
+
+
+def test_a_lock_of_fewer_seconds_is_free_sooner(settings, clock) -> None:
+    with Lock(settings, "deploy", reason="r", seconds=15.0, clock=clock) as mine:
+        assert found(settings).expires_at == clock.now + 15
+        clock.now += 15
+        with pytest.raises(Refused, match="could not be renewed for 15 s"):
+            mine.check()
+
+
+def _left_by(settings, clock, who: str) -> None:
+    """A lock that its holder did not give back."""
+    lease.acquire(
+        dynamo.locks(settings), "deploy", holder=who, reason="r", seconds=60, now=clock.now
+    )
+
+
+def test_the_lock_of_a_killed_run_of_this_machine_is_freed(settings, clock) -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    dead = f"{holder().rpartition(':')[0]}:{done.pid}"
+    _left_by(settings, clock, dead)
+    slept: list[float] = []
+    assert lock.take_from_dead(settings, "deploy", clock=clock, sleep=slept.append) == dead
+    assert found(settings).is_free(clock.now)
+    assert slept == [lock.CONFIRM_SECONDS + lock.CHANGE_SECONDS]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_lock_of_who_may_live_is_left_alone(settings, clock, alive: bool) -> None:
+    who = holder() if alive else "somebody@elsewhere:1"
+    _left_by(settings, clock, who)
+    assert lock.take_from_dead(settings, "deploy", clock=clock, sleep=pytest.fail) == ""
+    assert found(settings).holder == who
+
+
+def test_where_there_is_no_lock_or_no_table_nobody_is_dead(settings, clock) -> None:
+    assert lock.take_from_dead(settings, "deploy", clock=clock, sleep=pytest.fail) == ""
+    client(settings, "dynamodb").delete_table(TableName=settings.name_of("locks"))
+    assert lock.take_from_dead(settings, "deploy", clock=clock, sleep=pytest.fail) == ""
 
 
 def test_a_lock_that_was_taken_over_is_noticed_before_the_next_change(settings, clock) -> None:

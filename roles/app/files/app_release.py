@@ -232,6 +232,16 @@ def start() -> None:
         systemctl("start", UNIT)
     except NotDoneError as error:
         raise NotDoneError(f"{error}; {last_words()}") from None
+    # A start takes all the processor there is, and whoever serves beside it is not to wait for it;
+    # `wait` gives it its own share back. p99 of the clients of six hosts on two cores: 14 ms
+    # without this, 7 before the deploy.
+    weigh(service(), BEHIND)
+
+
+def service() -> str:
+    """The process id of the application, "" for none."""
+    pid = systemctl("show", UNIT, "-P", "MainPID", check=False).strip()
+    return pid if pid.isdecimal() and pid != "0" else ""
 
 
 def last_words() -> str:
@@ -293,6 +303,7 @@ def wait(host: Host, version: str, seconds: float) -> dict[str, Any]:
         passes, same, why = 0, same + 1 if problem == why else 0, problem
         give_up(version, problem, same)
         time.sleep(POLL_SECONDS)
+    weigh(service(), 0)
     return {"version": version, "seconds": round(time.monotonic() - started, 2)}
 
 
@@ -410,7 +421,7 @@ def perform(host: Host, options: argparse.Namespace) -> dict[str, Any]:
 def serve(host: Host, question: str) -> dict[str, Any]:
     """The answer to one question; see the top of this file."""
     asked = json.loads(question)
-    let_others_first(BEHIND if asked["behind"] else 0)
+    weigh("self", BEHIND if asked["behind"] else 0)
     try:
         with time_limit(asked["seconds"]):
             return {"done": perform(host, arguments(asked["words"]))}
@@ -418,11 +429,13 @@ def serve(host: Host, question: str) -> dict[str, Any]:
         return {"error": one_line(error)}
 
 
-def let_others_first(nice: int) -> None:
-    """Weigh this session against the others; sched(7), "The autogroup feature"."""
+def weigh(process: str, nice: int) -> None:
+    """Weigh a process's session against the others; sched(7), "The autogroup feature".
+
+    A nice value of its own would count inside of that session only.
+    """
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(nice))
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        Path("/proc", process, "autogroup").write_text(str(nice))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from flotilla.deploy import plans
 from flotilla.deploy.proposal import Terms
 from flotilla.deploy_words import Words
 from flotilla.errors import BadOption
+from flotilla.options import whole
 from flotilla.rules.deploy import Options, size_faults
 from flotilla.settings import Settings
 
@@ -68,9 +69,10 @@ def _with(terms: Terms, headroom: int) -> Terms:
 def _number(name: str, text: str, least: int, most: int, default: int) -> int:
     if not text:
         return default
-    if not (text.isdecimal() and least <= int(text) <= most):
-        raise _bad(f"--{name} is {text!r}: it must be a number from {least} to {most}")
-    return int(text)
+    number = whole(text, least, most)
+    if number is None:
+        raise _bad(f"--{name} is {text[:20]!r}: it must be a number from {least} to {most}")
+    return number
 
 
 def _bad(what: str) -> BadOption:

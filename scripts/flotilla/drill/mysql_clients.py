@@ -24,6 +24,8 @@ from flotilla.settings import Settings
 from flotilla.snapshot import Host
 
 PROBE_SECONDS = 0.05
+# Longer than a run takes, with the hosts that are rebuilt in it.
+LIMIT_SECONDS = 900.0
 # The checklist's rate: four writers, a row every 40 ms.
 PAUSE_SECONDS = 0.04
 
@@ -111,6 +113,7 @@ class Clients:
             pause_seconds=PAUSE_SECONDS,
             run=self._run,
             label=label,
+            limit_seconds=LIMIT_SECONDS,
         )
 
     def _probe(self, label: str) -> Order:
@@ -122,6 +125,7 @@ class Clients:
             run=self._run,
             label=label,
             is_probe=True,
+            limit_seconds=LIMIT_SECONDS,
         )
 
 

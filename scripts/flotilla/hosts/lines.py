@@ -87,7 +87,7 @@ class Lines:
     def _exchange(self, line: bytes, seconds: float) -> dict[str, Any]:
         try:
             channel = self._opened(seconds)
-            channel.sendall(line)
+            self._sent(channel, line)
             while b"\n" not in self._unread:
                 self._unread += self._received(channel)
         except TimeoutError:
@@ -105,6 +105,15 @@ class Lines:
             raise HostFailed(f"{self._host}: {self._last_words(channel)}") from None
         self._unread = rest
         return said
+
+    @staticmethod
+    def _sent(channel: Channel, line: bytes) -> None:
+        try:
+            channel.sendall(line)
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # it has ended, and may have said why: that is read next
 
     @staticmethod
     def _received(channel: Channel) -> bytes:

@@ -14,8 +14,12 @@ from flotilla.errors import BadOption
 from flotilla.hosts import keys
 from flotilla.images import content
 from flotilla.images.check import check
+from flotilla.options import whole
 from flotilla.rules import images as rules
 from flotilla.settings import Settings
+
+# More than anybody keeps; a limit for what is read as a number.
+MOST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def verdicts(
     settings: Settings, *, keep: str | None = None, now: datetime | None = None
 ) -> list[rules.Verdict]:
     """Which images to drop and why, of all; ``keep``, as typed, overrules fleet.images.keep."""
-    if keep is not None and not (keep.isdecimal() and int(keep) > 0):
+    if keep is not None and whole(keep, 1, MOST) is None:
         raise BadOption(
             f"--keep {keep} is not a number of 1 or more",
             why="a role without an image could not be launched",

@@ -16,7 +16,7 @@ from flotilla.mysql.ensure import Ensure
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.mysql.session import Session, session
 from flotilla.mysql.switchover import Move, Moved
-from flotilla.options import at_least
+from flotilla.options import within
 from flotilla.rules.mysql import Repair, Switchover
 from flotilla.settings import Settings
 
@@ -48,6 +48,10 @@ def ensure(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str,
         return _ensured(plan, changed=True) | {"notes": list(outcome.notes)}
 
 
+# More would measure the host they run on.
+MOST_WRITERS = 64
+
+
 def switchover(
     settings: Settings,
     to: str | None = None,
@@ -63,7 +67,7 @@ def switchover(
     acked, failed, unknown, lost}; what the writers saw is None without writers. Raises Refused when
     it was not begun or was called off, HostFailed when it must be finished (``fab mysql.ensure``).
     """
-    at_least("--writers", writers, 0)
+    within("--writers", writers, 0, MOST_WRITERS)
     with ExitStack() as stack:
         opened = stack.enter_context(session(settings, fresh=True))
         demand_member(opened, to)

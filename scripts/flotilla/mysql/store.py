@@ -16,10 +16,16 @@ def records(settings: Settings, cluster: str = CLUSTER) -> Records:
     return Records(dynamo.clusters(settings), cluster)
 
 
-def lock(settings: Settings, reason: str, *, take_over: bool = False) -> Lock:
+# A switchover that is killed between two hosts leaves a cluster without writes, and neither a
+# watcher nor `fab mysql.ensure` may mend it before its lease is over. Every use of it is short.
+LEASE_SECONDS = 15.0
+_WAIT = f"the same command again; the lease of a dead run ends after {LEASE_SECONDS:g} s by itself"
+
+
+def lock(settings: Settings, reason: str) -> Lock:
     """The lease on the MySQL cluster, the same that watchers take."""
     table = dynamo.clusters(settings)
-    return Lock(settings, CLUSTER, reason=reason, take_over=take_over, table=table)
+    return Lock(settings, CLUSTER, reason=reason, table=table, seconds=LEASE_SECONDS, wait=_WAIT)
 
 
 def secrets(settings: Settings) -> Secrets:
