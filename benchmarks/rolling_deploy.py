@@ -12,6 +12,7 @@ before and during.
 The limit is what no way can beat: for every batch, the time its slowest host needs to get idle,
 the application's start, and the load balancers' own fresh checks. It is measured under the same
 load, in the same batches, by the shortest path there is: no command, no SSH in between is counted.
+What its clients see is what the starts alone cost on hosts that share this machine's processors.
 
 Prints a table on stderr and one JSON object on stdout; exits 1 when ours failed a request or missed
 a bar.
@@ -241,10 +242,12 @@ def limit_of(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     snapshot = inventory.load(settings)
     hosts = sorted(host.name for host in snapshot.by_role("app"))
     with (
-        clients(settings, options.rate),
+        clients(settings, options.rate) as traffic,
         deploy.connect(settings) as (world, _),
         Runner(settings, snapshot) as runner,
     ):
+        time.sleep(CALM_SECONDS)
+        traffic.mark("during")
         for _ in range(options.limits):
             seconds = 0.0
             for batch in batches_of(hosts):
@@ -255,11 +258,17 @@ def limit_of(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
                     for name, value in one.items():
                         parts[name].append(value)
             rolls.append(round(seconds, 2))
+        seen = traffic.stop()
+    p99 = {name: seen["phases"][name]["p99_ms"] for name in ("before", "during")}
     return {
         "batches": [len(batch) for batch in batches_of(hosts)],
         "seconds": round(statistics.median(rolls), 2),
         "each": rolls,
         "parts": {name: spread(values) for name, values in parts.items()},
+        "failed": seen["failed"],
+        "p99_before_ms": p99["before"],
+        "p99_during_ms": p99["during"],
+        "p99_ratio": ratio(p99),
     }
 
 
@@ -348,6 +357,7 @@ def table(told: Mapping[str, Any]) -> None:
         )
     parts = ", ".join(f"{name} {part['median']:.2f}" for name, part in limit["parts"].items())
     say(f"limit  {limit['seconds']:.1f} s: batches of {limit['batches']}; a host's {parts}")
+    say(f"       p99 {limit['p99_before_ms']} -> {limit['p99_during_ms']} ms for clients meanwhile")
     for key in ("ours_to_limit", "ours_whole_command_to_limit", "ours_to_stock"):
         if key in told:
             say(f"{key.replace('_', ' ')}: {told[key]}")
