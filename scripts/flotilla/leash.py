@@ -59,13 +59,25 @@ def main() -> int:
     """Run the command until it ends, or until the other end of the pipe does."""
     heard, command = int(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def passed_on(number: int, _: object) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    # Before there is a command to tell: a signal in between would end this process alone.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, passed_on)
     try:
         child = subprocess.Popen(command)
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         return 127
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+    for kept in early:
+        child.send_signal(kept)
     ended = os.pidfd_open(child.pid)
     events = select.poll()
     for descriptor in (heard, ended):
