@@ -32,6 +32,8 @@ TOOLS = {
 _IP_FREEBIND = 15  # linux/in.h; Python has no name for it
 # A base image, six baked ones and twelve running hosts take some 6 GB.
 DISK_GB = 8
+# Keys, logs and consoles of a day.
+VAR_GB = 0.2
 
 
 def check(where: Layout) -> None:
@@ -40,6 +42,7 @@ def check(where: Layout) -> None:
     tools(shutil.which(tool) for tool in TOOLS)
     namespaces()
     disk(where.cache)
+    disk(where.var, VAR_GB)
 
 
 def sbin() -> None:
@@ -83,15 +86,17 @@ def namespaces() -> None:
         )
 
 
-def disk(cache: Path) -> None:
-    """There is room for images and hosts."""
-    there = next(p for p in (cache, *cache.parents) if p.exists())
+def disk(place: Path, wanted_gb: float | None = None) -> None:
+    """There is room: for images and hosts, or for so much."""
+    wanted_gb = DISK_GB if wanted_gb is None else wanted_gb
+    there = next(p for p in (place, *place.parents) if p.exists())
     free_gb = shutil.disk_usage(there).free / 1e9
-    if free_gb < DISK_GB:
+    if free_gb < wanted_gb:
+        elsewhere = "" if wanted_gb < DISK_GB else ", or FLOTILLA_CACHE=<dir> fab lab.up"
         raise Unmet(
-            f"{there} has {free_gb:.1f} GB free and the lab wants {DISK_GB} GB",
+            f"{there} has {free_gb:.1f} GB free and the lab wants {wanted_gb} GB",
             why="a full disk breaks hosts half-way; nothing was changed",
-            next_command=f"free some space (du -sh {cache}), or FLOTILLA_CACHE=<dir> fab lab.up",
+            next_command=f"free some space (du -sh {place}){elsewhere}",
         )
 
 

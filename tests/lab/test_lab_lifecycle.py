@@ -179,6 +179,21 @@ def test_files_that_were_damaged_are_put_right(machine: Nested) -> None:
     assert machine.traces() == []
 
 
+def test_a_full_disk_is_named_and_nothing_is_changed(machine: Nested) -> None:
+    var = str(layout().var.parent)
+    machine.says("mount", "-o", "remount,size=64m", var)
+    try:
+        done = machine.fab("lab.up")
+        assert done.returncode == 3, done.stderr
+        assert f"{var}" in done.stderr
+        assert "0.1 GB free and the lab wants 0.2 GB" in done.stderr
+        assert f"du -sh {var}" in done.stderr
+        assert machine.traces() == []
+    finally:
+        machine.says("mount", "-o", "remount,size=1g", var)
+    up(machine)
+
+
 _SQUATTER = """
 import socket, sys, time
 taken = socket.socket()
