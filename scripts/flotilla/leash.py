@@ -83,7 +83,6 @@ def main() -> int:
     for descriptor in (heard, ended):
         events.register(descriptor, select.POLLIN)
     if all(descriptor != ended for descriptor, _ in events.poll()):
-        child.terminate()
         end_children(_END_SECONDS)
         return 128 + signal.SIGKILL
     code = child.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -48,6 +48,10 @@ def ensure(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str,
         return _ensured(plan, changed=True) | {"notes": list(outcome.notes)}
 
 
+# What clients saw of a switchover that none measured.
+_UNSEEN: Mapping[str, Any] = dict.fromkeys(
+    ("ledger_host", "write_gap_seconds", "acked", "failed", "unknown", "lost")
+)
 # More would measure the host they run on.
 MOST_WRITERS = 64
 
@@ -99,11 +103,8 @@ def _primary_already(settings: Settings, opened: Session, name: str | None) -> i
 
 def _stayed(primary: str, term: int) -> dict[str, Any]:
     """The outcome of a switchover to who is primary already."""
-    unseen = dict.fromkeys(
-        ("ledger_host", "write_gap_seconds", "acked", "failed", "unknown", "lost")
-    )
     same = {"term": term, "old": primary, "new": primary}
-    return {**same, "changed": False, "paused_seconds": 0.0, "seconds": {}, **unseen}
+    return {**same, "changed": False, "paused_seconds": 0.0, "seconds": {}, **_UNSEEN}
 
 
 def demand_member(opened: Session, name: str | None) -> None:
@@ -127,9 +128,7 @@ def _ensured(plan: Repair, *, changed: bool) -> dict[str, Any]:
 
 
 def _moved(moved: Moved, ledger: Ledger | None, opened: Session) -> dict[str, Any]:
-    seen: dict[str, Any] = dict.fromkeys(
-        ("ledger_host", "write_gap_seconds", "acked", "failed", "unknown", "lost")
-    )
+    seen = _UNSEEN
     if ledger:
         summary = ledger.close_against(opened.cluster.server(moved.new))
         seen = {

@@ -186,15 +186,12 @@ def _app(app: App) -> Iterator[Finding]:
 
 
 def _proxies(world: World) -> Iterator[Finding]:
-    for proxy, what, role in (
-        (WRITER, "MySQL primary", "mysql"),
-        (CACHE, "Redis primary", "redis"),
+    for proxy, what, role, after, page in (
+        (WRITER, "MySQL primary", "mysql", "fab mysql.status", NO_WRITES),
+        (CACHE, "Redis primary", "redis", "fab fleet.logs redis", ""),
     ):
         seen = _seen(world, proxy)
-        if proxy == WRITER:
-            yield from _none(seen, what, role, "fab mysql.status", NO_WRITES)
-        else:
-            yield from _none(seen, what, role)
+        yield from _none(seen, what, role, after, page)
         for name, servers in seen.items():
             if len(servers) > 1:
                 claim = f"{name} sees {len(servers)} hosts that say they are {what}"
@@ -205,7 +202,8 @@ def _proxies(world: World) -> Iterator[Finding]:
             names = listed(sorted(chosen))
             sentence = f"application hosts write to different {what} hosts: {names}"
             yield down(role, sentence, f"fab fleet.logs {role}")
-    yield from _none(_seen(world, READERS), "MySQL host to read from", "mysql")
+    readers = _seen(world, READERS)
+    yield from _none(readers, "MySQL host to read from", "mysql", "fab fleet.logs mysql", "")
 
 
 def _seen(world: World, proxy: str) -> dict[str, tuple[str, ...]]:
@@ -216,12 +214,12 @@ def _seen(world: World, proxy: str) -> dict[str, tuple[str, ...]]:
 
 
 def _none(
-    seen: Mapping[str, Sequence[str]], what: str, role: str, after: str = "", page: str = ""
+    seen: Mapping[str, Sequence[str]], what: str, role: str, after: str, page: str
 ) -> Iterator[Finding]:
     blind = [name for name, servers in seen.items() if not servers]
     if blind:
         sentence = f"{len(blind)} of {len(seen)} application hosts reach no {what}: {listed(blind)}"
-        yield down(role, sentence, after or f"fab fleet.logs {role}", page)
+        yield down(role, sentence, after, page)
 
 
 def releases(world: World) -> Iterator[Finding]:
