@@ -60,6 +60,7 @@ def deploy(
     """
     from flotilla import config, drill
     from flotilla.drill import Options
+    from flotilla.priority import go_behind
 
     settings = attempt(config.load, json=json)
     options = Options(
@@ -87,6 +88,7 @@ def deploy(
         env_confirmed=settings.env,
     )
     attempt(lambda: _meant(settings, plan, env_confirmed, again, yes=yes), json=json)
+    go_behind()
     _end_as_by_interrupt()
     told = attempt(
         lambda: drill.deploys(settings, options, said=said, outside=_outside(settings)), json=json
