@@ -1,0 +1,255 @@
+"""Archive a server's binary logs while it writes them, from its own files.
+
+A replica's log has all that it received, so whichever host archives sends all of history; the
+primary does it as long as it can, because nobody knows a transaction sooner. A part is sent within
+a second of its commit. Nothing is kept on the host: after a restart the files are read again from
+their beginnings, and what is in the bucket says how far they were sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flotilla.backup.bucket import Bucket
+from flotilla.backup.sealed import Ring
+from flotilla.errors import FlotillaError, HostFailed
+from flotilla.rules import archive as rules
+from flotilla.rules.archive import Part, Place, Stream, Tenure
+from flotilla.rules.binlog import BinlogError, Reader, Transaction
+from flotilla.rules.gtid import GtidSet
+
+# What is read, and so sent, at once.
+WINDOW = 8 << 20
+# S3 takes 2 KB of metadata in all.
+_METADATA_MOST = 1500
+_LIST_MOST = 256 << 20
+
+
+@dataclass(slots=True)
+class _File:
+    """One log on its way: how far it was read, and how far it was sent."""
+
+    name: str
+    path: Path
+    reader: Reader = field(default_factory=Reader)
+    sent: int = 0
+    parts: list[Part] = field(default_factory=list)
+    # Read and not sent yet.
+    waiting: bytearray = field(default_factory=bytearray)
+    transactions: list[Transaction] = field(default_factory=list)
+
+
+class Archiver:
+    """Sends one server's logs as one stream. ``turn`` again and again; not for two threads.
+
+    ``archived`` is what the archive is known to hold, of all streams; ``missing`` what it will
+    never hold, because no file here begins early enough.
+    """
+
+    def __init__(
+        self, bucket: Bucket, ring: Ring, index: Path, tenure: Tenure, archived: GtidSet
+    ) -> None:
+        self._bucket = bucket
+        self._ring = ring
+        self._index = index
+        self._began = tenure.began
+        self.stream = tenure.stream
+        self.archived = archived
+        self.missing = GtidSet()
+        self._file: _File | None = None
+
+    def turn(self) -> bool:
+        """Send what there is to send, a window of it; whether there may be more at once.
+
+        Raises Unreachable when the bucket does not answer, HostFailed for a damaged log. Either way
+        the next turn goes on where this one was.
+        """
+        if self._file is None:
+            self._file = self._begin()
+        file = self._file
+        self._read(file)
+        whole = self._sendable(file)
+        if whole > file.sent:
+            self._send(file, whole)
+        if file.reader.is_over and file.sent == file.reader.at:
+            following = self._after(file.name)
+            if following:
+                self._close(file)
+                self._file = following
+                return True
+        return len(file.waiting) >= WINDOW or file.path.stat().st_size > file.reader.at
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is written on this host that was not sent."""
+        file = self._file
+        return file is None or file.sent < file.path.stat().st_size
+
+    def _read(self, file: _File) -> None:
+        room = WINDOW - len(file.waiting)
+        with file.path.open("rb", buffering=0) as source:
+            source.seek(file.reader.at)
+            data = source.read(max(room, 0))
+        try:
+            file.transactions += file.reader.feed(data)
+        except BinlogError as error:
+            # A fresh look: what was read may have been torn, and is not to be sent.
+            self._file = None
+            raise HostFailed(
+                f"{file.path}: {error}",
+                "what follows in this log cannot be archived",
+                "All before it is in the archive",
+                "docs/runbooks/binlog-archive-stops.md",
+            ) from None
+        file.waiting += data
+
+    def _sendable(self, file: _File) -> int:
+        """How far to send: whole transactions; of one that is larger than a window, the window."""
+        if file.reader.whole > file.sent:
+            return min(file.reader.whole, file.reader.at)
+        return file.reader.at if len(file.waiting) >= WINDOW else file.sent
+
+    def _send(self, file: _File, end: int) -> None:
+        ended = [one for one in file.transactions if one.end <= end]
+        times = [one.committed for one in ended]
+        part = Part(
+            Place(self.stream, file.name, file.sent, end),
+            GtidSet.of((one.source, one.number) for one in ended),
+            min(times, default=0),
+            max(times, default=0),
+            self._began,
+            file.reader.previous if file.sent == 0 else None,
+            file.reader.is_over and end == file.reader.at,
+        )
+        content = part.as_json().encode() + b"\n" + bytes(file.waiting[: end - file.sent])
+        key = part.place.key
+        said = part.as_json()
+        metadata = {"part": said} if len(said) < _METADATA_MOST else {}
+        # One of this name has these bytes: the file is the same, and the answer was lost.
+        self._bucket.add(key, self._ring.seal(key, content), metadata)
+        del file.waiting[: end - file.sent]
+        file.transactions = [one for one in file.transactions if one.end > end]
+        file.sent = end
+        file.parts.append(part)
+        self.archived |= part.gtids | (part.previous or GtidSet())
+
+    def _close(self, file: _File) -> None:
+        """Say in one object what all parts of a finished file say."""
+        key = f"{self.stream.prefix}{file.name}/{rules.LIST}"
+        text = "\n".join(part.as_json() for part in file.parts)
+        self._bucket.add(key, self._ring.seal(key, text.encode()))
+
+    def _begin(self) -> _File:
+        names = _names(self._index)
+        sent = sent_so_far(self._bucket, self._ring, self.stream)
+        if sent:
+            last = max(sent, key=rules.number_of)
+            file = self._at(names, last)
+            for part in sent[last]:
+                self.archived |= part.gtids
+            return self._forward(file, sent[last])
+        with_previous = ((path.name, self._previous(path)) for path in names)
+        name, self.missing = rules.first_to_send(with_previous, self.archived)
+        return self._at(names, name)
+
+    def _forward(self, file: _File, parts: list[Part]) -> _File:
+        """Read again what was sent."""
+        end = parts[-1].place.end if parts else 0
+        with file.path.open("rb", buffering=0) as source:
+            while file.reader.at < end and (data := source.read(min(WINDOW, end - file.reader.at))):
+                file.reader.feed(data)
+        if file.reader.at != end:
+            raise HostFailed(
+                f"{file.path} has {file.reader.at} bytes, and {end} are archived",
+                "it is not the file that it was",
+                "The archive is as it was",
+                "docs/runbooks/binlog-archive-stops.md",
+            )
+        file.sent, file.parts = end, list(parts)
+        return file
+
+    def _at(self, names: list[Path], name: str) -> _File:
+        path = next((path for path in names if path.name == name), None)
+        if path is None:
+            raise HostFailed(
+                f"{name} is archived up to its middle, and this host does not have it any more",
+                "what followed is in no archive",
+                "All before it is in the archive",
+                "fab backup.run",
+            )
+        return _File(name, path)
+
+    def _after(self, name: str) -> _File | None:
+        wanted = rules.number_of(name) + 1
+        paths = (path for path in _names(self._index) if rules.number_of(path.name) == wanted)
+        return next((_File(path.name, path) for path in paths), None)
+
+    def _previous(self, path: Path) -> GtidSet:
+        reader = Reader()
+        with path.open("rb", buffering=0) as source:
+            while reader.previous is None and (data := source.read(1 << 16)):
+                reader.feed(data)
+        return reader.previous or GtidSet()
+
+
+def sent_so_far(bucket: Bucket, ring: Ring, stream: Stream) -> dict[str, list[Part]]:
+    """By file, the parts of a stream that follow each other from the file's beginning."""
+    found: dict[str, list[Part]] = {}
+    for part in parts_of(bucket, ring, stream.prefix):
+        found.setdefault(part.place.file, []).append(part)
+    kept: dict[str, list[Part]] = {}
+    for name, parts in found.items():
+        known = rules.stream_of(stream, parts)
+        kept[name] = list(known.parts) if known else []
+    return kept
+
+
+def parts_of(bucket: Bucket, ring: Ring, prefix: str = rules.BINLOG) -> Iterator[Part]:
+    """What all parts say of themselves; those of closed files by one object a file."""
+    places: dict[tuple[Stream, str], list[Place]] = {}
+    listed: dict[tuple[Stream, str], str] = {}
+    for entry in bucket.list(prefix):
+        place = Place.of(entry.key)
+        if place:
+            places.setdefault((place.stream, place.file), []).append(place)
+        elif entry.key.endswith(f"/{rules.LIST}"):
+            _, _, term, uuid, file, _ = entry.key.split("/")
+            listed[Stream(int(term), uuid), file] = entry.key
+    for (stream, file), found in places.items():
+        key = listed.get((stream, file))
+        if key:
+            text = ring.open(key, bucket.read(key), most=_LIST_MOST).decode()
+            said = [Part.parse(line, stream, file) for line in text.splitlines()]
+            there = set(found)
+            yield from (part for part in said if part.place in there)
+        else:
+            for place in found:
+                yield _part(bucket, ring, place)
+
+
+def content(bucket: Bucket, ring: Ring, place: Place) -> tuple[Part, bytes]:
+    """A part, and the bytes of the log that are in it. Raises DamagedError, MissingError."""
+    stored = bucket.read(place.key)
+    opened = ring.open(place.key, stored, most=2 * WINDOW + (1 << 20))
+    said, _, data = opened.partition(b"\n")
+    return Part.parse(said.decode(), place.stream, place.file), data
+
+
+def _part(bucket: Bucket, ring: Ring, place: Place) -> Part:
+    entry = bucket.find(place.key)
+    said = entry.metadata.get("part", "") if entry else ""
+    with suppress(ValueError):
+        return Part.parse(said, place.stream, place.file)
+    return content(bucket, ring, place)[0]
+
+
+def _names(index: Path) -> list[Path]:
+    """The logs that the server lists, oldest first."""
+    try:
+        lines = index.read_text().splitlines()
+    except OSError as error:
+        raise FlotillaError(f"{index} cannot be read: {error.strerror}") from error
+    return [index.parent / line for line in lines if line.strip()]

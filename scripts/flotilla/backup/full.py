@@ -1,0 +1,455 @@
+"""Take a full backup: a local copy by the clone plugin, then streamed to S3 in parallel.
+
+The copy is made by ``CLONE LOCAL``: consistent, with the GTID set it stands for, while the replica
+goes on. From then on the server is not needed, and the stream may be cut off at any byte: what was
+stored is written down beside the copy, and the next run goes on with the chunk after. Volumes
+become visible when they are complete, the backup when its manifest is there, which comes last.
+
+Memory: a worker holds one chunk, its sealed form, and what it has not sent yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flotilla.backup.bucket import Bucket, MissingError
+from flotilla.backup.sealed import DamagedError, Ring, digest
+from flotilla.errors import FlotillaError, HostFailed
+from flotilla.hosts.mysql import Server
+from flotilla.rules import backup as rules
+from flotilla.rules.backup import File, Manifest, Segment, Stored
+
+TOOL = "flotilla 1"
+# S3 takes no smaller part but the last, and no more than 10,000 of them.
+PART = 8 << 20
+PARTS = 10_000
+WORKERS = 4
+# Nothing is larger than this once it is opened.
+INDEX_MOST = 256 << 20
+CLONE_SECONDS = 6 * 3600.0
+_CLONED = """
+SELECT STATE AS state, ERROR_MESSAGE AS message, GTID_EXECUTED AS gtids,
+  @@GLOBAL.server_uuid AS uuid, @@GLOBAL.version AS version
+FROM performance_schema.clone_status
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A local copy of a server's data. ``began`` and ``taken`` are ISO 8601 in UTC."""
+
+    id: str
+    server_uuid: str
+    server_version: str
+    gtids: str
+    began: str
+    taken: str
+
+
+def copy(server: Server, folder: Path, now: Callable[[], datetime]) -> Copy:
+    """Copy a running server's data into ``folder``/data, where it writes; see ``Copy``.
+
+    The folder must belong to the server's user. Raises HostFailed when the copy was not completed.
+    """
+    began = now()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o750)
+    server.query("CLONE LOCAL DATA DIRECTORY = %s", (str(folder / "data"),), seconds=CLONE_SECONDS)
+    rows = server.query(_CLONED)
+    if not rows or rows[0]["state"] != "Completed":
+        said = f"{rows[0]['state']}: {rows[0]['message']}" if rows else "it says nothing of it"
+        raise HostFailed(
+            f"{server.name}: the local copy was not completed ({said})",
+            untouched="It goes on as before, and no backup was made",
+            next=f"fab fleet.logs {server.name}",
+        )
+    row = rows[0]
+    made = Copy(
+        id=rules.new_id(began, row["uuid"]),
+        server_uuid=row["uuid"],
+        server_version=row["version"],
+        gtids="".join(row["gtids"].split()),
+        began=_iso(began),
+        taken=_iso(now()),
+    )
+    # Last: a folder without it holds no copy.
+    _written(folder / "copy.json", json.dumps(asdict(made)))
+    return made
+
+
+def unfinished(folder: Path) -> Copy | None:
+    """The copy that an earlier run left behind, whole; None where there is none."""
+    try:
+        return Copy(**json.loads((folder / "copy.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@dataclass(slots=True)
+class _Volume:
+    """One multipart upload on its way; only its own worker touches it."""
+
+    number: int
+    key: str
+    upload: str
+    tags: dict[int, str] = field(default_factory=dict)
+    offset: int = 0
+    waiting: list[bytes] = field(default_factory=list)
+    chunks: list[Stored] = field(default_factory=list)
+
+    @property
+    def unsent(self) -> int:
+        return sum(map(len, self.waiting))
+
+
+class Upload:
+    """Brings a copy to the bucket. ``run`` again after a failure goes on where it was."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        ring: Ring,
+        folder: Path,
+        copy_: Copy,
+        *,
+        cluster: str,
+        host: str,
+        now: Callable[[], datetime],
+        workers: int = WORKERS,
+        said: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._bucket = bucket
+        self._ring = ring
+        self._folder = folder
+        self._copy = copy_
+        self._cluster = cluster
+        self._host = host
+        self._now = now
+        self._workers = workers
+        self._said = said
+        self._files = list(_files(folder / "data"))
+        self._journal = folder / "progress.jsonl"
+        self._guard = threading.Lock()
+        self._stored: list[Stored] = []
+
+    def run(self) -> Manifest:
+        """Store every chunk, the index, and then the manifest. Raises FlotillaError."""
+        volumes = self._volumes()
+        done = {one.number for one in self._stored}
+        left = iter([(n, c) for n, c in enumerate(self._chunks()) if n not in done])
+        if done:
+            self._said(f"going on after {len(done)} chunks")
+        with ThreadPoolExecutor(len(volumes)) as pool:
+            # All of them end before the first error is raised: what they stored is written down.
+            futures = [pool.submit(self._fill, volume, left) for volume in volumes]
+        for future in futures:
+            future.result()
+        for volume in volumes:
+            self._complete(volume)
+        return self._manifest(volumes)
+
+    def _chunks(self) -> Iterator[tuple[Segment, ...]]:
+        return rules.chunks(self._files)
+
+    def _fill(self, volume: _Volume, left: Iterator[tuple[int, tuple[Segment, ...]]]) -> None:
+        while True:
+            with self._guard:
+                number, chunk = next(left, (-1, ()))
+            if number < 0:
+                break
+            raw = self._read(chunk)
+            sealed = self._ring.seal(rules.chunk_name(self._copy.id, number), raw)
+            at = volume.offset + volume.unsent
+            stored = Stored(number, volume.number, at, len(sealed), digest(sealed))
+            volume.waiting.append(sealed)
+            volume.chunks.append(stored)
+            if volume.unsent >= PART:
+                self._send(volume)
+        if volume.unsent or not volume.tags:
+            self._send(volume)
+
+    def _send(self, volume: _Volume) -> None:
+        number = len(volume.tags) + 1
+        if number > PARTS:
+            raise FlotillaError(
+                f"{volume.key} would have more than {PARTS} parts",
+                why=f"S3 takes no more, and parts here have {PART >> 20} MiB",
+                next="report it: larger parts are needed for so much data",
+            )
+        body = b"".join(volume.waiting)
+        tag = self._bucket.part(volume.key, volume.upload, number, body)
+        done, volume.chunks, volume.waiting = volume.chunks, [], []
+        volume.tags[number], volume.offset = tag, volume.offset + len(body)
+        self._write_down(
+            {
+                "volume": volume.number,
+                "part": number,
+                "tag": tag,
+                "bytes": len(body),
+                "chunks": [[one.number, one.offset, one.length, one.sha256] for one in done],
+            }
+        )
+        with self._guard:
+            self._stored.extend(done)
+
+    def _complete(self, volume: _Volume) -> None:
+        try:
+            self._bucket.complete(volume.key, volume.upload, volume.tags)
+        except MissingError:
+            # Completed by the run that was cut off before it could say so.
+            found = self._bucket.find(volume.key)
+            if found is None or found.size != volume.offset:
+                self._journal.unlink(missing_ok=True)
+                raise FlotillaError(
+                    f"the unfinished upload of {volume.key} is gone",
+                    "S3 drops one that nobody finished in a week",
+                    "The local copy is still there",
+                    "fab backup.run",
+                ) from None
+
+    def _manifest(self, volumes: list[_Volume]) -> Manifest:
+        chunks = sum(1 for _ in self._chunks())
+        if len(self._stored) != chunks:
+            raise FlotillaError(f"{len(self._stored)} of {chunks} chunks were stored")
+        backup = self._copy.id
+        lines = "\n".join(rules.index_lines(self._files, self._stored)).encode()
+        index = self._ring.seal(rules.index_key(backup), lines)
+        key = rules.index_key(backup)
+        if not self._bucket.add(key, index):
+            index = self._bucket.read(key)
+        manifest = Manifest(
+            id=backup,
+            cluster=self._cluster,
+            host=self._host,
+            server_uuid=self._copy.server_uuid,
+            server_version=self._copy.server_version,
+            gtids=self._copy.gtids,
+            began=self._copy.began,
+            taken=self._copy.taken,
+            ended=_iso(self._now()),
+            tool=TOOL,
+            key=self._ring.newest,
+            files=len(self._files),
+            raw_bytes=sum(file.size for file in self._files),
+            stored_bytes=sum(volume.offset for volume in volumes),
+            chunks=chunks,
+            volumes=tuple(volume.offset for volume in volumes),
+            index_sha256=digest(index),
+        )
+        manifest = replace(manifest, mac=self._ring.mac(manifest.signed))
+        if not self._bucket.add(rules.manifest_key(backup), manifest.as_json()):
+            return read_manifest(self._bucket, self._ring, backup)
+        return manifest
+
+    def _read(self, chunk: tuple[Segment, ...]) -> bytes:
+        parts = []
+        for segment in chunk:
+            path = self._folder / "data" / self._files[segment.file].path
+            with path.open("rb", buffering=0) as file:
+                part = os.pread(file.fileno(), segment.length, segment.offset)
+                # Read once: it need not push the server's own pages out of memory.
+                os.posix_fadvise(
+                    file.fileno(), segment.offset, segment.length, os.POSIX_FADV_DONTNEED
+                )
+            if len(part) != segment.length:
+                raise FlotillaError(f"{path} is shorter than it was: {len(part)} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _volumes(self) -> list[_Volume]:
+        """Those of the run that was cut off, or new ones."""
+        found: dict[int, _Volume] = {}
+        for line in _lines(self._journal):
+            if "upload" in line:
+                key = rules.volume_key(self._copy.id, line["volume"])
+                found[line["volume"]] = _Volume(line["volume"], key, line["upload"])
+                continue
+            volume = found[line["volume"]]
+            volume.tags[line["part"]] = line["tag"]
+            volume.offset += line["bytes"]
+            for number, offset, length, sha256 in line["chunks"]:
+                self._stored.append(Stored(number, volume.number, offset, length, sha256))
+        for number in range(len(found), self._workers if not found else len(found)):
+            key = rules.volume_key(self._copy.id, number)
+            found[number] = _Volume(number, key, self._bucket.begin(key))
+            self._write_down({"volume": number, "upload": found[number].upload})
+        return list(found.values())
+
+    def _write_down(self, line: dict[str, object]) -> None:
+        with self._guard, self._journal.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_manifest(bucket: Bucket, ring: Ring, backup: str) -> Manifest:
+    """A backup's manifest. Raises DamagedError, MissingError."""
+    key = rules.manifest_key(backup)
+    try:
+        manifest = Manifest.parse(bucket.read(key))
+    except ValueError as error:
+        raise DamagedError(key, f"it is no manifest: {error}") from None
+    if not ring.is_mac(manifest.mac, manifest.signed):
+        raise DamagedError(
+            key, f"it was not written with a key of the ring (it names key {manifest.key})"
+        )
+    if manifest.id != backup:
+        raise DamagedError(key, f"it is the manifest of {manifest.id}")
+    return manifest
+
+
+def manifests(bucket: Bucket, ring: Ring) -> list[Manifest]:
+    """All whole backups, oldest first."""
+    keys = (entry.key for entry in bucket.list(rules.FULL) if entry.key.endswith("/manifest.json"))
+    found = [id_ for key in keys if (id_ := rules.id_of(key))]
+    return [read_manifest(bucket, ring, one) for one in sorted(found)]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What a backup consists of, read and checked."""
+
+    files: list[File]
+    chunks: list[tuple[Stored, tuple[Segment, ...]]]
+
+
+def read_index(bucket: Bucket, ring: Ring, manifest: Manifest) -> Index:
+    """Raises DamagedError where it is not the one that the manifest means."""
+    key = rules.index_key(manifest.id)
+    try:
+        sealed = bucket.read(key)
+    except MissingError:
+        raise DamagedError(key, "there is no such object") from None
+    if digest(sealed) != manifest.index_sha256:
+        raise DamagedError(key, "its checksum is not the one in the manifest")
+    files, stored = rules.parse_index(ring.open(key, sealed, most=INDEX_MOST).decode())
+    segments = list(rules.chunks(files))
+    if not len(stored) == len(segments) == manifest.chunks:
+        raise DamagedError(key, f"{len(stored)} chunks, where {manifest.chunks} were stored")
+    return Index(files, list(zip(stored, segments, strict=True)))
+
+
+def opened(bucket: Bucket, ring: Ring, backup: str, one: Stored, size: int) -> bytes:
+    """A chunk's content. Raises DamagedError naming its object and where it lies in there."""
+    key = rules.volume_key(backup, one.volume)
+    where = f"{key}, bytes {one.offset} to {one.offset + one.length} (chunk {one.number})"
+    try:
+        sealed = bucket.read(key, offset=one.offset, length=one.length)
+    except MissingError:
+        raise DamagedError(where, "there is no such object, or it ends before") from None
+    if digest(sealed) != one.sha256:
+        raise DamagedError(where, "its checksum is not the one in the index")
+    try:
+        content = ring.open(rules.chunk_name(backup, one.number), sealed, most=size)
+    except DamagedError as error:
+        raise DamagedError(where, error.what) from None
+    if len(content) != size:
+        raise DamagedError(where, f"it holds {len(content)} bytes, not {size}")
+    return content
+
+
+def verify(bucket: Bucket, ring: Ring, manifest: Manifest, *, workers: int = WORKERS) -> list[str]:
+    """Read and open every byte of a backup; what is wrong with it, one sentence each."""
+    try:
+        index = read_index(bucket, ring, manifest)
+    except DamagedError as error:
+        return [error.what]
+    wrong: list[str] = []
+
+    def check(item: tuple[Stored, tuple[Segment, ...]]) -> None:
+        stored, segments = item
+        try:
+            opened(bucket, ring, manifest.id, stored, sum(s.length for s in segments))
+        except DamagedError as error:
+            wrong.append(error.what)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(check, index.chunks):
+            pass
+    return sorted(wrong)
+
+
+def fetch(
+    bucket: Bucket, ring: Ring, manifest: Manifest, target: Path, *, workers: int = WORKERS
+) -> None:
+    """Write all files of a backup into the empty folder ``target``.
+
+    Every chunk's checksum is checked and its seal opened before a byte of it is written. Raises
+    DamagedError, naming the object, Unreachable.
+    """
+    index = read_index(bucket, ring, manifest)
+    paths = [_inside(target, file.path) for file in index.files]
+    for path, file in zip(paths, index.files, strict=True):
+        if file.path.endswith("/"):
+            path.mkdir(mode=0o750)
+            continue
+        with path.open("xb") as made:
+            made.truncate(file.size)
+        path.chmod(0o640)
+
+    def write(item: tuple[Stored, tuple[Segment, ...]]) -> None:
+        stored, segments = item
+        content = opened(bucket, ring, manifest.id, stored, sum(s.length for s in segments))
+        at = 0
+        for segment in segments:
+            with paths[segment.file].open("r+b", buffering=0) as file:
+                part = memoryview(content)[at : at + segment.length]
+                if os.pwrite(file.fileno(), part, segment.offset) != segment.length:
+                    raise FlotillaError(f"{paths[segment.file]} could not be written whole")
+            at += segment.length
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(write, index.chunks):
+            pass
+
+
+def forget(folder: Path) -> None:
+    """Drop a local copy."""
+    # First: without it nobody takes what is left for a copy.
+    (folder / "copy.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _inside(target: Path, path: str) -> Path:
+    made = target / path
+    if not made.resolve().is_relative_to(target.resolve()):
+        raise DamagedError(path, "this name of a file leads out of the data directory")
+    return made
+
+
+def _files(data: Path) -> Iterator[File]:
+    for path in sorted(data.rglob("*")):
+        name = path.relative_to(data).as_posix()
+        if path.is_dir():
+            # Of its own schema the server wants the directory, which a copy leaves empty.
+            yield File(f"{name}/", 0)
+        elif path.is_file():
+            yield File(name, path.stat().st_size)
+
+
+def _lines(path: Path) -> Iterator[dict[str, object]]:
+    """The whole lines of a journal; a last one that was cut off is none."""
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def _written(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

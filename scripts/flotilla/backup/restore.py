@@ -1,0 +1,342 @@
+"""Make a data directory of what the cluster had at one moment: a full backup, and what came after.
+
+Everything happens beside the directory that is in use. The base is written, then a server of its
+own, without network, applies the archived binary logs as if it had received them from a source: as
+relay logs, by the parallel applier, which skips what it has already. The logs are cut down before
+to exactly the transactions that are wanted, so nothing has to be stopped at the right moment; at
+the end what the server has executed must be the target, no less and no more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flotilla.backup import full
+from flotilla.backup.archiver import content, parts_of
+from flotilla.backup.bucket import Bucket
+from flotilla.backup.sealed import Ring
+from flotilla.errors import FlotillaError, HostFailed, Refused
+from flotilla.hosts.mysql import Server, SqlError
+from flotilla.rules import archive as rules
+from flotilla.rules.archive import Known, Part, Replay, Stream
+from flotilla.rules.backup import Manifest
+from flotilla.rules.binlog import Reader, Transaction
+from flotilla.rules.gtid import GtidSet
+from flotilla.wait import DeadlineError, until
+
+START_SECONDS = 300.0
+STOP_SECONDS = 300.0
+APPLY_SECONDS = 24 * 3600.0
+WORKERS = 4
+_LOOK_SECONDS = 0.1
+_RELAY = "replay"
+# The flag of a file in use, in the header of its first event: relay logs are not.
+_FLAGS_AT = 4 + 17
+_BLOCK = 1 << 20
+_PROGRESS = """
+SELECT @@GLOBAL.gtid_executed AS executed, CONCAT_WS('; ',
+  (SELECT MAX(NULLIF(LAST_ERROR_MESSAGE, ''))
+     FROM performance_schema.replication_applier_status_by_coordinator),
+  (SELECT MAX(NULLIF(LAST_ERROR_MESSAGE, ''))
+     FROM performance_schema.replication_applier_status_by_worker)) AS error
+"""
+# Nobody connects to this server, and until it is done it can be made again.
+OVERRIDES = {
+    "skip-networking": "ON",
+    "disable-log-bin": "ON",
+    "log-replica-updates": "OFF",
+    "skip-replica-start": "ON",
+    "relay-log-recovery": "OFF",
+    "relay-log-purge": "OFF",
+    "replicate-same-server-id": "ON",
+    "sync-relay-log": "0",
+    "innodb-flush-log-at-trx-commit": "0",
+    "event-scheduler": "OFF",
+    "replica-parallel-workers": str(WORKERS),
+}
+
+Launch = Callable[[Path, Sequence[str]], "subprocess.Popen[bytes]"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where to: until a moment (microseconds since the epoch), to exactly a set, or (neither) to
+    the last transaction of the archive.
+    """
+
+    until: int | None = None
+    gtids: GtidSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to get there: the base, the files to apply, and what the server then has executed."""
+
+    manifest: Manifest
+    replay: Replay
+    target: GtidSet
+
+
+def find(bucket: Bucket, ring: Ring, wanted: Wanted, *, now: int) -> Way:
+    """Raises Refused when there is no way, naming what is missing; nothing was touched."""
+    if wanted.until is not None and wanted.until > now:
+        raise _refused(
+            f"{rules.when(wanted.until)} is in the future; it is {rules.when(now)}",
+            "fab backup.restore --to latest",
+        )
+    bases = {one.id: one for one in full.manifests(bucket, ring)}
+    streams = list(_known(bucket, ring))
+    if wanted.until is not None:
+        streams = [_exact(bucket, ring, one, wanted.until) for one in streams]
+    target = rules.history(streams, wanted.until) if wanted.gtids is None else wanted.gtids
+    if isinstance(target, str):
+        raise _refused(target)
+    held = {name: GtidSet.parse(one.gtids) for name, one in bases.items()}
+    replay = rules.plan(held, streams, target)
+    if isinstance(replay, str):
+        raise _refused(replay)
+    return Way(bases[replay.base], replay, target)
+
+
+def restore(
+    bucket: Bucket, ring: Ring, way: Way, folder: Path, launch: Launch, *, said: Say
+) -> Path:
+    """The data directory, complete and closed, in ``folder``, which must not exist.
+
+    Raises DamagedError naming the object that is not what was stored, HostFailed when the server
+    that applies the logs fails; the folder is then gone.
+    """
+    folder.mkdir(parents=True, mode=0o750)
+    data, relay = folder / "data", folder / "relay"
+    try:
+        data.mkdir(mode=0o750)
+        relay.mkdir(mode=0o750)
+        said(f"base {way.manifest.id}: {way.manifest.raw_bytes >> 20} MiB")
+        full.fetch(bucket, ring, way.manifest, data)
+        files = _logs(bucket, ring, way.replay, relay)
+        said(f"{len(way.replay.gtids)} transactions of {len(files)} binary logs to apply")
+        _apply(folder, files, way, launch)
+        shutil.rmtree(relay)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return data
+
+
+def _known(bucket: Bucket, ring: Ring) -> Iterator[Known]:
+    by_stream: dict[Stream, list[Part]] = {}
+    for part in parts_of(bucket, ring):
+        by_stream.setdefault(part.place.stream, []).append(part)
+    for stream, parts in by_stream.items():
+        known = rules.stream_of(stream, parts)
+        if known:
+            yield known
+
+
+def _exact(bucket: Bucket, ring: Ring, known: Known, moment: int) -> Known:
+    """The stream with the part that goes past the moment cut there."""
+    part = rules.straddling(known, moment)
+    if part is None:
+        return known
+    parts = [one for one in known.parts if one.place.file == part.place.file]
+    reader = Reader()
+    for one in parts:
+        _, data = content(bucket, ring, one.place)
+        found = reader.feed(data)
+        if one == part:
+            return rules.split(known, part, found, moment)
+    raise AssertionError(f"{part} is none of {parts}")
+
+
+def _logs(bucket: Bucket, ring: Ring, replay: Replay, relay: Path) -> list[Path]:
+    """Download the logs, without what is not wanted."""
+    made = []
+    for number, (stream, file) in enumerate(replay.files, 1):
+        path = relay / f"{_RELAY}.{number:06d}"
+        parts = list(parts_of(bucket, ring, f"{stream.prefix}{file}/"))
+        known = rules.stream_of(stream, parts)
+        reader, found = Reader(), list[Transaction]()
+        with path.open("xb") as target:
+            for part in known.parts if known else ():
+                _, data = content(bucket, ring, part.place)
+                found += reader.feed(data)
+                target.write(data)
+        _cut(path, found, replay.gtids, reader.whole)
+        made.append(path)
+    return made
+
+
+def _cut(path: Path, found: Iterable[Transaction], wanted: GtidSet, end: int) -> None:
+    """Leave only wanted transactions in a log."""
+    dropped = [(one.start, one.end) for one in found if (one.source, one.number) not in wanted]
+    with path.open("r+b") as file:
+        file.seek(_FLAGS_AT)
+        flags = file.read(1)[0]
+        file.seek(_FLAGS_AT)
+        file.write(bytes([flags & ~1]))
+        to = 0
+        at = 0
+        for start, stop in [*dropped, (end, end)]:
+            to = _moved(file, at, start, to)
+            at = stop
+        file.truncate(to)
+
+
+def _moved(file: Any, start: int, end: int, to: int) -> int:
+    """Move bytes towards the beginning; where the next ones go."""
+    while start < end:
+        size = min(_BLOCK, end - start)
+        if start != to:
+            file.seek(start)
+            block = file.read(size)
+            file.seek(to)
+            file.write(block)
+        start, to = start + size, to + size
+    return to
+
+
+def _apply(folder: Path, files: Sequence[Path], way: Way, launch: Launch) -> None:
+    data, relay = folder / "data", folder / "relay"
+    options = {
+        **OVERRIDES,
+        "datadir": str(data),
+        "relay-log": str(relay / _RELAY),
+        "relay-log-index": str(relay / f"{_RELAY}.index"),
+    }
+    argv = [f"--{name}={value}" for name, value in options.items()]
+    # Where the copied server followed its source is in its tables. Forgetting that also drops all
+    # relay logs that are listed, so ours are listed afterwards.
+    with running(folder, argv, launch) as server:
+        server.query("RESET REPLICA ALL", seconds=60)
+    if files:
+        (relay / f"{_RELAY}.index").write_text("".join(f"{path}\n" for path in files))
+    with running(folder, argv, launch) as server:
+        if files:
+            server.batch(
+                [
+                    (
+                        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'archive',"
+                        " RELAY_LOG_FILE = %s, RELAY_LOG_POS = 4",
+                        (str(files[0]),),
+                    ),
+                    "START REPLICA SQL_THREAD",
+                ],
+                seconds=60,
+            )
+            _wait_for(server, way.target)
+            server.batch(["STOP REPLICA", "RESET REPLICA ALL"], seconds=120)
+        _demand(server, way.target)
+
+
+def _wait_for(server: Server, target: GtidSet) -> None:
+    why = ""
+
+    def applied() -> bool:
+        nonlocal why
+        row = server.query(_PROGRESS, seconds=60)[0]
+        why = row["error"] or ""
+        if why:
+            raise HostFailed(
+                f"the archived transactions cannot be applied: {why}",
+                untouched="The data directory in use is as it was",
+                next="fab backup.verify",
+            )
+        return target <= GtidSet.parse(row["executed"])
+
+    try:
+        until(applied, seconds=APPLY_SECONDS, every=_LOOK_SECONDS)
+    except DeadlineError:
+        raise HostFailed("the archived transactions were not applied in a day") from None
+
+
+def _demand(server: Server, target: GtidSet) -> None:
+    executed = GtidSet.parse(server.query(_PROGRESS)[0]["executed"])
+    if executed != target:
+        raise HostFailed(
+            f"the restored server lacks {target - executed or 'nothing'} and has beyond its target "
+            f"{executed - target or 'nothing'}",
+            "it is not what the cluster was at that moment",
+            "The data directory in use is as it was",
+            "fab backup.verify",
+        )
+
+
+@contextmanager
+def running(folder: Path, options: Sequence[str], launch: Launch) -> Iterator[Server]:
+    """A server of its own on the directory, asked through its socket by root; it ends in order."""
+    socket_ = folder / "mysqld.sock"
+    log = folder / "error.log"
+    argv = [
+        *options,
+        f"--socket={socket_}",
+        f"--pid-file={folder / 'mysqld.pid'}",
+        f"--log-error={log}",
+    ]
+    process = launch(folder, argv)
+    try:
+        server = Server("the restored server", lambda: _connected(socket_))
+        _ready(server, process, log)
+        yield server
+        server.close()
+        process.send_signal(signal.SIGTERM)
+        if process.wait(STOP_SECONDS) != 0:
+            raise HostFailed(f"the restored server ended badly: {_last(log)}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise HostFailed(
+                f"the restored server does not start: {_last(log)}",
+                untouched="The data directory in use is as it was",
+            )
+        try:
+            return bool(server.query("SELECT 1 AS one", seconds=2.0))
+        except SqlError:
+            raise
+        except FlotillaError:
+            server.close()
+            return False
+
+    until(answers, seconds=START_SECONDS, every=_LOOK_SECONDS)
+
+
+def _connected(path: Path) -> Any:
+    import socket  # noqa: PLC0415  a name that this file needs for paths
+
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(str(path))
+    return made
+
+
+def _last(log: Path) -> str:
+    with suppress(OSError):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "[ERROR]" in line]
+        return " / ".join(lines[-3:]) or "its log names no error"
+    return "it left no log"
+
+
+def _refused(why: str, next_: str = "fab backup.list") -> Refused:
+    return Refused(
+        f"there is no way to that moment: {why}", untouched="Nothing was touched", next=next_
+    )
+
+
+def chowned(folder: Path, uid: int, gid: int) -> None:
+    """Give all of a folder to a user: what root wrote, the server must own."""
+    for root, folders, files in os.walk(folder):
+        for name in (root, *(os.path.join(root, n) for n in (*folders, *files))):  # noqa: PTH118
+            os.chown(name, uid, gid)
