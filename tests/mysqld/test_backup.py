@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -52,8 +49,8 @@ def micro() -> int:
 def archiver(bucket: Bucket, member: Mysqld, term: int, archived: GtidSet) -> Archiver:
     with_uuid = member.session()
     row = with_uuid.query(
-        "SELECT @@server_uuid AS uuid, (SELECT CAST(UNIX_TIMESTAMP(granted_at) * 1000000 AS UNSIGNED)"
-        " FROM ops.term ORDER BY term DESC LIMIT 1) AS began"
+        "SELECT @@server_uuid AS uuid, CAST(UNIX_TIMESTAMP(granted_at) * 1000000 AS UNSIGNED)"
+        " AS began FROM ops.term ORDER BY term DESC LIMIT 1"
     )[0]
     with_uuid.close()
     tenure = Tenure(Stream(term, row["uuid"]), int(row["began"]))
@@ -94,6 +91,8 @@ def test_a_cluster_is_restored_to_any_moment(
         data = restore.restore(
             bucket, RING, way, trio.folder / f"to-{number}", launcher(mysql), said=print
         )
-        with restore.running(data.parent, [f"--datadir={data}", "--skip-networking=ON"], launcher(mysql)) as server:
+        with restore.running(
+            data.parent, [f"--datadir={data}", "--skip-networking=ON"], launcher(mysql)
+        ) as server:
             rows = server.query(f"SELECT id FROM {table} ORDER BY id")
             assert [row["id"] for row in rows] == list(range(number + 1))

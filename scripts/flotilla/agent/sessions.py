@@ -68,9 +68,9 @@ def dial(address: str, port: int) -> Callable[[], Any]:
     return opened
 
 
-def local(path: str = SOCKET) -> Server:
+def local(path: str = SOCKET, user: str = AGENT) -> Server:
     """A session on this host's server through its socket, where the operating system vouches for
-    who we are: it sees, and changes nothing.
+    who we are.
     """
 
     def opened() -> socket.socket:
@@ -79,4 +79,4 @@ def local(path: str = SOCKET) -> Server:
         stream.connect(path)
         return stream
 
-    return Server("local", opened, AGENT)
+    return Server("local", opened, user)

@@ -55,8 +55,7 @@ class Archiver:
         self._bucket = bucket
         self._ring = ring
         self._index = index
-        self._began = tenure.began
-        self.stream = tenure.stream
+        self.tenure = tenure
         self.archived = archived
         self.missing = GtidSet()
         self._file: _File | None = None
@@ -116,11 +115,11 @@ class Archiver:
         ended = [one for one in file.transactions if one.end <= end]
         times = [one.committed for one in ended]
         part = Part(
-            Place(self.stream, file.name, file.sent, end),
+            Place(self.tenure.stream, file.name, file.sent, end),
             GtidSet.of((one.source, one.number) for one in ended),
             min(times, default=0),
             max(times, default=0),
-            self._began,
+            self.tenure.began,
             file.reader.previous if file.sent == 0 else None,
             file.reader.is_over and end == file.reader.at,
         )
@@ -138,13 +137,13 @@ class Archiver:
 
     def _close(self, file: _File) -> None:
         """Say in one object what all parts of a finished file say."""
-        key = f"{self.stream.prefix}{file.name}/{rules.LIST}"
+        key = f"{self.tenure.stream.prefix}{file.name}/{rules.LIST}"
         text = "\n".join(part.as_json() for part in file.parts)
         self._bucket.add(key, self._ring.seal(key, text.encode()))
 
     def _begin(self) -> _File:
         names = _names(self._index)
-        sent = sent_so_far(self._bucket, self._ring, self.stream)
+        sent = sent_so_far(self._bucket, self._ring, self.tenure.stream)
         if sent:
             last = max(sent, key=rules.number_of)
             file = self._at(names, last)

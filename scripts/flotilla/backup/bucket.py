@@ -6,7 +6,7 @@ raises becomes one sentence with the object's name in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -106,7 +106,7 @@ class Bucket:
                 Bucket=self.name, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
             )
 
-    def remove(self, keys: list[str]) -> None:
+    def remove(self, keys: Sequence[str]) -> None:
         """Delete objects; for whoever may, which hosts may not."""
         for start in range(0, len(keys), 1000):
             some = [{"Key": key} for key in keys[start : start + 1000]]

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flotilla.backup.bucket import Bucket, MissingError
 from flotilla.backup.sealed import DamagedError, Ring, digest
@@ -436,7 +437,7 @@ def _files(data: Path) -> Iterator[File]:
             yield File(name, path.stat().st_size)
 
 
-def _lines(path: Path) -> Iterator[dict[str, object]]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a journal; a last one that was cut off is none."""
     with suppress(FileNotFoundError):
         for line in path.read_bytes().splitlines(keepends=True):

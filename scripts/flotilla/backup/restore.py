@@ -48,6 +48,9 @@ SELECT @@GLOBAL.gtid_executed AS executed, CONCAT_WS('; ',
   (SELECT MAX(NULLIF(LAST_ERROR_MESSAGE, ''))
      FROM performance_schema.replication_applier_status_by_worker)) AS error
 """
+_FROM_FILES = """
+CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'archive', RELAY_LOG_FILE = %s, RELAY_LOG_POS = 4
+"""
 # Nobody connects to this server, and until it is done it can be made again.
 OVERRIDES = {
     "skip-networking": "ON",
@@ -223,11 +226,7 @@ def _apply(folder: Path, files: Sequence[Path], way: Way, launch: Launch) -> Non
         if files:
             server.batch(
                 [
-                    (
-                        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'archive',"
-                        " RELAY_LOG_FILE = %s, RELAY_LOG_POS = 4",
-                        (str(files[0]),),
-                    ),
+                    (_FROM_FILES, (str(files[0]),)),
                     "START REPLICA SQL_THREAD",
                 ],
                 seconds=60,

@@ -24,6 +24,8 @@ AGENT_OS_USER = "flotilla-mysql"
 REPLICATION = "replication"
 MONITOR = "monitor"
 WATCHER = "flotilla_watcher"
+BACKUP = "flotilla_backup"
+BACKUP_OS_USER = "mysql"
 
 # All that an application and its migrations may do, in its own database only.
 _APPLICATION = (
@@ -95,7 +97,21 @@ def accounts(settings: Settings, known: Secrets) -> tuple[Account, ...]:
     database, user = settings.mysql.database, settings.mysql.user
     return (
         replication(known),
-        _agent(),
+        _local(
+            AGENT,
+            AGENT_OS_USER,
+            "GRANT REPLICATION CLIENT ON *.* TO {}",
+            "GRANT SELECT ON performance_schema.* TO {}",
+            "GRANT SELECT ON ops.term TO {}",
+        ),
+        # It copies the files that its operating system user owns anyhow, and sees no table of them.
+        _local(
+            BACKUP,
+            BACKUP_OS_USER,
+            "GRANT BACKUP_ADMIN, REPLICATION CLIENT ON *.* TO {}",
+            "GRANT SELECT ON performance_schema.* TO {}",
+            "GRANT SELECT ON ops.term TO {}",
+        ),
         _account(
             MONITOR,
             known,
@@ -141,18 +157,16 @@ def make(account: Account, known: Secrets) -> Iterator[Statement]:
     yield _REMEMBER, (account.digest(known.passwords["root"]), account.name, account.host)
 
 
-def _agent() -> Account:
-    """The health endpoint: known by its operating system user, able to see and nothing else."""
-    who = f"'{AGENT}'@'localhost'"
+def _local(name: str, os_user: str, *grants: str) -> Account:
+    """Somebody on the host itself, known by the operating system user; there is no password."""
+    who = f"'{name}'@'localhost'"
     return Account(
-        AGENT,
+        name,
         "localhost",
         (
-            f"CREATE USER IF NOT EXISTS {who} IDENTIFIED WITH auth_socket AS '{AGENT_OS_USER}'",
-            f"ALTER USER {who} IDENTIFIED WITH auth_socket AS '{AGENT_OS_USER}'",
-            f"GRANT REPLICATION CLIENT ON *.* TO {who}",
-            f"GRANT SELECT ON performance_schema.* TO {who}",
-            f"GRANT SELECT ON ops.term TO {who}",
+            f"CREATE USER IF NOT EXISTS {who} IDENTIFIED WITH auth_socket AS '{os_user}'",
+            f"ALTER USER {who} IDENTIFIED WITH auth_socket AS '{os_user}'",
+            *(grant.format(who) for grant in grants),
         ),
     )
 

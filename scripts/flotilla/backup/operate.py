@@ -1,0 +1,306 @@
+"""An operator's commands on backups, each plan, confirm, act, verify, record.
+
+The work is done on database hosts, by the same tool that their timers run: data does not travel
+through the operator's machine, and keys of the bucket's objects do not either.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flotilla.aws import dynamo
+from flotilla.aws.session import client, described
+from flotilla.backup import full
+from flotilla.backup.archiver import parts_of
+from flotilla.backup.bucket import Bucket
+from flotilla.backup.sealed import Ring
+from flotilla.backup.shared import ARCHIVE, parsed
+from flotilla.errors import BadOption, FlotillaError, HostFailed, Refused
+from flotilla.hosts.mysql import Server
+from flotilla.hosts.mysql_glimpse import glimpse
+from flotilla.mysql.operate import demand_member
+from flotilla.mysql.recorded import Confirmed, Said, recorded
+from flotilla.mysql.session import Session, session
+from flotilla.rules import archive as rules
+from flotilla.rules import backup as names
+from flotilla.rules import retention as keeping
+from flotilla.rules.archive import Known, Part, Stream
+from flotilla.rules.archive_duty import Progress, objection
+from flotilla.rules.backup import Manifest
+from flotilla.rules.gtid import GtidSet
+from flotilla.settings import Settings
+
+TOOL = "/usr/local/sbin/flotilla-backup"
+# A terabyte in a day is 12 MB/s.
+HOST_SECONDS = 24 * 3600.0
+_FORMATS = ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S")
+
+
+def bucket(settings: Settings) -> Bucket:
+    """The fleet's bucket of backups."""
+    return Bucket(client(settings, "s3"), settings.name_of("backups"))
+
+
+def ring(settings: Settings) -> Ring:
+    """The keys. Raises Refused without the parameter."""
+    name = settings.parameter("mysql", "backup_keys")
+    with described(settings, "read the keys of backups"):
+        answer = client(settings, "ssm").get_parameters(Names=[name], WithDecryption=True)
+    if not answer["Parameters"]:
+        raise Refused(
+            f"SSM has no parameter {name}",
+            "without it no backup can be made or opened",
+            "Nothing was changed",
+            "fab fleet.provision; docs/runbooks/backup-key-is-lost.md",
+        )
+    return Ring.parse(answer["Parameters"][0]["Value"])
+
+
+def moment(text: str) -> int | None:
+    """Microseconds since the epoch, None for "latest". UTC unless the text says otherwise.
+
+    Raises BadOption.
+    """
+    if text in {"", "latest"}:
+        return None
+    for form in _FORMATS:
+        try:
+            found = datetime.strptime(text, form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        return round(found.timestamp() * 1e6)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadOption(
+            f"{text!r} is no moment",
+            "it is written as 2026-11-20 14:03:07 (UTC), or latest",
+            "Nothing was touched",
+        ) from None
+    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6)
+
+
+def listed(settings: Settings, *, now: float | None = None) -> dict[str, Any]:
+    """{backups, archive}: whole backups, newest first, and how far binary logs are archived.
+
+    ``archive``: {host, caught_up_at, behind_seconds, objection, from, to}; times in UTC.
+    """
+    store, keys = bucket(settings), ring(settings)
+    manifests = full.manifests(store, keys)
+    table = dynamo.clusters(settings)
+    item = table.get(ARCHIVE)
+    progress = parsed(table, item)[1] if item else None
+    clock = time.time() if now is None else now
+    newest = GtidSet.parse(manifests[-1].gtids) if manifests else GtidSet()
+    return {
+        "backups": names.summary(manifests),
+        "archive": _archive(progress, newest, clock) | _span(manifests, progress),
+    }
+
+
+def _archive(progress: Progress | None, newest: GtidSet, now: float) -> dict[str, Any]:
+    return {
+        "host": progress.host if progress else None,
+        "behind_seconds": round(max(0.0, now - progress.caught_up_at), 1) if progress else None,
+        "objection": objection(progress, newest, now),
+    }
+
+
+def _span(manifests: list[Manifest], progress: Progress | None) -> dict[str, Any]:
+    at = datetime.fromtimestamp(progress.caught_up_at, UTC) if progress else None
+    return {
+        "from": manifests[0].taken if manifests else None,
+        "to": at.isoformat(timespec="seconds") if at and manifests else None,
+    }
+
+
+def run(
+    settings: Settings, host: str | None, *, confirmed: Confirmed, said: Said
+) -> dict[str, Any]:
+    """Take a full backup now, on a replica: {backup, host, gtids, bytes, stored_bytes, seconds}.
+
+    Raises Refused where there is no replica to take it from, HostFailed when it was cut off: the
+    same command on the same host goes on there.
+    """
+    command = "fab backup.run"
+    with session(settings, fresh=True) as opened:
+        chosen = host or _replica(opened)
+        demand_member(opened, chosen)
+        confirmed(f"{settings.prefix}: take a full backup on {chosen}; MySQL goes on meanwhile")
+        with recorded(settings, command, said) as steps:
+            with steps.step(f"copy and store on {chosen}"):
+                told = _on_host(opened, chosen, "run", as_server=True)
+            steps.result = told | {"host": chosen, "seconds": steps.seconds}
+        return steps.result
+
+
+def verify(settings: Settings, backup: str, *, said: Said) -> dict[str, Any]:
+    """Read and open every byte of a backup ("" all) on a replica: {verified, wrong, host}."""
+    with session(settings, fresh=True) as opened:
+        chosen = _replica(opened)
+        said(f"reading on {chosen}")
+        words = ["verify", *(["--backup", backup] if backup else [])]
+        return _on_host(opened, chosen, *words, as_server=True) | {"host": chosen}
+
+
+def restore(
+    settings: Settings,
+    host: str,
+    *,
+    to: str,
+    gtid: str,
+    confirmed: Confirmed,
+    said: Said,
+) -> dict[str, Any]:
+    """Replace a member's data by what the cluster had: {host, base, gtids, replayed, seconds}.
+
+    Raises Refused with nothing touched, HostFailed; the host then has what it had.
+    """
+    until = moment(to)
+    words = ["restore", *_target(until, gtid)]
+    with session(settings, fresh=True) as opened:
+        demand_member(opened, host)
+        when = "the latest transaction" if until is None else rules.when(until)
+        confirmed(
+            f"{settings.prefix}: replace all data on {host} by what the cluster had at"
+            f" {gtid or when}; what {host} has now is kept beside it"
+        )
+        with recorded(settings, f"fab backup.restore {host}", said) as steps:
+            with steps.step(f"restore {host}"):
+                told = _on_host(opened, host, *words)
+            steps.result = told | {"host": host}
+        return steps.result
+
+
+def extract(
+    settings: Settings,
+    what: str,
+    output: Path,
+    *,
+    to: str,
+    gtid: str,
+    said: Said,
+) -> dict[str, Any]:
+    """Write one database or table as it was into a local file of SQL; nothing else is touched."""
+    if output.exists():
+        raise BadOption(f"{output} exists", "it is not written over", "Nothing was changed")
+    until = moment(to)
+    with session(settings, fresh=True) as opened:
+        chosen = _replica(opened)
+        said(f"restoring beside {chosen}'s own data")
+        remote = f"/var/lib/mysql-files/extract-{time.time_ns()}.sql"
+        words = ["extract", *_target(until, gtid), "--what", what, "--output", remote]
+        try:
+            told = _on_host(opened, chosen, *words)
+            _fetched(opened, chosen, remote, output, told["bytes"])
+        finally:
+            opened.runner.run(chosen, f"rm -f {remote}", sudo=True)
+        return told | {"host": chosen, "file": str(output)}
+
+
+def retention(
+    settings: Settings, policy: keeping.Policy, *, confirmed: Confirmed, said: Said
+) -> dict[str, Any]:
+    """Delete what the policy does not keep: {kept, dropped, logs}. Versions stay as the bucket's
+    lifecycle says. Raises Refused.
+    """
+    store, keys = bucket(settings), ring(settings)
+    manifests = {one.id: one for one in full.manifests(store, keys)}
+    taken = {name: datetime.fromisoformat(one.taken) for name, one in manifests.items()}
+    ruled = keeping.verdicts(taken, policy)
+    kept = [GtidSet.parse(manifests[one.backup].gtids) for one in ruled if one.why]
+    dropped = [one.backup for one in ruled if not one.why]
+    parts = keeping.droppable(_streams(store, keys), kept)
+    told = {
+        "kept": {one.backup: one.why for one in ruled if one.why},
+        "dropped": dropped,
+        "logs": len({(part.place.stream, part.place.file) for part in parts}),
+    }
+    if not dropped and not parts:
+        return told
+    lines = [f"keep {one.backup}: {one.why}" if one.why else f"drop {one.backup}" for one in ruled]
+    confirmed("\n".join([*lines, f"drop {told['logs']} binary logs that no kept backup needs"]))
+    with recorded(settings, "fab backup.retention", said) as steps:
+        for backup in dropped:
+            with steps.step(f"drop {backup}"):
+                # First: without its manifest it is no backup any more.
+                store.remove([names.manifest_key(backup)])
+                store.remove([entry.key for entry in store.list(f"{names.FULL}{backup}/")])
+        if parts:
+            with steps.step("drop binary logs"):
+                files = {(part.place.stream, part.place.file) for part in parts}
+                lists = [f"{stream.prefix}{file}/{rules.LIST}" for stream, file in files]
+                store.remove([*(part.place.key for part in parts), *sorted(lists)])
+        steps.result = told
+    return told
+
+
+def _streams(store: Bucket, keys: Ring) -> list[Known]:
+    by_stream: dict[Stream, list[Part]] = {}
+    for part in parts_of(store, keys):
+        by_stream.setdefault(part.place.stream, []).append(part)
+    found = (rules.stream_of(stream, parts) for stream, parts in by_stream.items())
+    return [one for one in found if one]
+
+
+def _target(until: int | None, gtid: str) -> list[str]:
+    if gtid and until is not None:
+        raise BadOption("--to and --gtid both say where to", untouched="Nothing was touched")
+    return ["--gtid", gtid] if gtid else ["--to", "latest" if until is None else str(until)]
+
+
+def _replica(opened: Session) -> str:
+    """The replica that is nearest to the primary."""
+    best: tuple[float, str] | None = None
+    lags = opened.cluster.each(opened.cluster.seats, lambda seat: _lag(seat.server))
+    for name, answer in lags.items():
+        if answer is not None and (best is None or (answer, name) < best):
+            best = (answer, name)
+    if best is None:
+        raise Refused(
+            "no replica answers whose stream and applier run",
+            "a backup is taken from a replica, which nobody waits for",
+            "Nothing was changed",
+            "fab mysql.status, or name a host",
+        )
+    return best[1]
+
+
+def _lag(server: Server) -> float | None:
+    try:
+        health = glimpse(server, seconds=5.0).health
+    except FlotillaError:
+        return None
+    runs = health.read_only and health.io == "ON" and health.applier == "ON"
+    return health.lag_seconds if runs else None
+
+
+def _on_host(opened: Session, host: str, *words: str, as_server: bool = False) -> dict[str, Any]:
+    tool = f"{TOOL} {shlex.join(words)}"
+    if as_server:
+        tool = f"setpriv --reuid mysql --regid mysql --init-groups {tool}"
+    result = opened.runner.run(host, tool, sudo=True, seconds=HOST_SECONDS, check=False)
+    if result.rc not in {0, 1} or not result.stdout.strip():
+        said = [line for line in result.stderr.splitlines() if line.strip()]
+        text = said[-1] if said else f"exit {result.rc}"
+        kind = Refused if result.rc == Refused.exit_code else HostFailed
+        raise kind(f"{host}: {text}", next=f"fab fleet.logs {host}")
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told
+
+
+def _fetched(opened: Session, host: str, remote: str, output: Path, size: int) -> None:
+    with output.open("xb") as file:
+        channel = opened.runner.stream(host, f"cat {remote}", sudo=True)
+        channel.settimeout(60)
+        while block := channel.recv(1 << 16):
+            file.write(block)
+        channel.close()
+    if output.stat().st_size != size:
+        output.unlink()
+        raise HostFailed(f"{host}: the file of {size} bytes did not arrive whole")
