@@ -1,0 +1,241 @@
+"""Whatever primaries came and went, an archive knows what clients could have read at any moment.
+
+A model makes clusters' histories: terms with a primary each, whose log begins somewhere before its
+term, and which at its end may have written what nobody acknowledged and no later primary has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flotilla.rules.archive import (
+    Known,
+    Part,
+    Place,
+    Stream,
+    first_to_send,
+    history,
+    plan,
+    split,
+    straddling,
+    stream_of,
+)
+from flotilla.rules.binlog import Transaction
+from flotilla.rules.gtid import GtidSet
+
+
+def uuid(number: int) -> str:
+    return f"00000000-0000-0000-0000-{number:012}"
+
+
+@dataclass(frozen=True)
+class Row:
+    gtid: tuple[tuple[str, str], int]
+    at: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """All that survived, in order; each term's log from its first archived file on."""
+
+    truth: list[Row]
+    logs: list[tuple[Stream, int, GtidSet, list[Row]]]
+
+    def had(self, until: int | None) -> GtidSet:
+        return GtidSet.of(one.gtid for one in self.truth if until is None or one.at <= until)
+
+    def streams(self, sizes: list[int]) -> list[Known]:
+        found = []
+        for stream, began, previous, rows in self.logs:
+            parts, at, left, number = [], 0, rows, 0
+            while left or not parts:
+                size = sizes[number % len(sizes)]
+                some, left, number = left[:size], left[size:], number + 1
+                part = Part(
+                    Place(stream, "binlog.000001", at, at + 10 + len(some)),
+                    GtidSet.of(one.gtid for one in some),
+                    min((one.at for one in some), default=0),
+                    max((one.at for one in some), default=0),
+                    began,
+                    previous if at == 0 else None,
+                )
+                at = part.place.end
+                parts.append(part)
+            known = stream_of(stream, parts)
+            assert known is not None
+            assert not known.wrong
+            found.append(known)
+        return found
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    truth: list[Row] = []
+    logs = []
+    clock = 1000
+    terms = draw(st.integers(1, 4))
+    for term in range(1, terms + 1):
+        since = draw(st.integers(0, len(truth)))
+        clock += draw(st.integers(1, 50))
+        began = clock
+        own = []
+        for number in range(1, draw(st.integers(1, 8)) + 1):
+            own.append(Row(((uuid(term), ""), number), clock))
+            clock += draw(st.integers(1, 20))
+        rows = [*truth[since:], *own]
+        previous = GtidSet.of(one.gtid for one in truth[:since])
+        truth += own
+        if term < terms:
+            for number in range(draw(st.integers(0, 2))):
+                lost = Row(((uuid(term), ""), len(own) + 1 + number), clock)
+                rows.append(lost)
+                clock += draw(st.integers(1, 20))
+        logs.append((Stream(term, uuid(term)), began, previous, rows))
+    return Model(truth, logs)
+
+
+def exact(model: Model, known: Known, until: int) -> Known:
+    """As the edge does it: the part that goes past the moment is opened."""
+    part = straddling(known, until)
+    if part is None:
+        return known
+    rows = next(rows for stream, _, _, rows in model.logs if stream == known.stream)
+    mine = [one for one in rows if one.gtid in part.gtids]
+    transactions = [Transaction(one.gtid[0], one.gtid[1], one.at, 0, 1) for one in mine]
+    return split(known, part, transactions, until)
+
+
+@given(models(), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_history_is_what_survived(model: Model, sizes: list[int], draw: st.DataObject) -> None:
+    streams = model.streams(sizes)
+    last = max(one.at for one in model.truth)
+    until = draw.draw(st.integers(model.logs[0][1], last + 10))
+    known = [exact(model, one, until) for one in streams]
+    assert history(known, until) == model.had(until)
+    assert history(streams, None) == model.had(None)
+
+
+@given(models(), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_a_way_leads_exactly_there_or_names_what_is_missing(
+    model: Model, sizes: list[int], draw: st.DataObject
+) -> None:
+    streams = model.streams(sizes)
+    target = model.had(None)
+    base_at = draw.draw(st.integers(0, len(model.truth)))
+    base = GtidSet.of(one.gtid for one in model.truth[:base_at])
+    gone = draw.draw(st.sampled_from([None, *streams]))
+    left = [one for one in streams if one is not gone]
+    found = plan({"b": base}, left, target)
+    there = base
+    for one in left:
+        for part in one.parts:
+            there = there | part.gtids
+    if isinstance(found, str):
+        assert str(next(iter((target - there).sources))[0]) in found
+        assert not target <= there
+    else:
+        assert found.base == "b"
+        assert found.gtids == target - base
+        assert target <= there
+        needed = {
+            (one.stream, part.place.file)
+            for one in left
+            for part in one.parts
+            if part.gtids & found.gtids
+        }
+        assert needed <= set(found.files)
+
+
+def test_the_newest_base_that_is_not_beyond_the_target_is_taken() -> None:
+    one, two, three = (GtidSet.parse(f"{uuid(1)}:1-{n}") for n in (1, 2, 3))
+    found = plan({"a": one, "b": two, "c": three}, [], two)
+    assert not isinstance(found, str)
+    assert found.base == "b"
+    assert found.files == ()
+    assert "already holds" in str(plan({"c": three}, [], two))
+    assert plan({}, [], two) == "there is no full backup"
+
+
+def part(start: int, end: int, file: str = "binlog.000001", **more: object) -> Part:
+    place = Place(Stream(1, uuid(1)), file, start, end)
+    made = Part(place, GtidSet(), 0, 0, 0, GtidSet() if start == 0 else None)
+    return replace(made, **more)
+
+
+def test_a_gap_ends_what_is_known_and_is_named() -> None:
+    known = stream_of(Stream(1, uuid(1)), [part(0, 5), part(6, 9)])
+    assert known is not None
+    assert [one.place.end for one in known.parts] == [5]
+    assert "lacks bytes from 5 on" in known.wrong
+
+
+def test_a_file_that_was_not_closed_ends_what_is_known() -> None:
+    rows = [part(0, 5), part(0, 5, "binlog.000002")]
+    known = stream_of(Stream(1, uuid(1)), rows)
+    assert known is not None
+    assert len(known.parts) == 1
+    assert "before its server closed it" in known.wrong
+
+
+def test_a_missing_file_is_named() -> None:
+    rows = [part(0, 5, is_over=True), part(0, 5, "binlog.000003")]
+    known = stream_of(Stream(1, uuid(1)), rows)
+    assert known is not None
+    assert "is followed by binlog.000003" in known.wrong
+
+
+def test_of_two_parts_that_begin_alike_the_longer_counts() -> None:
+    known = stream_of(Stream(1, uuid(1)), [part(0, 5), part(0, 8), part(8, 9)])
+    assert known is not None
+    assert [one.place.end for one in known.parts] == [8, 9]
+    assert not known.wrong
+
+
+def test_a_stream_without_its_beginning_is_none() -> None:
+    assert stream_of(Stream(1, uuid(1)), [part(5, 9)]) is None
+
+
+def test_an_archive_that_catches_up_does_not_hide_the_term_before() -> None:
+    """All hosts vanish while the new primary still sends its old files: nothing is lost by it."""
+    old = Known(
+        Stream(1, uuid(1)),
+        (replace(part(0, 9), gtids=GtidSet.parse(f"{uuid(1)}:1-9"), first=10, last=90, began=5),),
+    )
+    place = Place(Stream(2, uuid(2)), "binlog.000001", 0, 5)
+    new = Known(
+        Stream(2, uuid(2)),
+        (Part(place, GtidSet.parse(f"{uuid(1)}:1-4"), 10, 40, 100, GtidSet()),),
+    )
+    assert history([old, new], None) == GtidSet.parse(f"{uuid(1)}:1-9")
+
+
+def test_reasons_why_nothing_is_known() -> None:
+    assert history([], None) == "there is no archive of binary logs"
+    known = Known(Stream(1, uuid(1)), (part(0, 5, began=2_000_000),))
+    assert "the archive begins with 1970-01-01 00:00:02" in str(history([known], 1_000_000))
+
+
+def test_a_stream_begins_with_the_newest_file_that_loses_nothing() -> None:
+    sets = [GtidSet.parse(f"{uuid(1)}:1-{n}") for n in (10, 20, 30)]
+    files = [(f"binlog.{n:06}", one) for n, one in enumerate(sets, 1)]
+    assert first_to_send(files, sets[1]) == ("binlog.000002", GtidSet())
+    assert first_to_send(files, sets[2]) == ("binlog.000003", GtidSet())
+    name, missing = first_to_send(files, GtidSet.parse(f"{uuid(1)}:1-5"))
+    assert (name, str(missing)) == ("binlog.000001", f"{uuid(1)}:6-10")
+    with pytest.raises(ValueError, match="no binary log"):
+        first_to_send([], GtidSet())
+
+
+def test_names_are_read_again() -> None:
+    place = Place(Stream(12, uuid(1)), "binlog.1000001", 5, 10**13)
+    assert Place.of(place.key) == place
+    assert Place.of(f"{place.stream.prefix}binlog.000001/parts") is None
+    made = Part(place, GtidSet.parse(f"{uuid(1)}:1"), 1, 2, 3, GtidSet(), is_over=True)
+    assert Part.parse(made.as_json(), place.stream, place.file) == made
+    keys = [replace(place, start=a, end=b).key for a, b in ((0, 5), (5, 90), (90, 1000))]
+    assert all(a < b for a, b in pairwise(keys))
