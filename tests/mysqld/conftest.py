@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import boto3
 import pytest
 import requests
 from moto.server import ThreadedMotoServer
@@ -12,6 +13,7 @@ from mysqld.commits import ids
 from mysqld.trio import Trio, prepare_account, running
 from unit.fleets import maker
 
+from flotilla.backup.bucket import Bucket
 from flotilla.settings import Settings
 from flotilla.wait import until
 
@@ -45,6 +47,16 @@ def api(api_server: ThreadedMotoServer) -> str:
     """Where that account is: a URL."""
     host, port = api_server.get_host_and_port()
     return f"http://{host}:{port}"
+
+
+@pytest.fixture
+def bucket(api: str) -> Bucket:
+    """An empty bucket for backups, in that account."""
+    s3 = boto3.client("s3", endpoint_url=api, region_name="eu-central-1")
+    s3.create_bucket(
+        Bucket="backups", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+    )
+    return Bucket(s3, "backups")
 
 
 @pytest.fixture

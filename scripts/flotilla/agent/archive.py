@@ -106,7 +106,9 @@ class Service:
             raise
         tenure = self._tenure(record)
         is_primary = record is not None and record.instance_id == self._instance_id
-        wanted = act(lease, me=self._me, is_primary=is_primary and tenure is not None, now=now)
+        wanted = act(
+            lease, me=self._archiving.me, is_primary=is_primary and tenure is not None, now=now
+        )
         if tenure is None or wanted == "wait":
             self._is_mine, self._archiver = False, None
             return
@@ -127,10 +129,6 @@ class Service:
         )
         if not self._archiving.say(said, now):
             self._is_mine = False
-
-    @property
-    def _me(self) -> str:
-        return f"{self._host} ({self._instance_id})"
 
     def _started(self, tenure: Tenure, progress: Progress | None) -> Archiver:
         ring = self._ring()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted, Way
 from flotilla.backup.sealed import Ring
 from flotilla.backup.shared import Archiving, taking
-from flotilla.errors import HostFailed, Refused
+from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.mysql.accounts import BACKUP
 from flotilla.mysql.record import CLUSTER, Records
 from flotilla.options import Parser, finish
@@ -216,7 +217,12 @@ def verify(host: Host, options: argparse.Namespace) -> dict[str, Any]:
 
 def _built(host: Host, options: argparse.Namespace) -> tuple[Way, Path]:
     bucket, ring = host.bucket, host.ring()
-    way = restore.find(bucket, ring, wanted(options), now=time.time_ns() // 1000)
+    promised = None
+    with suppress(FlotillaError):  # a restore must not need the table
+        progress = Archiving(host.table, host.name).read()[1]
+        promised = GtidSet.parse(progress.gtids) if progress else None
+    now = time.time_ns() // 1000
+    way = restore.find(bucket, ring, wanted(options), now=now, promised=promised)
     WORK.mkdir(parents=True, exist_ok=True, mode=0o750)
     user = pwd.getpwnam(USER)
     os.chown(WORK, user.pw_uid, user.pw_gid)

@@ -1,9 +1,13 @@
 """Take a full backup: a local copy by the clone plugin, then streamed to S3 in parallel.
 
-The copy is made by ``CLONE LOCAL``: consistent, with the GTID set it stands for, while the replica
-goes on. From then on the server is not needed, and the stream may be cut off at any byte: what was
-stored is written down beside the copy, and the next run goes on with the chunk after. Volumes
-become visible when they are complete, the backup when its manifest is there, which comes last.
+The copy is made by ``CLONE LOCAL`` while the replica goes on: consistent, of some moment before its
+end. Which one it does not say (9.7.4 leaves GTID_EXECUTED of a local copy empty), and only a server
+started on it would know. So two sets are kept: what was executed before the copy began, which it
+surely holds, and what was executed when it had ended, beyond which it holds nothing.
+
+From then on the server is not needed, and the stream may be cut off at any byte: what was stored is
+written down beside the copy, and the next run goes on with the chunk after. Volumes become visible
+when they are complete, the backup when its manifest is there, which comes last.
 
 Memory: a worker holds one chunk, its sealed form, and what it has not sent yet.
 """
@@ -38,20 +42,25 @@ WORKERS = 4
 INDEX_MOST = 256 << 20
 CLONE_SECONDS = 6 * 3600.0
 _CLONED = """
-SELECT STATE AS state, ERROR_MESSAGE AS message, GTID_EXECUTED AS gtids,
+SELECT STATE AS state, ERROR_MESSAGE AS message, @@GLOBAL.gtid_executed AS gtids,
   @@GLOBAL.server_uuid AS uuid, @@GLOBAL.version AS version
 FROM performance_schema.clone_status
 """
+_EXECUTED = "SELECT @@GLOBAL.gtid_executed AS gtids"
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A local copy of a server's data. ``began`` and ``taken`` are ISO 8601 in UTC."""
+    """A local copy of a server's data: it holds all of ``gtids`` and nothing but ``most_gtids``.
+
+    ``began`` and ``taken`` are ISO 8601 in UTC.
+    """
 
     id: str
     server_uuid: str
     server_version: str
     gtids: str
+    most_gtids: str
     began: str
     taken: str
 
@@ -64,6 +73,7 @@ def copy(server: Server, folder: Path, now: Callable[[], datetime]) -> Copy:
     began = now()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o750)
+    least = server.query(_EXECUTED)[0]["gtids"]
     server.query("CLONE LOCAL DATA DIRECTORY = %s", (str(folder / "data"),), seconds=CLONE_SECONDS)
     rows = server.query(_CLONED)
     if not rows or rows[0]["state"] != "Completed":
@@ -78,7 +88,8 @@ def copy(server: Server, folder: Path, now: Callable[[], datetime]) -> Copy:
         id=rules.new_id(began, row["uuid"]),
         server_uuid=row["uuid"],
         server_version=row["version"],
-        gtids="".join(row["gtids"].split()),
+        gtids="".join(least.split()),
+        most_gtids="".join(row["gtids"].split()),
         began=_iso(began),
         taken=_iso(now()),
     )
@@ -234,6 +245,7 @@ class Upload:
             server_uuid=self._copy.server_uuid,
             server_version=self._copy.server_version,
             gtids=self._copy.gtids,
+            most_gtids=self._copy.most_gtids,
             began=self._copy.began,
             taken=self._copy.taken,
             ended=_iso(self._now()),

@@ -89,8 +89,14 @@ class Way:
     target: GtidSet
 
 
-def find(bucket: Bucket, ring: Ring, wanted: Wanted, *, now: int) -> Way:
-    """Raises Refused when there is no way, naming what is missing; nothing was touched."""
+def find(
+    bucket: Bucket, ring: Ring, wanted: Wanted, *, now: int, promised: GtidSet | None = None
+) -> Way:
+    """Raises Refused when there is no way, naming what is missing; nothing was touched.
+
+    ``promised`` is what the archiver said it had stored: a last object that somebody deleted leaves
+    no other trace.
+    """
     if wanted.until is not None and wanted.until > now:
         raise _refused(
             f"{rules.when(wanted.until)} is in the future; it is {rules.when(now)}",
@@ -103,7 +109,12 @@ def find(bucket: Bucket, ring: Ring, wanted: Wanted, *, now: int) -> Way:
     target = rules.history(streams, wanted.until) if wanted.gtids is None else wanted.gtids
     if isinstance(target, str):
         raise _refused(target)
-    held = {name: GtidSet.parse(one.gtids) for name, one in bases.items()}
+    if wanted == Wanted() and promised and promised - target:
+        raise _refused(f"it was archived and is not there any more: {promised - target}")
+    held = {
+        name: rules.Base(GtidSet.parse(one.gtids), GtidSet.parse(one.most_gtids))
+        for name, one in bases.items()
+    }
     replay = rules.plan(held, streams, target)
     if isinstance(replay, str):
         raise _refused(replay)

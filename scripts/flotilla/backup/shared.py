@@ -19,11 +19,14 @@ TAKING_SECONDS = 120.0
 
 
 class Archiving:
-    """The item of the archive: a lease that is taken over freely, and the holder's progress."""
+    """The item of the archive: a lease that is taken over freely, and the holder's progress.
+
+    ``me`` is this host as holder.
+    """
 
     def __init__(self, table: Table, me: str) -> None:
         self._table = table
-        self._me = me
+        self.me = me
 
     def read(self) -> tuple[Lease | None, Progress | None]:
         """Raises Refused without the table, Unreachable without an answer."""
@@ -36,7 +39,7 @@ class Archiving:
             lease.acquire(
                 self._table,
                 ARCHIVE,
-                holder=self._me,
+                holder=self.me,
                 reason="archive binary logs",
                 seconds=LEASE_SECONDS,
                 now=now,
@@ -55,7 +58,7 @@ class Archiving:
             "archived": {"S": progress.gtids},
             "missing": {"S": progress.missing},
         }
-        when: Mapping[str, Value | None] = {"holder": {"S": self._me}}
+        when: Mapping[str, Value | None] = {"holder": {"S": self.me}}
         with suppress(ChangedError):
             self._table.update(ARCHIVE, Change(sets, when))
             return True

@@ -148,11 +148,16 @@ def first_to_send(files: Iterable[tuple[str, GtidSet]], archived: GtidSet) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A stream as the archive has it: its parts in order, and what is wrong with it, "" nothing."""
+    """A stream as the archive has it: its parts in order, up to the first gap.
+
+    ``wrong`` names the gap, "" where there is none. ``beyond`` are the parts after it: what they
+    say was written, and nobody can get there.
+    """
 
     stream: Stream
     parts: tuple[Part, ...]
     wrong: str = ""
+    beyond: tuple[Part, ...] = ()
 
     @property
     def began(self) -> int:
@@ -162,7 +167,9 @@ class Known:
     @property
     def gtids(self) -> GtidSet:
         """All its server is known to have executed."""
-        return _union([self.parts[0].previous or GtidSet(), *(p.gtids for p in self.parts)])
+        told = (part.previous or GtidSet() for part in self.beyond)
+        parts = (part.gtids for part in (*self.parts, *self.beyond))
+        return _union([self.parts[0].previous or GtidSet(), *parts, *told])
 
 
 def stream_of(stream: Stream, parts: Iterable[Part]) -> Known | None:
@@ -171,20 +178,20 @@ def stream_of(stream: Stream, parts: Iterable[Part]) -> Known | None:
     for part in parts:
         by_file.setdefault(part.place.file, []).append(part)
     found: list[Part] = []
+    beyond: list[Part] = []
     wrong = ""
-    last: Part | None = None
     for file in sorted(by_file, key=number_of):
-        if last is not None and (wrong := _file_gap(last, file)):
-            break
         rows = sorted(by_file[file], key=lambda part: (part.place.start, -part.place.end))
+        wrong = wrong or (_file_gap(found[-1], file) if found else "")
+        if wrong:
+            beyond += rows
+            continue
         kept, wrong = _contiguous(rows)
         found += kept
-        if wrong or not kept:
-            break
-        last = kept[-1]
+        beyond += rows[len(kept) :] if wrong else []
     if not found:
         return None
-    return Known(stream, tuple(found), wrong)
+    return Known(stream, tuple(found), wrong, tuple(beyond))
 
 
 def _contiguous(rows: Sequence[Part]) -> tuple[list[Part], str]:
@@ -228,8 +235,9 @@ def history(streams: Iterable[Known], until: int | None) -> GtidSet | str:
 
     The last term that had begun by then decides: what its streams had committed, and what their
     servers had executed before. Where they do not reach the beginning of their own term yet, an
-    archive in the middle of catching up, the term before counts as well. Of all that, what a later
-    term does not know was never acknowledged.
+    archive in the middle of catching up, the term before counts as well. What a primary wrote last
+    may have been archived by its successor only, from the successor's own files. Of all that, what
+    a later term does not know was never acknowledged.
     """
     by_term: dict[int, list[Known]] = {}
     for one in streams:
@@ -246,6 +254,9 @@ def history(streams: Iterable[Known], until: int | None) -> GtidSet | str:
         if any(map(covers, by_term[term])):
             break
     after = sorted(term for term in by_term if term > max(begun))
+    for term in after:
+        # Not what was executed before its files: of that, nobody says when.
+        reached |= _union(_told(one, until) for one in by_term[term])
     next_term = next((term for term in after if any(map(covers, by_term[term]))), None)
     if next_term is None:
         return reached
@@ -258,15 +269,26 @@ def covers(known: Known) -> bool:
 
 
 def up_to(known: Known, until: int | None) -> GtidSet:
-    """What the stream's server had executed before its first later transaction.
+    """What the stream's server had executed before its first later transaction."""
+    return (known.parts[0].previous or GtidSet()) | _told(known, until)
 
-    Parts count as a whole: those that ``straddling`` names are to be split before.
+
+def _told(known: Known, until: int | None) -> GtidSet:
+    """What its files say of that.
+
+    Parts count as a whole: those that ``straddling`` names are to be split before. What lies beyond
+    a gap counts too, as far as it is surely not later: that there is no way to it must show.
     """
-    found = known.parts[0].previous or GtidSet()
+    found = GtidSet()
     for part in known.parts:
         if until is not None and part.first > until:
-            break
+            return found
         found |= part.gtids
+    for part in known.beyond:
+        if until is None or part.first <= until:
+            found |= part.previous or GtidSet()
+        if until is None or part.last <= until:
+            found |= part.gtids
     return found
 
 
@@ -289,21 +311,30 @@ def split(known: Known, part: Part, transactions: Iterable[Transaction], until: 
     return replace(known, parts=(*known.parts[:at], *halves, *known.parts[at + 1 :]))
 
 
-def plan(bases: Mapping[str, GtidSet], streams: Iterable[Known], target: GtidSet) -> Replay | str:
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A full backup: it holds all of ``least`` and nothing but ``most``."""
+
+    least: GtidSet
+    most: GtidSet
+
+
+def plan(bases: Mapping[str, Base], streams: Iterable[Known], target: GtidSet) -> Replay | str:
     """The newest base that holds nothing beyond the target, and the files that lead there from it;
     or the reason why there is no way.
     """
-    known = sorted((one for one in streams if one.parts), key=lambda one: one.stream)
-    fitting = sorted(base for base, gtids in bases.items() if gtids <= target)
+    if not bases:
+        return "there is no full backup"
+    fitting = sorted(name for name, base in bases.items() if base.most <= target)
     if not fitting:
-        if not bases:
-            return "there is no full backup"
+        oldest = min(bases)
         return (
-            f"the oldest full backup, {min(bases)}, already holds transactions that the target has "
-            f"not: {_short(bases[min(bases)] - target)}"
+            f"the oldest full backup, {oldest}, already holds transactions that the target has not:"
+            f" {_short(bases[oldest].most - target)}"
         )
     base = fitting[-1]
-    left = target - bases[base]
+    wanted = left = target - bases[base].least
+    known = sorted((one for one in streams if one.parts), key=lambda one: one.stream)
     files: list[tuple[Stream, str]] = []
     for one in known:
         for part in one.parts:
@@ -316,7 +347,7 @@ def plan(bases: Mapping[str, GtidSet], streams: Iterable[Known], target: GtidSet
         return f"{len(left)} transactions are in no binary log of the archive: {_short(left)}" + (
             f" ({gaps})" if gaps else ""
         )
-    return Replay(base, target - bases[base], tuple(files))
+    return Replay(base, wanted, tuple(files))
 
 
 def _set(transactions: Iterable[Transaction]) -> GtidSet:

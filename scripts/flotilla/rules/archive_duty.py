@@ -17,7 +17,7 @@ STEP_IN_SECONDS = 10.0
 # The recovery point may be so old before somebody is to be woken.
 ALARM_SECONDS = 60.0
 
-Act = Literal["archive", "take", "take over", "wait"]
+Act = Literal["archive", "take", "wait"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Progress:
 
 
 def act(lease: Lease | None, *, me: str, is_primary: bool, now: float) -> Act:
-    """What this host is to do next."""
-    if lease is None or not lease.holder:
-        return "take"
-    if lease.holder == me:
-        return "archive" if now <= lease.expires_at else "take over"
+    """What this host is to do next. Only a primary begins an archive."""
+    if lease is None:
+        return "take" if is_primary else "wait"
+    if lease.holder == me and now <= lease.expires_at:
+        return "archive"
     if is_primary or now > lease.expires_at + STEP_IN_SECONDS:
-        return "take over"
+        return "take"
     return "wait"
 
 

@@ -55,8 +55,8 @@ class File:
 class Manifest:
     """A whole backup, in a few hundred bytes. Times are ISO 8601 in UTC.
 
-    ``gtids`` is what a server restored from it has executed. ``mac`` proves that whoever wrote this
-    had the key, over all other fields.
+    A server restored from it has executed all of ``gtids`` and nothing but ``most_gtids``. ``mac``
+    proves that whoever wrote this had the key, over all other fields.
     """
 
     id: str
@@ -65,6 +65,7 @@ class Manifest:
     server_uuid: str
     server_version: str
     gtids: str
+    most_gtids: str
     began: str
     taken: str
     ended: str
