@@ -47,6 +47,7 @@ def go_behind() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     waiting = os.getpid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit code
     if child := os.fork():
         os._exit(_ended(child))
     os.setsid()

@@ -171,7 +171,8 @@ class _Drill:
         if self._options.versions or self._current() == self._first:
             return
         self._said(f"back to {self._first}, which ran before the drill")
-        ended = _deploy(self._settings, self._first, self._said)
+        # A fault may have kept us from giving the lock back.
+        ended = _deploy(self._settings, self._first, self._said, take_over=True)
         if ended["result"] not in {"done", "nothing to do"}:
             raise FlotillaError(
                 f"the fleet runs a release of the drill: {ended['reason']}",
@@ -188,6 +189,8 @@ class _Drill:
                 ended = _killed_and_resumed(self._settings, version, site)
             else:
                 ended = _deploy(self._settings, version, self._said)
+        if strike and not at:
+            raise faults.missed(str(ended["result"]), str(ended["reason"]))
         return ended, at[0] if at else ""
 
     def _mend(self, good: str) -> None:
@@ -266,7 +269,9 @@ def _usual(settings: Settings, *, adopt: bool = False) -> Roll:
     return Roll(tuple(chosen.batches), chosen.floor_percent, adopt=adopt)
 
 
-def _deploy(settings: Settings, version: str, said: Say) -> dict[str, Any]:
+def _deploy(
+    settings: Settings, version: str, said: Say, *, take_over: bool = False
+) -> dict[str, Any]:
     """The outcome, or how it was refused, in the same shape."""
     begun = time.monotonic()
     try:
@@ -278,6 +283,7 @@ def _deploy(settings: Settings, version: str, said: Say) -> dict[str, Any]:
             said=lambda step: said(
                 f"  {step.host} {step.name} ... {step.error or 'ok'} {step.seconds:.1f} s"
             ),
+            take_over=take_over,
         ).as_dict()
     except deploy.Interrupted:
         # The operator means the drill; the deploy has brought the hosts back already.

@@ -201,8 +201,8 @@ def site(settings: Settings, outside: Outside | None) -> Iterator[Site]:
 def struck(where: Site, strike: Strike | None) -> Iterator[list[str]]:
     """The fault comes at its moment, and is undone at the end of the block whatever happened.
 
-    Gives a list that holds the line of the journal it struck at, once it has. Raises FlotillaError
-    at the end when the moment never came: such a run proves nothing.
+    Gives a list that holds the line of the journal it struck at, once it has; empty at the end when
+    the moment never came.
     """
     moments: list[str] = []
     if strike is None:
@@ -221,8 +221,15 @@ def struck(where: Site, strike: Strike | None) -> Iterator[list[str]]:
             yield moments
     finally:
         undo(where.undoing)
-    if not moments:
-        raise FlotillaError("the deploy ended before the fault struck: nothing was shown")
+
+
+def missed(result: str, reason: str) -> FlotillaError:
+    """The error for a deploy that ended, in whatever way, before its fault's moment came."""
+    return FlotillaError(
+        f"the deploy was {result} before the fault struck{f': {reason}' if reason else ''}",
+        why="such a run shows nothing",
+        next="fab deploy.history",
+    )
 
 
 def undo(undoing: list[Callable[[], None]]) -> None:
