@@ -21,7 +21,7 @@ from mysqld.backups import (
 from mysqld.commits import Commit
 from mysqld.trio import Trio
 
-from flotilla.backup import full
+from flotilla.backup import stored
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
 from flotilla.rules.gtid import GtidSet
@@ -39,7 +39,7 @@ def test_a_cluster_is_restored_to_any_moment(trio: Trio, table: str, bucket: Buc
                 trio.rows("mysql-1", "FLUSH BINARY LOGS")
             time.sleep(0.002)
         archived(trio, "mysql-1")
-    assert full.verify(bucket, RING, manifest) == []
+    assert stored.verify(bucket, RING, manifest) == []
     for number in (2, 19, 20, 39):
         with restored(trio, bucket, Wanted(until=moments[number])) as server:
             assert ids(server, table) == [*range(number + 1)]

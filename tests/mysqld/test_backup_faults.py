@@ -23,7 +23,7 @@ from mysqld.backups import (
 )
 from mysqld.trio import Trio
 
-from flotilla.backup import full, restore
+from flotilla.backup import full, restore, stored
 from flotilla.backup.archiver import parts_of
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
@@ -89,13 +89,13 @@ def test_a_full_backup_cut_off_anywhere_goes_on_where_it_was(
             manifest = upload().run()
         except Unreachable:
             cuts += 1
-            assert full.manifests(bucket, RING) == [] or loses_answer
+            assert stored.manifests(bucket, RING) == [] or loses_answer
             assert cuts < 60
             continue
         break
     assert cuts >= 4
-    assert full.verify(bucket, RING, manifest) == []
-    assert full.manifests(bucket, RING) == [manifest]
+    assert stored.verify(bucket, RING, manifest) == []
+    assert stored.manifests(bucket, RING) == [manifest]
 
 
 def test_s3_away_and_the_archiver_killed_lose_nothing(
@@ -227,7 +227,7 @@ def test_moments_that_there_is_no_way_to(trio: Trio, table: str, bucket: Bucket)
     with pytest.raises(Refused, match="before"):
         restore.find(bucket, RING, Wanted(until=micro() - 3650 * DAY), now=micro())
     nobody = GtidSet.parse("00000000-0000-0000-0000-000000000009:1-5")
-    have = GtidSet.parse(full.manifests(bucket, RING)[0].gtids)
+    have = GtidSet.parse(stored.manifests(bucket, RING)[0].gtids)
     with pytest.raises(Refused, match="00000000-0000-0000-0000-000000000009:1-5"):
         restore.find(bucket, RING, Wanted(gtids=have | nobody), now=micro())
 

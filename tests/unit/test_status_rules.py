@@ -26,7 +26,7 @@ from worlds import (
 from flotilla import environment
 from flotilla.rules.status import findings, is_well
 from flotilla.rules.status_finding import Severity
-from flotilla.rules.status_world import Disk, Follows, World
+from flotilla.rules.status_world import Backups, Disk, Follows, World
 
 PAGES = {page.stem for page in (environment.root() / "docs" / "runbooks").glob("*.md")}
 UNREADY = "RISK the application on app-2 cannot serve: its readiness page"
@@ -465,3 +465,21 @@ def test_every_finding_has_a_sentence_and_a_command_and_the_worst_is_first(
     assert all(one.what and one.next and one.subject for one in found)
     assert len({one.what for one in found}) == len(found), "one cause, one sentence"
     assert {one.page for one in found} <= {"", *PAGES}, "a page that there is"
+
+
+@pytest.mark.parametrize(
+    ("seen", "said_"),
+    [
+        (Backups(None, "", 1e6), "RISK there is no full backup"),
+        (Backups(1e6 - 40 * 3600, "", 1e6), "RISK the newest full backup is 40 h old"),
+        (Backups(1e6 - 3600, "the archive is behind", 1e6), "RISK the archive is behind"),
+    ],
+)
+def test_a_recovery_point_that_is_too_old_is_a_risk(seen, said_):
+    assert only(replace(world(), backups=seen)).startswith(said_)
+
+
+def test_good_backups_and_a_new_fleet_without_one_are_well():
+    assert is_well(findings(replace(world(), backups=Backups(1e6 - 3600, "", 1e6))))
+    young = tuple(replace(host, age_seconds=60.0) for host in world().hosts)
+    assert is_well(findings(replace(world(), hosts=young, backups=Backups(None, "x", 1e6))))

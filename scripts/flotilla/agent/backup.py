@@ -27,7 +27,7 @@ from flotilla.agent.service import EC2_SECONDS, METADATA, RECORD_SECONDS, insist
 from flotilla.agent.sessions import local
 from flotilla.aws.lean import Api, LeanTable, parameters
 from flotilla.aws.own_role import METADATA_URL, OwnRole
-from flotilla.backup import full, restore
+from flotilla.backup import full, restore, stored
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted, Way
 from flotilla.backup.sealed import Ring
@@ -145,7 +145,7 @@ def run(host: Host, options: argparse.Namespace) -> dict[str, Any]:
 
 def not_due(bucket: Bucket, ring: Ring, host: Host) -> str:
     """Why a scheduled run here has nothing to do; "" when it has."""
-    newest = max((one.taken for one in full.manifests(bucket, ring)), default="")
+    newest = max((one.taken for one in stored.manifests(bucket, ring)), default="")
     if newest and _now() - datetime.fromisoformat(newest) < DUE:
         return f"the newest backup is of {newest}"
     record = Records(host.table, CLUSTER).read()
@@ -207,11 +207,11 @@ def extract(host: Host, options: argparse.Namespace) -> dict[str, Any]:
 def verify(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     """Read every byte of a backup, or of all."""
     bucket, ring = host.bucket, host.ring()
-    found = full.manifests(bucket, ring)
+    found = stored.manifests(bucket, ring)
     chosen = [one for one in found if options.backup in {"", one.id}]
     if not chosen:
         raise Refused(f"there is no backup {options.backup or 'at all'}", next="fab backup.list")
-    wrong = {one.id: full.verify(bucket, ring, one) for one in chosen}
+    wrong = {one.id: stored.verify(bucket, ring, one) for one in chosen}
     return {"verified": [one.id for one in chosen], "wrong": {k: v for k, v in wrong.items() if v}}
 
 

@@ -26,8 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flotilla.backup import stored
 from flotilla.backup.bucket import Bucket, MissingError
-from flotilla.backup.sealed import DamagedError, Ring, digest
+from flotilla.backup.sealed import Ring, digest
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.hosts.mysql import Server
 from flotilla.rules import backup as rules
@@ -38,8 +39,6 @@ TOOL = "flotilla 1"
 PART = 8 << 20
 PARTS = 10_000
 WORKERS = 4
-# Nothing is larger than this once it is opened.
-INDEX_MOST = 256 << 20
 CLONE_SECONDS = 6 * 3600.0
 _CLONED = """
 SELECT STATE AS state, ERROR_MESSAGE AS message, @@GLOBAL.gtid_executed AS gtids,
@@ -181,9 +180,8 @@ class Upload:
             raw = self._read(chunk)
             sealed = self._ring.seal(rules.chunk_name(self._copy.id, number), raw)
             at = volume.offset + volume.unsent
-            stored = Stored(number, volume.number, at, len(sealed), digest(sealed))
             volume.waiting.append(sealed)
-            volume.chunks.append(stored)
+            volume.chunks.append(Stored(number, volume.number, at, len(sealed), digest(sealed)))
             if volume.unsent >= PART:
                 self._send(volume)
         if volume.unsent or not volume.tags:
@@ -260,7 +258,7 @@ class Upload:
         )
         manifest = replace(manifest, mac=self._ring.mac(manifest.signed))
         if not self._bucket.add(rules.manifest_key(backup), manifest.as_json()):
-            return read_manifest(self._bucket, self._ring, backup)
+            return stored.read_manifest(self._bucket, self._ring, backup)
         return manifest
 
     def _read(self, chunk: tuple[Segment, ...]) -> bytes:
@@ -304,139 +302,11 @@ class Upload:
             os.fsync(file.fileno())
 
 
-def read_manifest(bucket: Bucket, ring: Ring, backup: str) -> Manifest:
-    """A backup's manifest. Raises DamagedError, MissingError."""
-    key = rules.manifest_key(backup)
-    try:
-        manifest = Manifest.parse(bucket.read(key))
-    except ValueError as error:
-        raise DamagedError(key, f"it is no manifest: {error}") from None
-    if not ring.is_mac(manifest.mac, manifest.signed):
-        raise DamagedError(
-            key, f"it was not written with a key of the ring (it names key {manifest.key})"
-        )
-    if manifest.id != backup:
-        raise DamagedError(key, f"it is the manifest of {manifest.id}")
-    return manifest
-
-
-def manifests(bucket: Bucket, ring: Ring) -> list[Manifest]:
-    """All whole backups, oldest first."""
-    keys = (entry.key for entry in bucket.list(rules.FULL) if entry.key.endswith("/manifest.json"))
-    found = [id_ for key in keys if (id_ := rules.id_of(key))]
-    return [read_manifest(bucket, ring, one) for one in sorted(found)]
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """What a backup consists of, read and checked."""
-
-    files: list[File]
-    chunks: list[tuple[Stored, tuple[Segment, ...]]]
-
-
-def read_index(bucket: Bucket, ring: Ring, manifest: Manifest) -> Index:
-    """Raises DamagedError where it is not the one that the manifest means."""
-    key = rules.index_key(manifest.id)
-    try:
-        sealed = bucket.read(key)
-    except MissingError:
-        raise DamagedError(key, "there is no such object") from None
-    if digest(sealed) != manifest.index_sha256:
-        raise DamagedError(key, "its checksum is not the one in the manifest")
-    files, stored = rules.parse_index(ring.open(key, sealed, most=INDEX_MOST).decode())
-    segments = list(rules.chunks(files))
-    if not len(stored) == len(segments) == manifest.chunks:
-        raise DamagedError(key, f"{len(stored)} chunks, where {manifest.chunks} were stored")
-    return Index(files, list(zip(stored, segments, strict=True)))
-
-
-def opened(bucket: Bucket, ring: Ring, backup: str, one: Stored, size: int) -> bytes:
-    """A chunk's content. Raises DamagedError naming its object and where it lies in there."""
-    key = rules.volume_key(backup, one.volume)
-    where = f"{key}, bytes {one.offset} to {one.offset + one.length} (chunk {one.number})"
-    try:
-        sealed = bucket.read(key, offset=one.offset, length=one.length)
-    except MissingError:
-        raise DamagedError(where, "there is no such object, or it ends before") from None
-    if digest(sealed) != one.sha256:
-        raise DamagedError(where, "its checksum is not the one in the index")
-    try:
-        content = ring.open(rules.chunk_name(backup, one.number), sealed, most=size)
-    except DamagedError as error:
-        raise DamagedError(where, error.what) from None
-    if len(content) != size:
-        raise DamagedError(where, f"it holds {len(content)} bytes, not {size}")
-    return content
-
-
-def verify(bucket: Bucket, ring: Ring, manifest: Manifest, *, workers: int = WORKERS) -> list[str]:
-    """Read and open every byte of a backup; what is wrong with it, one sentence each."""
-    try:
-        index = read_index(bucket, ring, manifest)
-    except DamagedError as error:
-        return [error.what]
-    wrong: list[str] = []
-
-    def check(item: tuple[Stored, tuple[Segment, ...]]) -> None:
-        stored, segments = item
-        try:
-            opened(bucket, ring, manifest.id, stored, sum(s.length for s in segments))
-        except DamagedError as error:
-            wrong.append(error.what)
-
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(check, index.chunks):
-            pass
-    return sorted(wrong)
-
-
-def fetch(
-    bucket: Bucket, ring: Ring, manifest: Manifest, target: Path, *, workers: int = WORKERS
-) -> None:
-    """Write all files of a backup into the empty folder ``target``.
-
-    Every chunk's checksum is checked and its seal opened before a byte of it is written. Raises
-    DamagedError, naming the object, Unreachable.
-    """
-    index = read_index(bucket, ring, manifest)
-    paths = [_inside(target, file.path) for file in index.files]
-    for path, file in zip(paths, index.files, strict=True):
-        if file.path.endswith("/"):
-            path.mkdir(mode=0o750)
-            continue
-        with path.open("xb") as made:
-            made.truncate(file.size)
-        path.chmod(0o640)
-
-    def write(item: tuple[Stored, tuple[Segment, ...]]) -> None:
-        stored, segments = item
-        content = opened(bucket, ring, manifest.id, stored, sum(s.length for s in segments))
-        at = 0
-        for segment in segments:
-            with paths[segment.file].open("r+b", buffering=0) as file:
-                part = memoryview(content)[at : at + segment.length]
-                if os.pwrite(file.fileno(), part, segment.offset) != segment.length:
-                    raise FlotillaError(f"{paths[segment.file]} could not be written whole")
-            at += segment.length
-
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(write, index.chunks):
-            pass
-
-
 def forget(folder: Path) -> None:
     """Drop a local copy."""
     # First: without it nobody takes what is left for a copy.
     (folder / "copy.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _inside(target: Path, path: str) -> Path:
-    made = target / path
-    if not made.resolve().is_relative_to(target.resolve()):
-        raise DamagedError(path, "this name of a file leads out of the data directory")
-    return made
 
 
 def _files(data: Path) -> Iterator[File]:

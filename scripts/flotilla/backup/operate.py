@@ -15,7 +15,7 @@ from typing import Any
 
 from flotilla.aws import dynamo
 from flotilla.aws.session import client, described
-from flotilla.backup import full
+from flotilla.backup import stored
 from flotilla.backup.archiver import parts_of
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
@@ -91,7 +91,7 @@ def listed(settings: Settings, *, now: float | None = None) -> dict[str, Any]:
     ``archive``: {host, caught_up_at, behind_seconds, objection, from, to}; times in UTC.
     """
     store, keys = bucket(settings), ring(settings)
-    manifests = full.manifests(store, keys)
+    manifests = stored.manifests(store, keys)
     table = dynamo.clusters(settings)
     item = table.get(ARCHIVE)
     progress = parsed(table, item)[1] if item else None
@@ -210,7 +210,7 @@ def retention(
     lifecycle says. Raises Refused.
     """
     store, keys = bucket(settings), ring(settings)
-    manifests = {one.id: one for one in full.manifests(store, keys)}
+    manifests = {one.id: one for one in stored.manifests(store, keys)}
     taken = {name: datetime.fromisoformat(one.taken) for name, one in manifests.items()}
     ruled = keeping.verdicts(taken, policy)
     kept = [GtidSet.parse(manifests[one.backup].gtids) for one in ruled if one.why]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flotilla.backup import full
+from flotilla.backup import stored
 from flotilla.backup.archiver import content, parts_of
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
@@ -102,7 +102,7 @@ def find(
             f"{rules.when(wanted.until)} is in the future; it is {rules.when(now)}",
             "fab backup.restore --to latest",
         )
-    bases = {one.id: one for one in full.manifests(bucket, ring)}
+    bases = {one.id: one for one in stored.manifests(bucket, ring)}
     streams = list(_known(bucket, ring))
     if wanted.until is not None:
         streams = [_exact(bucket, ring, one, wanted.until) for one in streams]
@@ -135,7 +135,7 @@ def restore(
         data.mkdir(mode=0o750)
         relay.mkdir(mode=0o750)
         said(f"base {way.manifest.id}: {way.manifest.raw_bytes >> 20} MiB")
-        full.fetch(bucket, ring, way.manifest, data)
+        stored.fetch(bucket, ring, way.manifest, data)
         files = _logs(bucket, ring, way.replay, relay)
         said(f"{len(way.replay.gtids)} transactions of {len(files)} binary logs to apply")
         _apply(folder, files, way, launch)

@@ -42,6 +42,7 @@ def findings(world: World) -> list[Finding]:
         status_traffic.apps,
         status_traffic.releases,
         status_data.mysql,
+        status_data.backups,
         status_data.redis,
         _machines,
         _images,

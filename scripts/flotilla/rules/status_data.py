@@ -10,9 +10,14 @@ from flotilla.rules.status_finding import FAILED_OVER, NO_WRITES, Finding, Sever
 from flotilla.rules.status_world import World
 
 LAG_SECONDS = 10.0
+# A timer takes one a day; an hour may be lost to a host that was off, and the run takes its time.
+BACKUP_HOURS = 27.0
+# A new fleet's first one is taken some minutes after its hosts were configured.
+YOUNG_SECONDS = 1800.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
+NO_BACKUP, NO_ARCHIVE = "backup-is-missing", "binlog-archive-stops"
 KEPT_OUT, NO_FAILOVER = "mysql-host-is-kept-out", "mysql-failover-is-refused"
 
 
@@ -70,6 +75,22 @@ def _members(cluster: Mapping[str, Any]) -> Iterator[Finding]:
         if member["role"] == "primary" and member.get("acknowledging_replicas") == 0:
             what = f"no replica acknowledges writes, so writes on {member['name']} wait"
             yield down(member["name"], what, "fab mysql.ensure", NO_WRITES)
+
+
+def backups(world: World) -> Iterator[Finding]:
+    """A full backup that is too old, and binary logs that are not archived."""
+    found = world.backups
+    ages = [host.age_seconds for host in world.by_role("mysql")]
+    if found is None or not ages or max(ages) < YOUNG_SECONDS:
+        return
+    after = "fab fleet.logs mysql --unit flotilla-backup"
+    if found.newest is None:
+        yield risk("backups", "there is no full backup", "fab backup.run", NO_BACKUP)
+    elif (hours := (found.at - found.newest) / 3600) > BACKUP_HOURS:
+        yield risk("backups", f"the newest full backup is {hours:.0f} h old", after, NO_BACKUP)
+    if found.objection:
+        after = "fab fleet.logs mysql --unit flotilla-archive"
+        yield risk("backups", found.objection, after, NO_ARCHIVE)
 
 
 def redis(world: World) -> Iterator[Finding]:

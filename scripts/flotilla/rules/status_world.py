@@ -130,13 +130,24 @@ class App:
 
 
 @dataclass(frozen=True, slots=True)
+class Backups:
+    """When the newest full backup was taken (seconds since the epoch, None for never), and why the
+    archive of binary logs is not what it should be, "" when it is.
+    """
+
+    newest: float | None
+    objection: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """The whole fleet. ``wanted`` is how many hosts fleet.yml wants by role.
 
     ``mysql`` is what ``flotilla.mysql.status`` gives, None with ``mysql_error`` when it could not
     be had. ``edge_owner`` is the instance that has the Elastic IP ``edge_address``; both are "" for
     none, None when EC2 could not be asked. ``api_error`` is why AWS could not be asked, "" if it
-    could. ``lock`` says who is changing the fleet now.
+    could. ``lock`` says who is changing the fleet now. ``backups`` is None when S3 did not tell.
     """
 
     fleet: str
@@ -155,6 +166,7 @@ class World:
     redis_errors: Mapping[str, str] = field(default_factory=dict)
     api_error: str = ""
     lock: str = ""
+    backups: Backups | None = None
 
     @property
     def is_blind(self) -> bool:

@@ -14,6 +14,7 @@ from flotilla import inventory
 from flotilla.aws import dynamo, lease
 from flotilla.aws import images as image_edge
 from flotilla.aws.session import client, described
+from flotilla.backup.glance import backups
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts import access
 from flotilla.inventory import store
@@ -79,6 +80,7 @@ class Looking:
             if host.role == "lb"
         }
         work["mysql"] = lambda: _mysql(settings, runner, snapshot)
+        work["backups"] = lambda: backups(settings)
         work["images"] = lambda: image_edge.ours(settings)
         work["edge"] = lambda: _edge(settings)
         work["lock"] = lambda: lease.read(dynamo.locks(settings), LOCK)
@@ -226,6 +228,7 @@ def _world(settings: Settings, snapshot: Snapshot, found: Mapping[str, Any]) -> 
             "",
         ),
         lock=_lock(found["lock"], now),
+        backups=found["backups"] if isinstance(found["backups"], rules.Backups) else None,
     )
 
 
