@@ -120,6 +120,34 @@ def restore(
     show(done, json=json, text=f"{text}, {done['seconds']} s")
 
 
+@task(help={**_TO, **YES, **JSON})
+def recover(
+    _: Context, to: str = "latest", gtid: str = "", *, yes: bool = False, json: bool = False
+) -> None:
+    """Make the MySQL cluster again when all of its hosts are gone: launch, restore, name a primary.
+
+    Refused while the primary of the record exists. Exit 0 done and the application serves, 2 a step
+    failed and the same command goes on, 3 refused and no data replaced, 4 unreachable, 5 no such
+    moment.
+    """
+    from flotilla import config
+    from flotilla.backup import recover as edge
+
+    settings = attempt(config.load, json=json)
+    again = typed("backup.recover", to=to, gtid=gtid)
+    done = attempt(
+        lambda: edge.recover(
+            settings,
+            to=to,
+            gtid=gtid,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=f"{done['primary']} is primary of term {done['term']}")
+
+
 @task(
     positional=["what"],
     help={

@@ -62,6 +62,16 @@ def under_lock(settings: Settings, hosts: Sequence[Host], *, say: Say) -> ansibl
     return _run(settings, ansible.Playbook(PLAYBOOK, limit=_limit(hosts)), say)
 
 
+def hosts_only(settings: Settings, role: str, *, say: Say) -> ansible.Run:
+    """The roles of one tier's hosts, and nothing that looks at its cluster: that one is not whole.
+
+    Raises as ``configure`` does.
+    """
+    access.prepare(settings, inventory.load(settings))
+    with _locked(settings, take_over=False):
+        return _run(settings, ansible.Playbook(PLAYBOOK, limit=role), say)
+
+
 def described(settings: Settings, hosts: Sequence[Host]) -> str:
     """The plan for people."""
     roles: dict[str, list[str]] = {}

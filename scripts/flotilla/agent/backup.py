@@ -1,7 +1,7 @@
 """What a database host does about backups: archive its logs, take a full backup, restore.
 
-``python -m flotilla.agent.backup VERB``: archive (for ever), run, restore, extract, verify. JSON on
-stdout, talk on stderr, exit codes as everywhere.
+``python -m flotilla.agent.backup VERB``: archive (for ever), run, find, restore, extract, verify.
+JSON on stdout, talk on stderr, exit codes as everywhere.
 """
 
 from __future__ import annotations
@@ -154,6 +154,11 @@ def not_due(bucket: Bucket, ring: Ring, host: Host) -> str:
     return ""
 
 
+def find(host: Host, options: argparse.Namespace) -> dict[str, Any]:
+    """The way to a moment; nothing is touched."""
+    return _told(_way(host, options), time.monotonic())
+
+
 def restore_here(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     """Build a data directory of that moment, and put it in the place of this host's."""
     started = time.monotonic()
@@ -215,14 +220,17 @@ def verify(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     return {"verified": [one.id for one in chosen], "wrong": {k: v for k, v in wrong.items() if v}}
 
 
-def _built(host: Host, options: argparse.Namespace) -> tuple[Way, Path]:
-    bucket, ring = host.bucket, host.ring()
+def _way(host: Host, options: argparse.Namespace) -> Way:
     promised = None
     with suppress(FlotillaError):  # a restore must not need the table
         progress = Archiving(host.table, host.name).read()[1]
         promised = GtidSet.parse(progress.gtids) if progress else None
     now = time.time_ns() // 1000
-    way = restore.find(bucket, ring, wanted(options), now=now, promised=promised)
+    return restore.find(host.bucket, host.ring(), wanted(options), now=now, promised=promised)
+
+
+def _built(host: Host, options: argparse.Namespace) -> tuple[Way, Path]:
+    way = _way(host, options)
     WORK.mkdir(parents=True, exist_ok=True, mode=0o750)
     user = pwd.getpwnam(USER)
     os.chown(WORK, user.pw_uid, user.pw_gid)
@@ -231,7 +239,7 @@ def _built(host: Host, options: argparse.Namespace) -> tuple[Way, Path]:
     if free < need:
         raise _no_room(WORK, free, need)
     folder = WORK / f"restore-{int(time.time())}"
-    restore.restore(bucket, ring, way, folder, launch, said=say)
+    restore.restore(host.bucket, host.ring(), way, folder, launch, said=say)
     return way, folder
 
 
@@ -326,14 +334,14 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     verbs.add_parser("archive")
     verbs.add_parser("run").add_argument("--if-due", action="store_true")
     verbs.add_parser("verify").add_argument("--backup", default="")
-    for verb in ("restore", "extract"):
+    for verb in ("find", "restore", "extract"):
         one = verbs.add_parser(verb)
         one.add_argument("--to", default="latest", help="microseconds since the epoch, or latest")
         one.add_argument("--gtid", default="")
         if verb == "extract":
             one.add_argument("--what", required=True, help="DATABASE or DATABASE.TABLE")
             one.add_argument("--output", required=True)
-        else:
+        elif verb == "restore":
             one.add_argument("--even-primary", action="store_true")
     return parser.parse_args(argv)
 
@@ -345,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, Callable[[Host, argparse.Namespace], Any]] = {
         "archive": archive,
         "run": run,
+        "find": find,
         "restore": restore_here,
         "extract": extract,
         "verify": verify,

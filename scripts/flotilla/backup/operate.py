@@ -134,7 +134,7 @@ def run(
         confirmed(f"{settings.prefix}: take a full backup on {chosen}; MySQL goes on meanwhile")
         with recorded(settings, command, said) as steps:
             with steps.step(f"copy and store on {chosen}"):
-                told = _on_host(opened, chosen, "run", as_server=True)
+                told = on_host(opened, chosen, "run", as_server=True)
             steps.result = told | {"host": chosen, "seconds": steps.seconds}
         return steps.result
 
@@ -145,7 +145,7 @@ def verify(settings: Settings, backup: str, *, said: Said) -> dict[str, Any]:
         chosen = _replica(opened)
         said(f"reading on {chosen}")
         words = ["verify", *(["--backup", backup] if backup else [])]
-        return _on_host(opened, chosen, *words, as_server=True) | {"host": chosen}
+        return on_host(opened, chosen, *words, as_server=True) | {"host": chosen}
 
 
 def restore(
@@ -162,7 +162,7 @@ def restore(
     Raises Refused with nothing touched, HostFailed; the host then has what it had.
     """
     until = moment(to)
-    words = ["restore", *_target(until, gtid)]
+    words = ["restore", *target(until, gtid)]
     with session(settings, fresh=True) as opened:
         demand_member(opened, host)
         when = "the latest transaction" if until is None else rules.when(until)
@@ -172,7 +172,7 @@ def restore(
         )
         with recorded(settings, f"fab backup.restore {host}", said) as steps:
             with steps.step(f"restore {host}"):
-                told = _on_host(opened, host, *words)
+                told = on_host(opened, host, *words)
             steps.result = told | {"host": host}
         return steps.result
 
@@ -194,9 +194,9 @@ def extract(
         chosen = _replica(opened)
         said(f"restoring beside {chosen}'s own data")
         remote = f"/var/lib/mysql-files/extract-{time.time_ns()}.sql"
-        words = ["extract", *_target(until, gtid), "--what", what, "--output", remote]
+        words = ["extract", *target(until, gtid), "--what", what, "--output", remote]
         try:
-            told = _on_host(opened, chosen, *words)
+            told = on_host(opened, chosen, *words)
             _fetched(opened, chosen, remote, output, told["bytes"])
         finally:
             opened.runner.run(chosen, f"rm -f {remote}", sudo=True)
@@ -248,7 +248,8 @@ def _streams(store: Bucket, keys: Ring) -> list[Known]:
     return [one for one in found if one]
 
 
-def _target(until: int | None, gtid: str) -> list[str]:
+def target(until: int | None, gtid: str) -> list[str]:
+    """The words of the tool on a host for a moment, or a set. Raises BadOption for both."""
     if gtid and until is not None:
         raise BadOption("--to and --gtid both say where to", untouched="Nothing was touched")
     return ["--gtid", gtid] if gtid else ["--to", "latest" if until is None else str(until)]
@@ -280,7 +281,8 @@ def _lag(server: Server) -> float | None:
     return health.lag_seconds if runs else None
 
 
-def _on_host(opened: Session, host: str, *words: str, as_server: bool = False) -> dict[str, Any]:
+def on_host(opened: Session, host: str, *words: str, as_server: bool = False) -> dict[str, Any]:
+    """What the tool on a host printed. Raises Refused or HostFailed with what it said."""
     tool = f"{TOOL} {shlex.join(words)}"
     if as_server:
         tool = f"setpriv --reuid mysql --regid mysql --init-groups {tool}"
