@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flotilla.agent.archive import Service
-from flotilla.agent.service import EC2_SECONDS, METADATA, RECORD_SECONDS, insist
+from flotilla.agent.patience import METADATA, insist
 from flotilla.agent.sessions import local
 from flotilla.aws.lean import Api, LeanTable, parameters
 from flotilla.aws.own_role import METADATA_URL, OwnRole
@@ -46,6 +46,8 @@ MYSQLD = "/usr/sbin/mysqld"
 USER = "mysql"
 # A backup takes a copy of the data first, and a restore builds a second data directory.
 SPARE = 1.15
+# As watchers wait for the record, and for anything else.
+RECORD_SECONDS, SLOW_SECONDS = 1.0, 5.0
 # A scheduled backup is due when the newest one is this old.
 DUE = timedelta(hours=20)
 
@@ -66,7 +68,7 @@ class Host:
         endpoint = environment.get("AWS_ENDPOINT_URL")
         self._role = OwnRole(environment.get(METADATA, METADATA_URL))
         self._quick = Api(self._region, self._role, endpoint_url=endpoint, seconds=RECORD_SECONDS)
-        self._slow = Api(self._region, self._role, endpoint_url=endpoint, seconds=EC2_SECONDS)
+        self._slow = Api(self._region, self._role, endpoint_url=endpoint, seconds=SLOW_SECONDS)
         self.name = options.host
 
     @cached_property

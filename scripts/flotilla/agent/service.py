@@ -22,6 +22,7 @@ from flotilla.agent.duty import Duty
 from flotilla.agent.endpoint import Endpoint, listen
 from flotilla.agent.knowledge import Knowledge
 from flotilla.agent.local import PERIOD_SECONDS, Local
+from flotilla.agent.patience import METADATA, RETRY_SECONDS, insist
 from flotilla.agent.sessions import Sessions, local
 from flotilla.agent.takeover import Takeover
 from flotilla.agent.watch import Watcher, described, sight
@@ -37,15 +38,12 @@ from flotilla.rules.mysql_standing import standing_objection
 from flotilla.rules.mysql_state import Place, State
 from flotilla.rules.mysql_verdict import Reach
 
-RETRY_SECONDS = 2.0
 # The record is small and near, and asked for by whoever waits; EC2 takes its time.
 RECORD_SECONDS = 1.0
 EC2_SECONDS = 5.0
 DUTY_SECONDS = 0.5
 SOON_SECONDS = 0.05
 STACK_BYTES = 512 * 1024
-# As for botocore: where the metadata service is.
-METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 
 log = logging.getLogger("flotilla.watcher")
 
@@ -241,17 +239,4 @@ def forever(work: Callable[[], None], sleep: Callable[[float], None] = time.slee
             work()
         except Exception:
             log.exception("this should not happen")
-        sleep(RETRY_SECONDS)
-
-
-def insist(read: Callable[[], Any], sleep: Callable[[float], None] = time.sleep) -> Any:
-    """What ``read`` returns, tried until it does."""
-    said = ""
-    while True:
-        try:
-            return read()
-        except FlotillaError as error:
-            if error.what != said:
-                log.warning("%s", error.what)
-            said = error.what
         sleep(RETRY_SECONDS)
