@@ -227,6 +227,73 @@ def retention(
     show(done, json=json, text=text)
 
 
+@task(help={**YES, **JSON})
+def rotate_key(_: Context, *, yes: bool = False, json: bool = False) -> None:
+    """Seal backups with a new key from now on; the old ones stay, and open what they sealed.
+
+    Exit 0 done, 3 refused and nothing changed, 4 the API does not answer.
+    """
+    from flotilla import config
+    from flotilla.backup import operate
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate.rotate(
+            settings,
+            confirmed=lambda plan: confirm(plan, yes=yes, again="fab backup.rotate-key"),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=f"key {done['key']} seals; {counted(done['keys'], 'key')} in all")
+
+
+@task(
+    help={
+        "output": "the file to write: SQL, gzipped",
+        "databases": "comma between (default: all but the server's own)",
+        **JSON,
+    }
+)
+def dump(_: Context, output: str, databases: str = "", *, json: bool = False) -> None:
+    """Write databases as SQL to a local file, from a replica: to move them to another version.
+
+    For bringing data back, fab backup.restore and fab backup.extract are many times faster. Exit 0
+    done, 2 the dump is not whole and its file is gone, 3 no replica, 4 unreachable, 5 bad option.
+    """
+    from flotilla import config
+    from flotilla.backup import logical
+
+    settings = attempt(config.load, json=json)
+    names = [name.strip() for name in databases.split(",") if name.strip()]
+    done = attempt(lambda: logical.dump(settings, names, Path(output), said=said), json=json)
+    show(done, json=json, text=f"{done['file']}: {', '.join(done['databases'])}")
+
+
+@task(positional=["source"], help={"source": "a file of fab backup.dump", **YES, **JSON})
+def load(_: Context, source: str, *, yes: bool = False, json: bool = False) -> None:
+    """Run the SQL of a dump on the primary. What it names is replaced.
+
+    Exit 0 done, 2 the server refused a statement and what came before it was done, 3 refused (no
+    whole dump, no primary) and nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.backup import logical
+
+    settings = attempt(config.load, json=json)
+    again = typed("backup.load", source)
+    done = attempt(
+        lambda: logical.load(
+            settings,
+            Path(source),
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=f"{done['file']} was run on {done['host']}")
+
+
 def _board(found: dict[str, Any]) -> str:
     rows = [
         f"{one['id']}  {one['host']:9} {one['bytes'] >> 20:7} MiB {one['stored_bytes'] >> 20:7} MiB"

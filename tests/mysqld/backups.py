@@ -111,13 +111,13 @@ def archived(trio: Trio, name: str, seconds: float = 30.0) -> None:
     until(lambda: executed <= GtidSet.parse(progress(trio).gtids), seconds=seconds, every=0.1)
 
 
-def backed_up(trio: Trio, bucket: Bucket, name: str) -> Manifest:
+def backed_up(trio: Trio, bucket: Bucket, name: str, ring: Ring = RING) -> Manifest:
     """A full backup, taken on one server."""
     folder = trio.folder / f"copy-{name}"
     session = trio[name].session()
     copy = full.copy(session, folder, utc)
     session.close()
-    upload = full.Upload(bucket, RING, folder, copy, cluster="mysql", host=name, now=utc, workers=2)
+    upload = full.Upload(bucket, ring, folder, copy, cluster="mysql", host=name, now=utc, workers=2)
     made = upload.run()
     full.forget(folder)
     return made

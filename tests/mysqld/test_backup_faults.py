@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from mysqld.backups import (
 )
 from mysqld.trio import Trio
 
-from flotilla.backup import full, restore, stored
+from flotilla.backup import full, logical, operate, restore, stored
 from flotilla.backup.archiver import parts_of
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
@@ -247,3 +249,27 @@ def test_another_host_archives_when_the_first_stops(trio: Trio, table: str, buck
             archived(trio, "mysql-1")
     with restored(trio, bucket, Wanted()) as server:
         assert ids(server, table) == [0, 1, 2, 3]
+
+
+def test_a_rotated_key_opens_what_it_sealed_and_seals_no_more(
+    trio: Trio, table: str, bucket: Bucket
+) -> None:
+    old = operate.ring(trio.settings)
+    before = backed_up(trio, bucket, "mysql-2", old)
+    told = operate.rotate(trio.settings, confirmed=lambda _: None, said=lambda _: None)
+    both = operate.ring(trio.settings)
+    assert (told["key"], told["keys"]) == (both.newest, 2)
+    after = backed_up(trio, bucket, "mysql-3", both)
+    assert (before.key, after.key) == (old.newest, both.newest)
+    assert stored.verify(bucket, both, before) == stored.verify(bucket, both, after) == []
+    with pytest.raises(DamagedError, match=both.newest):
+        stored.read_manifest(bucket, old, after.id)
+
+
+def test_a_dump_is_whole_or_there_is_none(tmp_path: Path) -> None:
+    for content in (b"", b"no gzip", gzip.compress(b"CREATE TABLE t;"), gzip.compress(b"x")[:-4]):
+        path = tmp_path / "dump.sql.gz"
+        path.write_bytes(content)
+        with pytest.raises(Refused) as caught:
+            logical._demand_whole(path)
+        assert "Nothing was changed" in str(caught.value)

@@ -50,6 +50,7 @@ _PASSWORDS = {
     "replication_password": "a replica's",
     "monitor_password": "a monitor's",
     "watcher_password": "a watcher's",
+    "backup_keys": "the-key-of-this-fleet-s-backups",
 }
 
 

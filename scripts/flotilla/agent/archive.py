@@ -23,6 +23,8 @@ TURN_SECONDS = 0.5
 IDLE_SECONDS = 1.0
 # The item is renewed, and the record read again, so often.
 SAY_SECONDS = 2.0
+# A key that was rotated is in use after this.
+RING_SECONDS = 300.0
 
 log = logging.getLogger("flotilla.archive")
 
@@ -67,6 +69,7 @@ class Service:
         self._clock = clock
         self._archiver: Archiver | None = None
         self._looked_at = 0.0
+        self._ring_at = 0.0
         self._is_mine = False
         self._caught_up_at = 0.0
         self._said = ""
@@ -119,7 +122,11 @@ class Service:
         if self._archiver is None or self._archiver.tenure != tenure:
             self._archiver = self._started(tenure, progress)
             self._caught_up_at = progress.caught_up_at if progress else now
+            self._ring_at = now
             log.info("archiving as %s", tenure.stream.prefix)
+        elif now >= self._ring_at + RING_SECONDS:
+            self._archiver.ring = self._ring()
+            self._ring_at = now
         self._looked_at = now
         said = Progress(
             self._host,

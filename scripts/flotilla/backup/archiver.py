@@ -45,15 +45,15 @@ class _File:
 class Archiver:
     """Sends one server's logs as one stream. ``turn`` again and again; not for two threads.
 
-    ``archived`` is what the archive is known to hold, of all streams; ``missing`` what it will
-    never hold, because no file here begins early enough.
+    ``ring`` may be exchanged at any time. ``archived`` is what the archive is known to hold, of all
+    streams; ``missing`` what it will never hold, because no file here begins early enough.
     """
 
     def __init__(
         self, bucket: Bucket, ring: Ring, index: Path, tenure: Tenure, archived: GtidSet
     ) -> None:
         self._bucket = bucket
-        self._ring = ring
+        self.ring = ring
         self._index = index
         self.tenure = tenure
         self.archived = archived
@@ -128,7 +128,7 @@ class Archiver:
         said = part.as_json()
         metadata = {"part": said} if len(said) < _METADATA_MOST else {}
         # One of this name has these bytes: the file is the same, and the answer was lost.
-        self._bucket.add(key, self._ring.seal(key, content), metadata)
+        self._bucket.add(key, self.ring.seal(key, content), metadata)
         del file.waiting[: end - file.sent]
         file.transactions = [one for one in file.transactions if one.end > end]
         file.sent = end
@@ -139,11 +139,11 @@ class Archiver:
         """Say in one object what all parts of a finished file say."""
         key = f"{self.tenure.stream.prefix}{file.name}/{rules.LIST}"
         text = "\n".join(part.as_json() for part in file.parts)
-        self._bucket.add(key, self._ring.seal(key, text.encode()))
+        self._bucket.add(key, self.ring.seal(key, text.encode()))
 
     def _begin(self) -> _File:
         names = _names(self._index)
-        sent = sent_so_far(self._bucket, self._ring, self.tenure.stream)
+        sent = sent_so_far(self._bucket, self.ring, self.tenure.stream)
         if sent:
             last = max(sent, key=rules.number_of)
             file = self._at(names, last)

@@ -7,6 +7,7 @@ through the operator's machine, and keys of the bucket's objects do not either.
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import time
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ from flotilla.settings import Settings
 TOOL = "/usr/local/sbin/flotilla-backup"
 # A terabyte in a day is 12 MB/s.
 HOST_SECONDS = 24 * 3600.0
+KEY_BYTES = 32
 _FORMATS = ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S")
 
 
@@ -129,7 +131,7 @@ def run(
     """
     command = "fab backup.run"
     with session(settings, fresh=True) as opened:
-        chosen = host or _replica(opened)
+        chosen = host or nearest(opened)
         demand_member(opened, chosen)
         confirmed(f"{settings.prefix}: take a full backup on {chosen}; MySQL goes on meanwhile")
         with recorded(settings, command, said) as steps:
@@ -142,7 +144,7 @@ def run(
 def verify(settings: Settings, backup: str, *, said: Said) -> dict[str, Any]:
     """Read and open every byte of a backup ("" all) on a replica: {verified, wrong, host}."""
     with session(settings, fresh=True) as opened:
-        chosen = _replica(opened)
+        chosen = nearest(opened)
         said(f"reading on {chosen}")
         words = ["verify", *(["--backup", backup] if backup else [])]
         return on_host(opened, chosen, *words, as_server=True) | {"host": chosen}
@@ -191,7 +193,7 @@ def extract(
         raise BadOption(f"{output} exists", "it is not written over", "Nothing was changed")
     until = moment(to)
     with session(settings, fresh=True) as opened:
-        chosen = _replica(opened)
+        chosen = nearest(opened)
         said(f"restoring beside {chosen}'s own data")
         remote = f"/var/lib/mysql-files/extract-{time.time_ns()}.sql"
         words = ["extract", *target(until, gtid), "--what", what, "--output", remote]
@@ -240,6 +242,34 @@ def retention(
     return told
 
 
+def rotate(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
+    """Seal with a new key from now on: {key, keys}. Every old key stays, to open what it sealed.
+
+    The new ring is read back. Hosts read it again within some minutes.
+    """
+    old, name = ring(settings), settings.parameter("mysql", "backup_keys")
+    confirmed(
+        f"{settings.prefix}: put a new key before the {len(old.keys)} in {name}; key {old.newest}"
+        " opens what it sealed"
+    )
+    text = " ".join([secrets.token_urlsafe(KEY_BYTES), *(key.decode() for key in old.keys)])
+    with recorded(settings, "fab backup.rotate-key", said) as steps:
+        with steps.step("new key"), described(settings, "store the keys of backups"):
+            client(settings, "ssm").put_parameter(
+                Name=name, Value=text, Type="SecureString", Overwrite=True
+            )
+            made = ring(settings)
+        if made.keys[1:] != old.keys:
+            raise FlotillaError(
+                f"{name} is not what was written",
+                "somebody else may have changed it in this moment",
+                "SSM keeps its earlier versions",
+                "docs/runbooks/backup-key-is-lost.md",
+            )
+        steps.result = {"key": made.newest, "keys": len(made.keys)}
+    return steps.result
+
+
 def _streams(store: Bucket, keys: Ring) -> list[Known]:
     by_stream: dict[Stream, list[Part]] = {}
     for part in parts_of(store, keys):
@@ -255,8 +285,8 @@ def target(until: int | None, gtid: str) -> list[str]:
     return ["--gtid", gtid] if gtid else ["--to", "latest" if until is None else str(until)]
 
 
-def _replica(opened: Session) -> str:
-    """The replica that is nearest to the primary."""
+def nearest(opened: Session) -> str:
+    """The replica that is nearest to the primary. Raises Refused where none runs."""
     best: tuple[float, str] | None = None
     lags = opened.cluster.each(opened.cluster.seats, lambda seat: _lag(seat.server))
     for name, answer in lags.items():
