@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
 import time
 
+import pytest
 from mysqld.agents import Agents
 from mysqld.backups import (
     RING,
@@ -21,9 +24,11 @@ from mysqld.backups import (
 from mysqld.commits import Commit
 from mysqld.trio import Trio
 
-from flotilla.backup import stored
+from flotilla.backup import archiver, stored
+from flotilla.backup.archiver import parts_of
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
+from flotilla.rules.binlog import Reader
 from flotilla.rules.gtid import GtidSet
 from flotilla.wait import until
 
@@ -109,3 +114,52 @@ def test_what_nobody_acknowledged_is_in_the_archive_and_never_restored(
     for moment, rows in ((before, [0, 1]), (during, [0, 1]), (after, [0, 1, 3]), (None, [0, 1, 3])):
         with restored(trio, bucket, Wanted(until=moment)) as server:
             assert ids(server, table) == rows
+
+
+def test_tags_and_transactions_larger_than_a_part(
+    trio: Trio, table: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archiver, "WINDOW", 64 << 10)
+    name = f"{trio.settings.mysql.database}.large"
+    backed_up(trio, bucket, "mysql-2")
+    with Archives(trio, bucket, ["mysql-1"]):
+        trio.rows("mysql-1", f"CREATE TABLE {name} (id INT PRIMARY KEY, text LONGTEXT)")
+        session = trio["mysql-1"].session()
+        session.query("SET gtid_next = 'AUTOMATIC:blue'")
+        session.query(f"INSERT INTO {table} VALUES (1)")
+        session.query(f"INSERT INTO {name} VALUES (1, REPEAT('x', 1000000))", seconds=20)
+        moment = micro()
+        session.query("SET gtid_next = 'AUTOMATIC'")
+        session.query(f"INSERT INTO {table} VALUES (2)")
+        session.close()
+        archived(trio, "mysql-1")
+    executed = GtidSet.parse(trio.rows("mysql-1", "SELECT @@gtid_executed AS e")[0]["e"])
+    assert any(tag == "blue" for _, tag in executed.sources)
+    parts = list(parts_of(bucket, RING))
+    assert len(parts) > 10
+    for wanted, rows in ((Wanted(until=moment), [0, 1]), (Wanted(), [0, 1, 2])):
+        with restored(trio, bucket, wanted) as server:
+            assert ids(server, table) == rows
+            assert server.query(f"SELECT LENGTH(text) AS n FROM {name}")[0]["n"] == 1000000
+
+
+def test_what_is_read_of_a_log_is_what_mysqlbinlog_prints(trio: Trio, table: str) -> None:
+    for number in range(1, 6):
+        insert(trio, "mysql-1", table, number)
+    trio.rows("mysql-1", "FLUSH BINARY LOGS")
+    log = trio["mysql-1"].data / "binlog.000002"
+    printed = subprocess.run(
+        trio["mysql-1"].binaries.argv("usr/bin/mysqlbinlog", "--no-defaults", "-vv", str(log)),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names = re.findall(r"GTID_NEXT= '([0-9a-f-]{36}):(\d+)'", printed)
+    times = [int(one) for one in re.findall(r"# original_commit_timestamp=(\d+)", printed)]
+    for size in (1, 7, 100, 10**9):
+        data, reader, found = log.read_bytes(), Reader(), []
+        for start in range(0, len(data), size):
+            found += reader.feed(data[start : start + size])
+        assert [(one.source[0], str(one.number)) for one in found] == names
+        assert [one.committed for one in found] == times
+        assert (reader.at, reader.whole, reader.is_over) == (len(data), len(data), True)
