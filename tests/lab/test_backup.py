@@ -105,6 +105,14 @@ def test_a_replica_is_restored_and_follows(databases: Databases, backup: dict[st
     typed("backup.restore", databases.primary, "--yes", code=3)
 
 
+def test_a_drill_proves_that_backups_restore(databases: Databases, backup: dict[str, Any]) -> None:
+    with databases.clients() as writing:
+        told = fab("backup.drill", "--yes")
+        writing.stop()
+    assert told["exact"], told["differ"]
+    assert told["gap_seconds"] <= RECOVERY_SECONDS
+
+
 def test_a_cluster_that_is_lost_comes_back_with_what_was_acknowledged(
     standing_fleet: Settings, databases: Databases, backup: dict[str, Any]
 ) -> None:

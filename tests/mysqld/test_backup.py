@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import threading
 import time
 
 import pytest
@@ -27,7 +28,9 @@ from mysqld.trio import Trio
 from flotilla.backup import archiver, stored
 from flotilla.backup.archiver import parts_of
 from flotilla.backup.bucket import Bucket
+from flotilla.backup.contents import contents
 from flotilla.backup.restore import Wanted
+from flotilla.hosts.mysql import Server
 from flotilla.rules.binlog import Reader
 from flotilla.rules.gtid import GtidSet
 from flotilla.wait import until
@@ -163,3 +166,23 @@ def test_what_is_read_of_a_log_is_what_mysqlbinlog_prints(trio: Trio, table: str
         assert [(one.source[0], str(one.number)) for one in found] == names
         assert [one.committed for one in found] == times
         assert (reader.at, reader.whole, reader.is_over) == (len(data), len(data), True)
+
+
+def test_two_servers_are_compared_while_one_is_written_to(
+    trio: Trio, table: str, bucket: Bucket
+) -> None:
+    backed_up(trio, bucket, "mysql-2")
+    client = Client(trio, table)
+    with Archives(trio, bucket, ["mysql-1"]):
+        writes = threading.Thread(target=client.write, args=(150,))
+        writes.start()
+        until(lambda: client.sent > 50, seconds=20, every=0.01)
+        holds = contents(trio["mysql-3"].session)
+        writes.join()
+        archived(trio, "mysql-1")
+    assert len(GtidSet.parse(holds.gtids)) >= 50
+    wanted = Wanted(gtids=GtidSet.parse(holds.gtids))
+    with restored(trio, bucket, wanted) as server:
+        made = contents(lambda: Server("restored", server._open))
+    assert made == holds
+    assert made != contents(trio["mysql-1"].session)

@@ -1,7 +1,7 @@
 """What a database host does about backups: archive its logs, take a full backup, restore.
 
-``python -m flotilla.agent.backup VERB``: archive (for ever), run, find, restore, extract, verify.
-JSON on stdout, talk on stderr, exit codes as everywhere.
+``python -m flotilla.agent.backup VERB``; archive runs for ever, all others end. JSON on stdout,
+talk on stderr, exit codes as everywhere.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from flotilla.aws.lean import Api, LeanTable, parameters
 from flotilla.aws.own_role import METADATA_URL, OwnRole
 from flotilla.backup import full, restore, stored
 from flotilla.backup.bucket import Bucket
+from flotilla.backup.contents import contents
 from flotilla.backup.restore import Wanted, Way
 from flotilla.backup.sealed import Ring
 from flotilla.backup.shared import Archiving, taking
@@ -211,6 +212,27 @@ def extract(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     return _told(way, started) | {"file": str(target), "bytes": target.stat().st_size}
 
 
+def rehearse(host: Host, options: argparse.Namespace) -> dict[str, Any]:
+    """Build what the cluster had, read all of it, and drop it again."""
+    started = time.monotonic()
+    way, folder = _built(host, options)
+    seconds = round(time.monotonic() - started, 1)
+    started_with = [f"--datadir={folder / 'data'}", "--skip-networking=ON"]
+    try:
+        with restore.running(folder, started_with, launch):
+            path = str(folder / "mysqld.sock")
+            found = contents(lambda: local(path, "root"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _told(way, started) | {"seconds": seconds, "sums": found.sums}
+
+
+def held(_: Host, __: argparse.Namespace) -> dict[str, Any]:
+    """A checksum of every table of this host's server, and the GTID set they are of."""
+    found = contents(lambda: local(user="root"))
+    return {"gtids": found.gtids, "sums": found.sums}
+
+
 def verify(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     """Read every byte of a backup, or of all."""
     bucket, ring = host.bucket, host.ring()
@@ -336,7 +358,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     verbs.add_parser("archive")
     verbs.add_parser("run").add_argument("--if-due", action="store_true")
     verbs.add_parser("verify").add_argument("--backup", default="")
-    for verb in ("find", "restore", "extract"):
+    verbs.add_parser("contents")
+    for verb in ("find", "rehearse", "restore", "extract"):
         one = verbs.add_parser(verb)
         one.add_argument("--to", default="latest", help="microseconds since the epoch, or latest")
         one.add_argument("--gtid", default="")
@@ -356,6 +379,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "archive": archive,
         "run": run,
         "find": find,
+        "rehearse": rehearse,
+        "contents": held,
         "restore": restore_here,
         "extract": extract,
         "verify": verify,
