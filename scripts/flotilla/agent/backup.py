@@ -128,7 +128,7 @@ def run(host: Host, options: argparse.Namespace) -> dict[str, Any]:
         if why:
             return {"made": False, "why": why}
     with taking(host.table, f"{host.name}:{os.getpid()}"):
-        folder = WORK / "copy"
+        folder, started = WORK / "copy", time.monotonic()
         copy = full.unfinished(folder)
         if copy is None:
             _demand_room(DATA, WORK)
@@ -138,12 +138,15 @@ def run(host: Host, options: argparse.Namespace) -> dict[str, Any]:
             finally:
                 server.close()
             say(f"copied: {copy.gtids}")
+        copied = time.monotonic()
         upload = full.Upload(
             bucket, ring, folder, copy, cluster=CLUSTER, host=host.name, now=_now, said=say
         )
         manifest = upload.run()
+        seconds = {"copy": copied - started, "store": time.monotonic() - copied}
         full.forget(folder)
-    return {"made": True, "backup": manifest.id, "gtids": manifest.gtids} | _sizes(manifest)
+    told = {"made": True, "backup": manifest.id, "gtids": manifest.gtids}
+    return told | _sizes(manifest) | {"took": {k: round(v, 2) for k, v in seconds.items()}}
 
 
 def not_due(bucket: Bucket, ring: Ring, host: Host) -> str:

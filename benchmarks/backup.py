@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""What a backup costs clients, and how long it and a restore take beside the usual tools.
+
+    benchmarks/backup.py --yes [--mib 2048]
+
+Fills a table of its own on the standing fleet, then, on one replica each:
+
+backup    fab backup.run's tool, while clients post entries; and `tar | zstd -3` of the same data
+restore   the tool, beside the data in use: base and binary logs; and `mysql < dump` of the same
+          data into a server of its own, which writes no binary log and waits for no disk
+
+Prints a table on stderr and one JSON object on stdout; exits 1 when a bar was missed. The table is
+dropped afterwards; the backup stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+from flotilla import config
+from flotilla.aws import edge
+from flotilla.backup import operate
+from flotilla.mysql import store
+from flotilla.mysql.session import Session, session
+from flotilla.rules.drill import ratio
+from flotilla.settings import Settings
+from flotilla.traffic import Background
+
+SCHEMA = "backup_bench"
+# Against the write latency before, tar and zstd, and a dump.
+LATENCY_BAR, THROUGHPUT_BAR, RESTORE_BAR = 1.5, 0.6, 5.0
+RATE, CALM_SECONDS = 50, 20.0
+LONG = 3600.0
+# A mebibyte of text that compresses to a half, as much data does.
+ROWS = 1000
+_FILL = f"""
+INSERT INTO {SCHEMA}.t (body)
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+SELECT HEX(RANDOM_BYTES(524)) FROM n
+"""
+_TAR = "set -o pipefail; tar -C /var/lib/mysql -cf - . | zstd -3 -q -c | wc -c"
+_LOAD = f"""
+set -e
+work=/var/lib/mysql-files/bench; rm -rf $work; mkdir -p $work; cd $work
+mysqldump --single-transaction --set-gtid-purged=OFF --databases {SCHEMA} > dump.sql
+chown -R mysql:mysql $work
+options="--datadir=$work/data --socket=$work/s --pid-file=$work/pid --skip-networking --user=mysql
+  --log-error=$work/log --disable-log-bin --innodb-flush-log-at-trx-commit=0 --super-read-only=OFF
+  --read-only=OFF"
+mysqld $options --initialize-insecure
+mysqld $options & pid=$!
+until mysqladmin --socket=$work/s ping >/dev/null 2>&1; do sleep 0.2; done
+begun=$(date +%s.%N)
+mysql --socket=$work/s < dump.sql
+ended=$(date +%s.%N)
+mysqladmin --socket=$work/s shutdown; wait $pid
+cd /; rm -rf $work
+python3 -c "print($ended - $begun)"
+"""
+
+
+def main() -> int:
+    """Measure, and print."""
+    options = parsed()
+    if not options.yes:
+        say("It fills a table on the fleet and takes a backup. Next: add --yes")
+        return 3
+    settings = config.load()
+    with session(settings, fresh=True) as opened, filled(opened, settings, options.mib) as primary:
+        replicas = [name for name in sorted(opened.cluster.seats) if name != primary]
+        for name in replicas:
+            opened.runner.run(name, "apt-get -qq install -y zstd", sudo=True, seconds=300)
+        told = {"mib": options.mib, "backup": backup(opened, settings, replicas[0])}
+        say(json.dumps(told["backup"]))
+        told["restore"] = restore(opened, replicas[1])
+        say(json.dumps(told["restore"]))
+    told["missed"] = missed(told)
+    say(f"missed: {', '.join(told['missed']) or 'nothing'}")
+    print(json.dumps(told))
+    return 1 if told["missed"] else 0
+
+
+@contextmanager
+def filled(opened: Session, settings: Settings, mib: int) -> Iterator[str]:
+    """The primary, which has a schema of so much data for as long as the block lasts."""
+    record = store.records(settings).read()
+    seats = opened.cluster.seats.values()
+    primary = next(seat for seat in seats if record and seat.instance_id == record.instance_id)
+    primary.server.batch(
+        [
+            f"DROP DATABASE IF EXISTS {SCHEMA}",
+            f"CREATE DATABASE {SCHEMA}",
+            f"CREATE TABLE {SCHEMA}.t (id BIGINT AUTO_INCREMENT PRIMARY KEY, body TEXT)",
+        ],
+        seconds=60,
+    )
+    try:
+        begun = time.monotonic()
+        for number in range(mib):
+            primary.server.query(_FILL, seconds=120)
+            if number % 256 == 255:
+                say(f"{number + 1} of {mib} MiB, {time.monotonic() - begun:.0f} s")
+        yield primary.name
+    finally:
+        primary.server.query(f"DROP DATABASE IF EXISTS {SCHEMA}", seconds=120)
+
+
+def backup(opened: Session, settings: Settings, replica: str) -> dict[str, Any]:
+    """A full backup under writes, and tar of the same."""
+    url = edge.url(settings)
+    with Background("--url", url, "--rate", str(RATE), "--mix", "post=1") as traffic:
+        time.sleep(4)
+        traffic.mark("before")
+        time.sleep(CALM_SECONDS)
+        traffic.mark("during")
+        made = operate.on_host(opened, replica, "run", as_server=True)
+        traffic.mark("after")
+        seen = traffic.stop()
+    begun = time.monotonic()
+    opened.runner.run(replica, f"bash -c '{_TAR}'", sudo=True, seconds=LONG)
+    tar = time.monotonic() - begun
+    p99 = {name: seen["phases"][name]["p99_ms"] for name in ("before", "during")}
+    return {
+        "bytes": made["bytes"],
+        "stored_bytes": made["stored_bytes"],
+        "took": made["took"],
+        "tar_seconds": round(tar, 1),
+        "to_tar": round(tar / sum(made["took"].values()), 2),
+        "p99_ms": p99,
+        "p99_ratio": ratio(p99),
+        "failed": seen["failed"],
+    }
+
+
+def restore(opened: Session, replica: str) -> dict[str, Any]:
+    """A restore beside the data in use, and a dump of the same that is loaded."""
+    made = operate.on_host(opened, replica, "rehearse")
+    loaded = opened.runner.run(replica, f"bash -c '{_LOAD}'", sudo=True, seconds=LONG).stdout
+    seconds = float(loaded.split()[-1])
+    return {
+        "seconds": made["seconds"],
+        "replayed": made["replayed"],
+        "load_seconds": round(seconds, 1),
+        "times_faster": round(seconds / made["seconds"], 2),
+    }
+
+
+def missed(told: dict[str, Any]) -> list[str]:
+    """The bars that were, as words."""
+    one, other = told["backup"], told["restore"]
+    return [
+        *["write latency"] * ((one["p99_ratio"] or 0) > LATENCY_BAR),
+        *["backup / tar"] * (one["to_tar"] < THROUGHPUT_BAR),
+        *["restore / load"] * (other["times_faster"] < RESTORE_BAR),
+    ]
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mib", type=int, default=2048)
+    parser.add_argument("--yes", action="store_true")
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
