@@ -192,7 +192,10 @@ def running(instance_id: str) -> Guest | None:
     if row["state"] != "running" or not row["pid"]:
         return None
     found = Guest(instance_id, row["private_ip"], row["pid"])
-    up = found.run("systemctl", "is-system-running").stdout.strip()
+    try:
+        up = found.run("systemctl", "is-system-running").stdout.strip()
+    except subprocess.TimeoutExpired:
+        return None  # it was on its way down, and its systemd answers nobody any more
     return found if up in ("running", "degraded", "starting") else None
 
 
