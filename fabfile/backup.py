@@ -61,7 +61,7 @@ def run(_: Context, host: str | None = None, *, yes: bool = False, json: bool = 
     show(done, json=json, text=f"backup {done.get('backup')} of {done['host']}")
 
 
-@task(positional=["backup"], optional=["backup"], help={"backup": "which (default: all)", **JSON})
+@task(help={"backup": "which (default: all)", **JSON})
 def verify(_: Context, backup: str = "", *, json: bool = False) -> None:
     """Read every byte of a backup, check its checksum, and open it. Changes nothing.
 

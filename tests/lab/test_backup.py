@@ -56,7 +56,7 @@ def test_a_full_backup_is_taken_on_a_replica_and_is_sound(
     assert backup["bytes"] > 2 * backup["stored_bytes"] > 0
     listed = fab("backup.list")
     assert listed["backups"][0]["id"] == backup["backup"]
-    verified = fab("backup.verify", backup["backup"])
+    verified = fab("backup.verify", "--backup", backup["backup"])
     assert (verified["verified"], verified["wrong"]) == ([backup["backup"]], {})
 
 
@@ -99,6 +99,7 @@ def test_a_replica_is_restored_and_follows(databases: Databases, backup: dict[st
     until(lambda: archive()["behind_seconds"] < 1, 30, "it is archived")
     told = fab("backup.restore", replica, "--yes")
     assert told["replayed"] > 0
+    databases.opened.cluster.server(replica).close()  # that server was another one
     until(lambda: databases.member(replica)["role"] == "replica", 60, "it follows")
     databases.write(databases.primary, "after the restore")
     until(lambda: "after the restore" in databases.rows(replica), 30, "it applies")

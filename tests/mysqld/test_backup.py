@@ -186,3 +186,25 @@ def test_two_servers_are_compared_while_one_is_written_to(
         made = contents(lambda: Server("restored", server._open))
     assert made == holds
     assert made != contents(trio["mysql-1"].session)
+
+
+def test_a_primary_that_was_made_from_a_copy_has_all_that_came_before(
+    trio: Trio, table: str, bucket: Bucket
+) -> None:
+    """Its logs begin with nothing, as after CLONE or a restore; what it holds is much more."""
+    insert(trio, "mysql-1", table, 1)
+    backed_up(trio, bucket, "mysql-2")
+    executed = trio.rows("mysql-1", "SELECT @@GLOBAL.gtid_executed AS e")[0]["e"]
+    session = trio["mysql-1"].session()
+    session.batch(["RESET BINARY LOGS AND GTIDS", ("SET GLOBAL gtid_purged = %s", (executed,))])
+    session.close()
+    for replica in ("mysql-2", "mysql-3"):  # their streams were in the logs that are gone
+        trio.rows(replica, "STOP REPLICA IO_THREAD")
+        trio.rows(replica, "START REPLICA IO_THREAD")
+    with Archives(trio, bucket, ["mysql-1"]):
+        moment = insert(trio, "mysql-1", table, 2)
+        insert(trio, "mysql-1", table, 3)
+        archived(trio, "mysql-1")
+    for wanted, rows in ((Wanted(until=moment), [0, 1, 2]), (Wanted(), [0, 1, 2, 3])):
+        with restored(trio, bucket, wanted) as server:
+            assert ids(server, table) == rows

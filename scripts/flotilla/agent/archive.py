@@ -30,7 +30,8 @@ log = logging.getLogger("flotilla.archive")
 
 _STANDING = """
 SELECT @@GLOBAL.server_uuid AS uuid, t.term AS term,
-  CAST(UNIX_TIMESTAMP(t.granted_at) * 1000000 AS UNSIGNED) AS began
+  CAST(UNIX_TIMESTAMP(t.granted_at) * 1000000 AS UNSIGNED) AS began,
+  @@GLOBAL.gtid_purged AS purged
 FROM ops.term t ORDER BY t.term DESC LIMIT 1
 """
 
@@ -73,6 +74,7 @@ class Service:
         self._is_mine = False
         self._caught_up_at = 0.0
         self._said = ""
+        self._purged = ""
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Never returns."""
@@ -145,7 +147,9 @@ class Service:
             archived = GtidSet()
             for part in parts_of(self._bucket, ring):
                 archived |= part.gtids | (part.previous or GtidSet())
-        return Archiver(self._bucket, ring, self._index, tenure, archived)
+        return Archiver(
+            self._bucket, ring, self._index, tenure, archived, purged=GtidSet.parse(self._purged)
+        )
 
     def _tenure(self, record: Record | None) -> Tenure | None:
         """The stream that this server would write: None before it has seen any term."""
@@ -159,6 +163,7 @@ class Service:
             raise
         if not rows or rows[0]["term"] != record.term:
             return None
+        self._purged = rows[0]["purged"]
         return Tenure(Stream(int(rows[0]["term"]), rows[0]["uuid"]), int(rows[0]["began"]))
 
     def _tell(self, trouble: str) -> None:

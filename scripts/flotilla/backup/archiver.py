@@ -47,16 +47,26 @@ class Archiver:
 
     ``ring`` may be exchanged at any time. ``archived`` is what the archive is known to hold, of all
     streams; ``missing`` what it will never hold, because no file here begins early enough.
+    ``purged`` is what the server executed and has in no log. The logs of one that was made from a
+    copy begin as if there had been nothing before: their own word for that leaves it out.
     """
 
     def __init__(
-        self, bucket: Bucket, ring: Ring, index: Path, tenure: Tenure, archived: GtidSet
+        self,
+        bucket: Bucket,
+        ring: Ring,
+        index: Path,
+        tenure: Tenure,
+        archived: GtidSet,
+        *,
+        purged: GtidSet,
     ) -> None:
         self._bucket = bucket
         self.ring = ring
         self._index = index
         self.tenure = tenure
         self.archived = archived
+        self._purged = purged
         self.missing = GtidSet()
         self._file: _File | None = None
 
@@ -120,7 +130,7 @@ class Archiver:
             min(times, default=0),
             max(times, default=0),
             self.tenure.began,
-            file.reader.previous if file.sent == 0 else None,
+            self._before(file.reader) if file.sent == 0 else None,
             file.reader.is_over and end == file.reader.at,
         )
         content = part.as_json().encode() + b"\n" + bytes(file.waiting[: end - file.sent])
@@ -186,12 +196,16 @@ class Archiver:
         paths = (path for path in _names(self._index) if rules.number_of(path.name) == wanted)
         return next((_File(path.name, path) for path in paths), None)
 
+    def _before(self, reader: Reader) -> GtidSet:
+        """All that the server had executed before a log."""
+        return (reader.previous or GtidSet()) | self._purged
+
     def _previous(self, path: Path) -> GtidSet:
         reader = Reader()
         with path.open("rb", buffering=0) as source:
             while reader.previous is None and (data := source.read(1 << 16)):
                 reader.feed(data)
-        return reader.previous or GtidSet()
+        return self._before(reader)
 
 
 def sent_so_far(bucket: Bucket, ring: Ring, stream: Stream) -> dict[str, list[Part]]:
