@@ -101,7 +101,7 @@ def deploy(
 @task(
     help={
         "fault": "what happens to the primary: kill, freeze, partition, partition-replicas-only, "
-        "stop-instance, zone, restart, disk-full, too-many-connections",
+        "stop-instance, zone, switchover, restart, disk-full, too-many-connections",
         "runs": "how often, the cluster being put in order in between (default 1)",
         "writers": "clients on every application host, through its own HAProxy (default 2)",
         "stop-seconds": "EC2 takes so long to stop an instance meanwhile (default 0: at once)",

@@ -58,6 +58,7 @@ def test_a_living_primary_is_not_replaced_because_somebody_says_so(databases: Da
         "partition",
         "partition-replicas-only",
         "zone",
+        "switchover",
         "restart",
         "disk-full",
         "too-many-connections",

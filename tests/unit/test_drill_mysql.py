@@ -76,6 +76,7 @@ class Shell:
     def __init__(self) -> None:
         self.ran: list[tuple[str, str]] = []
         self.down: set[str] = set()
+        self.given: list[str] = []
 
     def run(self, host: str, command: str, **_: Any) -> None:
         if host in self.down:
@@ -100,7 +101,7 @@ class Network:
 def site(outside: Network | None = None) -> tuple[Site, Shell]:
     shell = Shell()
     settings: Any = SimpleNamespace()
-    made = Site(settings, shell, {}, {}, None, outside)  # type: ignore[arg-type]
+    made = Site(settings, shell, {}, {}, None, shell.given.append, outside)  # type: ignore[arg-type]
     return made, shell
 
 
@@ -116,6 +117,13 @@ def test_a_fault_of_the_shell_is_made_on_the_primary_alone(name):
         assert shell.ran
     assert {host for host, _ in shell.ran} == {"mysql-2"}
     assert where.undoing == []
+
+
+def test_a_switchover_is_asked_for_and_nothing_is_broken_or_undone():
+    where, shell = site()
+    with undone(where):
+        strike(where, FAULTS["switchover"], Aim("mysql-2"))
+    assert (shell.given, shell.ran, where.undoing) == (["mysql-2"], [], [])
 
 
 def test_a_frozen_server_goes_on_afterwards_and_a_fenced_host_is_left_alone():
@@ -198,6 +206,7 @@ def test_all_runs_are_told_together_with_what_each_broke():
         "ended_seconds": 20.0,
         "acked": 10,
         "failed": 1,
+        "errors_beyond_gap": 0,
         "unknown": 1,
         "unknown_there": 0,
         "lost": 0,

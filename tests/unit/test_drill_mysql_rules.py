@@ -79,7 +79,9 @@ def run(**more: Any) -> dict[str, Any]:
 # --- whom to strike -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(FAULTS) - {"zone", "partition-replicas-only"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(FAULTS) - {"zone", "partition-replicas-only", "switchover"})
+)
 def test_a_fault_strikes_the_primary(name):
     assert rules.aim(FAULTS[name], "mysql-2", MEMBERS, CLIENTS) == Aim("mysql-2")
 
@@ -90,6 +92,13 @@ def test_a_primary_is_cut_from_its_replicas_by_name_and_from_nobody_else():
     assert isinstance(
         rules.aim(FAULTS["partition-replicas-only"], "mysql-2", {"mysql-2": "b"}, CLIENTS), str
     )
+
+
+def test_a_switchover_goes_to_somebody_else():
+    fault = FAULTS["switchover"]
+    assert rules.aim(fault, "mysql-1", MEMBERS, CLIENTS) == Aim("mysql-2")
+    assert rules.aim(fault, "mysql-2", MEMBERS, CLIENTS) == Aim("mysql-1")
+    assert "no replica" in str(rules.aim(fault, "mysql-1", {"mysql-1": "a"}, CLIENTS))
 
 
 def test_a_zone_takes_its_clients_along():
@@ -123,6 +132,19 @@ def test_a_writer_that_hangs_alone_is_told_besides():
     told = run(clients=clients)
     assert told["write_gap_seconds"] == pytest.approx(1.3, abs=0.02)
     assert told["writer_gap_seconds"] == pytest.approx(5.0, abs=0.02)
+
+
+def test_errors_in_a_writer_s_own_gap_are_the_gap_and_any_other_is_an_error_beyond():
+    assert run()["errors_beyond_gap"] == 0
+    clients = dict(seen().clients)
+    late = writes("app-1.0", NEW, 25.05, 25.05, fate=Fate.FAILED)
+    early = writes("app-2.0", OLD, 4.05, 4.05, fate=Fate.UNKNOWN)
+    clients["app-1"] = [*clients["app-1"], *late]
+    clients["app-2"] = [*clients["app-2"], *early]
+    told = run(clients=clients)
+    assert told["errors_beyond_gap"] == 2
+    assert any("2 errors" in why for why in rules.broken(told, FAULTS["switchover"]))
+    assert not any("errors" in why for why in rules.broken(told, FAULTS["kill"]))
 
 
 def test_silence_of_clients_that_the_fault_cut_off_is_no_outage_but_their_losses_are_losses():
@@ -190,7 +212,7 @@ def test_a_promise_that_is_not_kept_is_named(fault, wrong, word):
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_no_fault_may_cost_an_acknowledged_write_or_make_two_primaries(fault):
     ended = "mysql-1" if fault.ends is Ends.STAYED else "mysql-2"
-    good = run() | {"new": ended}
+    good = run() | {"new": ended, "write_gap_seconds": 0.4}
     assert rules.broken(good, fault) == []
     assert rules.broken(good | {"lost": 1, "lost_ids": ["x"]}, fault)
     assert rules.broken(good | {"dual_writable_seconds": 0.05}, fault)

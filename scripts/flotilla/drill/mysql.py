@@ -261,6 +261,7 @@ class Drill:
             {host.name: host for host in self._members},
             {host.name: host for host in self._apps},
             self._known,
+            self._subject.give,
             self._outside,
         )
 

@@ -52,13 +52,16 @@ LOADER = (
 
 @dataclass(slots=True)
 class Site:
-    """What a fault has to work with. ``apps`` are where clients live."""
+    """What a fault has to work with. ``apps`` are where clients live; ``give`` makes a member
+    primary, as planned.
+    """
 
     settings: Settings
     runner: Runner
     members: Mapping[str, Host]
     apps: Mapping[str, Host]
     known: Secrets
+    give: Callable[[str], None]
     outside: Outside | None = None
     undoing: list[Callable[[], None]] = field(default_factory=list)
 
@@ -130,6 +133,10 @@ def _outside(kind: str) -> Callable[[Site, Aim], None]:
     return strike
 
 
+def _switchover(site: Site, aim: Aim) -> None:
+    site.give(aim.target)
+
+
 STRIKES: Mapping[str, Callable[[Site, Aim], None]] = {
     "kill": _kill,
     "freeze": _freeze,
@@ -137,6 +144,7 @@ STRIKES: Mapping[str, Callable[[Site, Aim], None]] = {
     "partition-replicas-only": _outside("cut"),
     "stop-instance": _stop,
     "zone": _outside("zone"),
+    "switchover": _switchover,
     "restart": _restart,
     "disk-full": _fill,
     "too-many-connections": _crowd,

@@ -7,7 +7,7 @@ seconds have a median and a worst.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from flotilla.rules.drill import spread
 from flotilla.rules.ledger import (
     Entry,
+    Fate,
     dual_seconds,
     longest_gap,
     summarise,
@@ -36,8 +37,11 @@ class Ends(StrEnum):
 
 
 class Power(StrEnum):
-    """What it takes to make a fault: a shell on the host, the EC2 API, or the network itself."""
+    """What it takes to make a fault: only to ask for it as operators do, a shell on the host, the
+    EC2 API, or the network itself.
+    """
 
+    OPERATOR = "operator"
     SHELL = "shell"
     API = "api"
     OUTSIDE = "outside"
@@ -45,10 +49,14 @@ class Power(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Seconds that clients may be without an acknowledged write: in the median, and at worst."""
+    """Seconds that clients may be without an acknowledged write: in the median, and at worst.
+
+    ``is_clean``: no client is told of an error but in that time.
+    """
 
     median: float
     worst: float
+    is_clean: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,13 @@ FAULTS = {
             _SILENT,
             20.0,
         ),
+        Fault(
+            "switchover",
+            "nothing breaks: the role is given to another member, as an operator does it",
+            Power.OPERATOR,
+            Ends.MOVED,
+            Bar(0.5, 1.0, is_clean=True),
+        ),
         Fault("restart", "the primary's mysqld is restarted", Power.SHELL, Ends.EITHER),
         Fault(
             "disk-full",
@@ -128,7 +143,7 @@ FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Whom a fault strikes: a host or a zone, and the words for it that the network takes.
+    """Whom a fault strikes, or who gets the role: a host or a zone, and the network's words for it.
 
     ``cut_off`` are clients that the fault itself takes the way to every other zone: what they were
     told counts, their silence does not.
@@ -139,13 +154,19 @@ class Aim:
     cut_off: frozenset[str] = frozenset()
 
 
+_OF_REPLICAS: Mapping[str, Callable[[str, list[str]], Aim]] = {
+    "partition-replicas-only": lambda primary, others: Aim(primary, {"from": ",".join(others)}),
+    "switchover": lambda _, others: Aim(others[0]),
+}
+
+
 def aim(
     fault: Fault, primary: str, members: Mapping[str, str], clients: Mapping[str, str]
 ) -> Aim | str:
     """Whom to strike, or why that cannot be done. Both mappings give a host's zone by its name."""
-    if fault.name == "partition-replicas-only":
+    if fault.name in _OF_REPLICAS:
         others = sorted(set(members) - {primary})
-        return Aim(primary, {"from": ",".join(others)}) if others else f"{primary} has no replica"
+        return _OF_REPLICAS[fault.name](primary, others) if others else f"{primary} has no replica"
     if fault.name != "zone":
         return Aim(primary)
     zone = members[primary]
@@ -199,6 +220,9 @@ def figures(seen: Seen) -> dict[str, Any]:
         **_times(seen),
         "acked": total.acked,
         "failed": asked.failed,
+        "errors_beyond_gap": sum(
+            _errors_beyond(one, seen.struck, seen.healed) for one in _by_writer(seen.clients)
+        ),
         "unknown": total.unknown,
         "unknown_there": total.unknown_there,
         "lost": len(total.lost),
@@ -248,6 +272,13 @@ def _worst_gap(
     return max(gaps, key=lambda gap: gap[0], default=(0.0, None))
 
 
+def _errors_beyond(own: Sequence[Entry], begin: float, end: float) -> int:
+    """Tries of one writer that came to nothing, but for those in the gap that it had to wait."""
+    gap, since = longest_gap(own, begin, end)
+    bad = [entry for entry in own if entry.fate is not Fate.ACKED]
+    return sum(since is None or not since <= entry.ended <= since + gap for entry in bad)
+
+
 def _by_writer(clients: Mapping[str, Sequence[Entry]]) -> list[list[Entry]]:
     writers: dict[str, list[Entry]] = {}
     for entries in clients.values():
@@ -262,7 +293,7 @@ def _after(moment: float | None, struck: float) -> float | None:
 
 # --- over all runs --------------------------------------------------------------------------------
 
-_COUNTED = ("acked", "failed", "unknown", "unknown_there", "lost")
+_COUNTED = ("acked", "failed", "errors_beyond_gap", "unknown", "unknown_there", "lost")
 _MEASURED = (
     "write_gap_seconds",
     "writer_gap_seconds",
@@ -298,15 +329,21 @@ def broken(run: Mapping[str, Any], fault: Fault) -> list[str]:
         told.append(f"{run['new']} took over from {run['old']}, which was alive")
     if run["converged_seconds"] is None:
         told.append("the cluster did not get over it by itself")
-    if fault.bar and run["write_gap_seconds"] > fault.bar.worst:
-        told.append(
-            f"clients had no write acknowledged for {run['write_gap_seconds']:.2f} s, "
-            f"the worst may be {fault.bar.worst:g} s"
-        )
+    told += _beyond_bar(run, fault.bar) if fault.bar else []
     if run.get("not_mended"):
         told.append(f"not everything could be put back: {run['not_mended']}")
     told += [f"what {host} saw is not known: {why}" for host, why in run["not_fetched"].items()]
     return told
+
+
+def _beyond_bar(run: Mapping[str, Any], bar: Bar) -> Iterator[str]:
+    if run["write_gap_seconds"] > bar.worst:
+        yield (
+            f"clients had no write acknowledged for {run['write_gap_seconds']:.2f} s, "
+            f"the worst may be {bar.worst:g} s"
+        )
+    if bar.is_clean and run["errors_beyond_gap"]:
+        yield f"clients were told of {run['errors_beyond_gap']} errors beyond that gap"
 
 
 def broken_by_all(told: Mapping[str, Any], fault: Fault) -> list[str]:
