@@ -3,21 +3,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from flotilla.agent.bundle import write
-
-
-def main() -> None:
-    """Write the file, unless it already holds the same bytes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="where to write the zip file")
-    write("flotilla.discovery.service", parser.parse_args().output)
-
+from flotilla.agent.bundle import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main("flotilla.discovery.service", __doc__))

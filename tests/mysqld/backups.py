@@ -17,12 +17,11 @@ from mysqld.trio import NAMES, Trio
 
 from flotilla.agent.archive import Service
 from flotilla.aws import dynamo
-from flotilla.aws.items import Table
-from flotilla.backup import full, restore
+from flotilla.backup import full, restore, shared
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
 from flotilla.backup.sealed import Ring
-from flotilla.backup.shared import ARCHIVE, Archiving, parsed
+from flotilla.backup.shared import Archiving
 from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql import Server
 from flotilla.rules.archive_duty import Progress
@@ -95,14 +94,8 @@ class Archives:
             thread.join(30)
 
 
-def table_of(trio: Trio) -> Table:
-    return dynamo.clusters(trio.settings)
-
-
 def progress(trio: Trio) -> Progress:
-    item = table_of(trio).get(ARCHIVE)
-    found = parsed(table_of(trio), item)[1] if item else None
-    return found or Progress("", 0.0)
+    return shared.read(dynamo.clusters(trio.settings))[1] or Progress("", 0.0)
 
 
 def archived(trio: Trio, name: str, seconds: float = 30.0) -> None:
@@ -133,9 +126,8 @@ def restored(trio: Trio, bucket: Bucket, wanted: Wanted, name: str = "mysql-1") 
     way = restore.find(bucket, RING, wanted, now=micro())
     folder = trio.folder / f"restored-{time.time_ns()}"
     launch = launcher(trio[name])
-    data = restore.restore(bucket, RING, way, folder, launch, said=log.info)
-    options = [f"--datadir={data}", "--skip-networking=ON"]
-    with restore.running(folder, options, launch) as server:
+    restore.restore(bucket, RING, way, folder, launch, said=log.info)
+    with restore.serving(folder, launch) as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from flotilla.backup.shared import Archiving
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.mysql import MISSING, Server, SqlError
 from flotilla.rules.archive import Stream, Tenure
-from flotilla.rules.archive_duty import Progress, act
+from flotilla.rules.archive_duty import Act, Progress, act
 from flotilla.rules.gtid import GtidSet
 from flotilla.rules.mysql_topology import Record
 
@@ -71,7 +71,6 @@ class Service:
         self._archiver: Archiver | None = None
         self._looked_at = 0.0
         self._ring_at = 0.0
-        self._is_mine = False
         self._caught_up_at = 0.0
         self._said = ""
         self._purged = ""
@@ -90,10 +89,8 @@ class Service:
     def turn(self) -> float:
         """Look who is to archive; if it is this host, send what there is. Raises FlotillaError."""
         now = self._clock()
-        if now >= self._looked_at + SAY_SECONDS or not self._is_mine:
+        if now >= self._looked_at + SAY_SECONDS or self._archiver is None:
             self._look(now)
-        if not self._is_mine:
-            return IDLE_SECONDS
         if self._archiver is None:
             return IDLE_SECONDS
         more = self._archiver.turn()
@@ -114,13 +111,9 @@ class Service:
         wanted = act(
             lease, me=self._archiving.me, is_primary=is_primary and tenure is not None, now=now
         )
-        if tenure is None or wanted == "wait":
-            self._is_mine, self._archiver = False, None
+        if tenure is None or not (wanted == "archive" or self._taken(wanted, now)):
+            self._archiver = None
             return
-        if wanted != "archive" and not self._archiving.take(now):
-            self._is_mine, self._archiver = False, None
-            return
-        self._is_mine = True
         if self._archiver is None or self._archiver.tenure != tenure:
             self._archiver = self._started(tenure, progress)
             self._caught_up_at = progress.caught_up_at if progress else now
@@ -137,7 +130,10 @@ class Service:
             str(self._archiver.missing),
         )
         if not self._archiving.say(said, now):
-            self._is_mine = False
+            self._archiver = None
+
+    def _taken(self, wanted: Act, now: float) -> bool:
+        return wanted == "take" and self._archiving.take(now)
 
     def _started(self, tenure: Tenure, progress: Progress | None) -> Archiver:
         ring = self._ring()

@@ -27,11 +27,11 @@ from flotilla.agent.patience import METADATA, insist
 from flotilla.agent.sessions import local
 from flotilla.aws.lean import Api, LeanTable, parameters
 from flotilla.aws.own_role import METADATA_URL, OwnRole
-from flotilla.backup import full, restore, stored
+from flotilla.backup import full, restore, shared, stored
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.contents import contents
 from flotilla.backup.restore import Wanted, Way
-from flotilla.backup.sealed import Ring
+from flotilla.backup.sealed import Ring, no_keys
 from flotilla.backup.shared import Archiving, taking
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.mysql.accounts import BACKUP
@@ -97,12 +97,7 @@ class Host:
         name = f"/{self.fleet}/{self.env}/mysql/backup_keys"
         found = parameters(self._slow, {name: "keys"})
         if "keys" not in found:
-            raise Refused(
-                f"SSM has no parameter {name}",
-                "without it no backup can be made or opened",
-                "Nothing was changed",
-                "fab fleet.provision; docs/runbooks/backup-key-is-lost.md",
-            )
+            raise no_keys(name)
         return Ring.parse(found["keys"])
 
 
@@ -189,9 +184,7 @@ def extract(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     target = Path(options.output)
     try:
         with (
-            restore.running(
-                folder, [f"--datadir={folder / 'data'}", "--skip-networking=ON"], launch
-            ),
+            restore.serving(folder, launch),
             target.open("xb") as output,
         ):
             command = ["mysqldump", f"--socket={folder / 'mysqld.sock'}", "--single-transaction"]
@@ -220,9 +213,8 @@ def rehearse(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     way, folder = _built(host, options)
     seconds = round(time.monotonic() - started, 1)
-    started_with = [f"--datadir={folder / 'data'}", "--skip-networking=ON"]
     try:
-        with restore.running(folder, started_with, launch):
+        with restore.serving(folder, launch):
             path = str(folder / "mysqld.sock")
             found = contents(lambda: local(path, "root"))
     finally:
@@ -250,7 +242,7 @@ def verify(host: Host, options: argparse.Namespace) -> dict[str, Any]:
 def _way(host: Host, options: argparse.Namespace) -> Way:
     promised = None
     with suppress(FlotillaError):  # a restore must not need the table
-        progress = Archiving(host.table, host.name).read()[1]
+        progress = shared.read(host.table)[1]
         promised = GtidSet.parse(progress.gtids) if progress else None
     now = time.time_ns() // 1000
     return restore.find(host.bucket, host.ring(), wanted(options), now=now, promised=promised)

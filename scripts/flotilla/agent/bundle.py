@@ -8,6 +8,8 @@ from io import BytesIO
 from modulefinder import ModuleFinder
 from pathlib import Path
 
+from flotilla.options import Parser, finish
+
 # Zip knows no earlier date; a fixed one makes equal contents equal files.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -41,6 +43,19 @@ def write(module: str, path: Path) -> None:
     if not path.is_file() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+
+def main(module: str, description: str | None) -> int:
+    """The script that packs ``module``: writes ``--output``; returns the exit code."""
+    parser = Parser(description=description)
+    parser.add_argument("--output", type=Path, required=True, help="where to write the zip file")
+    path = parser.parse_args().output
+
+    def act() -> int:
+        write(module, path)
+        return 0
+
+    return finish(act)
 
 
 def _packages(file: Path, package: Path) -> list[Path]:

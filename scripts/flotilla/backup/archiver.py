@@ -17,7 +17,7 @@ from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.rules import archive as rules
-from flotilla.rules.archive import Part, Place, Stream, Tenure
+from flotilla.rules.archive import Known, Part, Place, Stream, Tenure
 from flotilla.rules.binlog import BinlogError, Reader, Transaction
 from flotilla.rules.gtid import GtidSet
 
@@ -243,6 +243,15 @@ def parts_of(bucket: Bucket, ring: Ring, prefix: str = rules.BINLOG) -> Iterator
                 yield _part(bucket, ring, place)
 
 
+def streams(bucket: Bucket, ring: Ring) -> list[Known]:
+    """All streams that have a beginning, each up to its first gap."""
+    by_stream: dict[Stream, list[Part]] = {}
+    for part in parts_of(bucket, ring):
+        by_stream.setdefault(part.place.stream, []).append(part)
+    found = (rules.stream_of(stream, parts) for stream, parts in by_stream.items())
+    return [one for one in found if one]
+
+
 def content(bucket: Bucket, ring: Ring, place: Place) -> tuple[Part, bytes]:
     """A part, and the bytes of the log that are in it. Raises DamagedError, MissingError."""
     stored = bucket.read(place.key)
@@ -254,7 +263,7 @@ def content(bucket: Bucket, ring: Ring, place: Place) -> tuple[Part, bytes]:
 def _part(bucket: Bucket, ring: Ring, place: Place) -> Part:
     entry = bucket.find(place.key)
     said = entry.metadata.get("part", "") if entry else ""
-    with suppress(ValueError):
+    with suppress(ValueError):  # what it says was too long for its metadata: it is inside as well
         return Part.parse(said, place.stream, place.file)
     return content(bucket, ring, place)[0]
 

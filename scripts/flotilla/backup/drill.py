@@ -14,8 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flotilla.aws import dynamo
-from flotilla.backup import operate, stored
-from flotilla.backup.shared import ARCHIVE, parsed
+from flotilla.backup import operate, shared, stored
 from flotilla.errors import HostFailed, Refused
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.mysql.session import session
@@ -93,8 +92,7 @@ def _archived(settings: Settings, gtids: GtidSet) -> None:
     table = dynamo.clusters(settings)
 
     def there() -> bool:
-        item = table.get(ARCHIVE)
-        progress = parsed(table, item)[1] if item else None
+        progress = shared.read(table)[1]
         return progress is not None and gtids <= GtidSet.parse(progress.gtids)
 
     try:

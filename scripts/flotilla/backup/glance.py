@@ -6,9 +6,7 @@ import time
 from datetime import datetime
 
 from flotilla.aws import dynamo
-from flotilla.aws.session import client
-from flotilla.backup.bucket import Bucket
-from flotilla.backup.shared import ARCHIVE, parsed
+from flotilla.backup import operate, shared
 from flotilla.errors import FlotillaError
 from flotilla.rules import backup as names
 from flotilla.rules.archive_duty import objection
@@ -20,12 +18,10 @@ from flotilla.settings import Settings
 
 def backups(settings: Settings) -> Backups:
     """Raises FlotillaError when S3 or DynamoDB does not answer, or the newest manifest is none."""
-    bucket = Bucket(client(settings, "s3"), settings.name_of("backups"))
+    bucket = operate.bucket(settings)
     whole = (entry.key for entry in bucket.list(names.FULL) if entry.key.endswith("/manifest.json"))
     newest = max((found for key in whole if (found := names.id_of(key))), default=None)
-    table = dynamo.clusters(settings)
-    item = table.get(ARCHIVE)
-    progress = parsed(table, item)[1] if item else None
+    progress = shared.read(dynamo.clusters(settings))[1]
     now = time.time()
     if newest is None:
         return Backups(None, objection(progress, GtidSet(), now), now)

@@ -16,11 +16,10 @@ from typing import Any
 
 from flotilla.aws import dynamo
 from flotilla.aws.session import client, described
-from flotilla.backup import stored
-from flotilla.backup.archiver import parts_of
+from flotilla.backup import shared, stored
+from flotilla.backup.archiver import streams
 from flotilla.backup.bucket import Bucket
-from flotilla.backup.sealed import Ring
-from flotilla.backup.shared import ARCHIVE, parsed
+from flotilla.backup.sealed import Ring, no_keys
 from flotilla.errors import BadOption, FlotillaError, HostFailed, Refused
 from flotilla.hosts.mysql import Server
 from flotilla.hosts.mysql_glimpse import glimpse
@@ -30,7 +29,6 @@ from flotilla.mysql.session import Session, session
 from flotilla.rules import archive as rules
 from flotilla.rules import backup as names
 from flotilla.rules import retention as keeping
-from flotilla.rules.archive import Known, Part, Stream
 from flotilla.rules.archive_duty import Progress, objection
 from flotilla.rules.backup import Manifest
 from flotilla.rules.gtid import GtidSet
@@ -54,12 +52,7 @@ def ring(settings: Settings) -> Ring:
     with described(settings, "read the keys of backups"):
         answer = client(settings, "ssm").get_parameters(Names=[name], WithDecryption=True)
     if not answer["Parameters"]:
-        raise Refused(
-            f"SSM has no parameter {name}",
-            "without it no backup can be made or opened",
-            "Nothing was changed",
-            "fab fleet.provision; docs/runbooks/backup-key-is-lost.md",
-        )
+        raise no_keys(name)
     return Ring.parse(answer["Parameters"][0]["Value"])
 
 
@@ -94,9 +87,7 @@ def listed(settings: Settings, *, now: float | None = None) -> dict[str, Any]:
     """
     store, keys = bucket(settings), ring(settings)
     manifests = stored.manifests(store, keys)
-    table = dynamo.clusters(settings)
-    item = table.get(ARCHIVE)
-    progress = parsed(table, item)[1] if item else None
+    progress = shared.read(dynamo.clusters(settings))[1]
     clock = time.time() if now is None else now
     newest = GtidSet.parse(manifests[-1].gtids) if manifests else GtidSet()
     return {
@@ -217,7 +208,7 @@ def retention(
     ruled = keeping.verdicts(taken, policy)
     kept = [GtidSet.parse(manifests[one.backup].gtids) for one in ruled if one.why]
     dropped = [one.backup for one in ruled if not one.why]
-    parts = keeping.droppable(_streams(store, keys), kept)
+    parts = keeping.droppable(streams(store, keys), kept)
     told = {
         "kept": {one.backup: one.why for one in ruled if one.why},
         "dropped": dropped,
@@ -268,14 +259,6 @@ def rotate(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str,
             )
         steps.result = {"key": made.newest, "keys": len(made.keys)}
     return steps.result
-
-
-def _streams(store: Bucket, keys: Ring) -> list[Known]:
-    by_stream: dict[Stream, list[Part]] = {}
-    for part in parts_of(store, keys):
-        by_stream.setdefault(part.place.stream, []).append(part)
-    found = (rules.stream_of(stream, parts) for stream, parts in by_stream.items())
-    return [one for one in found if one]
 
 
 def target(until: int | None, gtid: str) -> list[str]:

@@ -14,19 +14,19 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flotilla.backup import stored
-from flotilla.backup.archiver import content, parts_of
+from flotilla.backup.archiver import content, parts_of, streams
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.hosts.mysql import Server, SqlError
 from flotilla.rules import archive as rules
-from flotilla.rules.archive import Known, Part, Replay, Stream
+from flotilla.rules.archive import Known, Replay
 from flotilla.rules.backup import Manifest
 from flotilla.rules.binlog import Reader, Transaction
 from flotilla.rules.gtid import GtidSet
@@ -103,10 +103,10 @@ def find(
             "fab backup.restore --to latest",
         )
     bases = {one.id: one for one in stored.manifests(bucket, ring)}
-    streams = list(_known(bucket, ring))
+    known = streams(bucket, ring)
     if wanted.until is not None:
-        streams = [_exact(bucket, ring, one, wanted.until) for one in streams]
-    target = rules.history(streams, wanted.until) if wanted.gtids is None else wanted.gtids
+        known = [_exact(bucket, ring, one, wanted.until) for one in known]
+    target = rules.history(known, wanted.until) if wanted.gtids is None else wanted.gtids
     if isinstance(target, str):
         raise _refused(target)
     if wanted == Wanted() and promised and promised - target:
@@ -115,7 +115,7 @@ def find(
         name: rules.Base(GtidSet.parse(one.gtids), GtidSet.parse(one.most_gtids))
         for name, one in bases.items()
     }
-    replay = rules.plan(held, streams, target)
+    replay = rules.plan(held, known, target)
     if isinstance(replay, str):
         raise _refused(replay)
     return Way(bases[replay.base], replay, target)
@@ -144,16 +144,6 @@ def restore(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return data
-
-
-def _known(bucket: Bucket, ring: Ring) -> Iterator[Known]:
-    by_stream: dict[Stream, list[Part]] = {}
-    for part in parts_of(bucket, ring):
-        by_stream.setdefault(part.place.stream, []).append(part)
-    for stream, parts in by_stream.items():
-        known = rules.stream_of(stream, parts)
-        if known:
-            yield known
 
 
 def _exact(bucket: Bucket, ring: Ring, known: Known, moment: int) -> Known:
@@ -304,6 +294,11 @@ def running(folder: Path, options: Sequence[str], launch: Launch) -> Iterator[Se
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def serving(folder: Path, launch: Launch) -> AbstractContextManager[Server]:
+    """A server on what ``restore`` made in the folder."""
+    return running(folder, [f"--datadir={folder / 'data'}", "--skip-networking=ON"], launch)
 
 
 def _ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:

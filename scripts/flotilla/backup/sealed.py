@@ -113,6 +113,16 @@ class Ring:
         return zstandard.ZstdDecompressor().decompress(frame, max_output_size=max(size, 1))
 
 
+def no_keys(parameter: str) -> Refused:
+    """The error for a fleet without a ring."""
+    return Refused(
+        f"SSM has no parameter {parameter}",
+        "without it no backup can be made or opened",
+        "Nothing was changed",
+        "fab fleet.provision; docs/runbooks/backup-key-is-lost.md",
+    )
+
+
 def digest(data: bytes) -> str:
     """SHA-256, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

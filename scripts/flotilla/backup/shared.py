@@ -30,8 +30,7 @@ class Archiving:
 
     def read(self) -> tuple[Lease | None, Progress | None]:
         """Raises Refused without the table, Unreachable without an answer."""
-        item = self._table.get(ARCHIVE)
-        return parsed(self._table, item) if item else (None, None)
+        return read(self._table)
 
     def take(self, now: float) -> bool:
         """Become the holder; False when somebody else did in this moment."""
@@ -65,7 +64,13 @@ class Archiving:
         return False
 
 
-def parsed(table: Table, item: Item) -> tuple[Lease | None, Progress | None]:
+def read(table: Table) -> tuple[Lease | None, Progress | None]:
+    """Who archives, and how far. Raises Refused without the table, Unreachable."""
+    item = table.get(ARCHIVE)
+    return _parsed(table, item) if item else (None, None)
+
+
+def _parsed(table: Table, item: Item) -> tuple[Lease | None, Progress | None]:
     """Raises Refused for an item that cannot be read."""
     try:
         held = lease.parsed(table, item)
