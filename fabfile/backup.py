@@ -231,8 +231,9 @@ def retention(
 def drill(_: Context, *, yes: bool = False, json: bool = False) -> None:
     """Prove that backups restore: to what a replica holds now, and to a random moment.
 
-    Both are built beside that replica's own data, compared, and dropped. Exit 0 every table is the
-    same, 1 one is not (it is named), 2 a restore failed, 3 there is no backup, 4 unreachable.
+    Both on a host that is launched for it and ended again, from S3 alone; a timer does the same
+    every day. Exit 0 every table is the same, 1 one is not (it is named), 2 a restore failed, 3
+    there is no backup, 4 unreachable.
     """
     from flotilla import config
     from flotilla.backup import drill as rehearsal

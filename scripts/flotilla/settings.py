@@ -37,6 +37,9 @@ from flotilla.kinds import (
 from flotilla.settings_deploy import DeploySection
 
 ROLES = ("bastion", "lb", "app", "mysql", "redis")
+# Hosts that live for one restore drill: made of their tier's image, with rights of their own, and
+# in nobody's inventory.
+SCRATCH = {"restore": "mysql"}
 
 # Ports that a fleet's own services hold on an application host.
 TAKEN_PORTS = {22: "SSH", 80: "nginx", 3306: "MySQL writer", 3307: "MySQL readers", 6379: "Redis"}

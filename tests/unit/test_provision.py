@@ -15,7 +15,7 @@ from moto import mock_aws
 from flotilla.errors import FlotillaError, Refused
 from flotilla.provision import hosts, parts
 from flotilla.provision.world import World, by_name, tag
-from flotilla.settings import ROLES
+from flotilla.settings import ROLES, SCRATCH
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_new_image_is_a_new_template_version_and_moves_no_host(fleet):
     before = {host["InstanceId"] for host in hosts.instances(fleet())}
     newer = register_images(fleet(), replace=True)
     assert Counter(words.split(" flotilla")[0] for words in planned(fleet())) == {
-        "change launch template": 5,
+        "change launch template": len([*ROLES, *SCRATCH]),
         "change Auto Scaling group": 1,
     }
     parts.converge(fleet())

@@ -24,6 +24,7 @@ from worlds import (
 )
 
 from flotilla import environment
+from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.status import findings, is_well
 from flotilla.rules.status_finding import Severity
 from flotilla.rules.status_world import Backups, Disk, Follows, World
@@ -473,13 +474,27 @@ def test_every_finding_has_a_sentence_and_a_command_and_the_worst_is_first(
         (Backups(None, "", 1e6), "RISK there is no full backup"),
         (Backups(1e6 - 40 * 3600, "", 1e6), "RISK the newest full backup is 40 h old"),
         (Backups(1e6 - 3600, "the archive is behind", 1e6), "RISK the archive is behind"),
+        (
+            Backups(1e6 - 3600, "", 1e6, Drilled(1e6 - 60, "it was not exact")),
+            "RISK it was not exact",
+        ),
+        (
+            Backups(1e6 - 3600, "", 1e6, Drilled(1e6 - 52 * 3600, "")),
+            "RISK the newest restore drill is 52 h old",
+        ),
+        (Backups(1e6 - 3600, "", 1e6), "RISK no restore drill was ever made"),
     ],
 )
 def test_a_recovery_point_that_is_too_old_is_a_risk(seen, said_):
-    assert only(replace(world(), backups=seen)).startswith(said_)
+    old = tuple(replace(host, age_seconds=9e5) for host in world().hosts)
+    # An old backup or none is told of alone where a drill is another matter.
+    if seen.drilled is None and "drill" not in said_:
+        seen = replace(seen, drilled=Drilled(1e6 - 60, ""))
+    assert only(replace(world(), hosts=old, backups=seen)).startswith(said_)
 
 
 def test_good_backups_and_a_new_fleet_without_one_are_well():
-    assert is_well(findings(replace(world(), backups=Backups(1e6 - 3600, "", 1e6))))
+    good = Backups(1e6 - 3600, "", 1e6, Drilled(1e6 - 3600, ""))
+    assert is_well(findings(replace(world(), backups=good)))
     young = tuple(replace(host, age_seconds=60.0) for host in world().hosts)
     assert is_well(findings(replace(world(), hosts=young, backups=Backups(None, "x", 1e6))))

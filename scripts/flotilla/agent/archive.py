@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from flotilla.aws.lean import Metric
 from flotilla.backup.archiver import Archiver, parts_of
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
@@ -25,6 +26,7 @@ IDLE_SECONDS = 1.0
 SAY_SECONDS = 2.0
 # A key that was rotated is in use after this.
 RING_SECONDS = 300.0
+MEASURE_SECONDS = 60.0
 
 log = logging.getLogger("flotilla.archive")
 
@@ -57,6 +59,7 @@ class Service:
         archiving: Archiving,
         bucket: Bucket,
         ring: Callable[[], Ring],
+        measured: Callable[[Mapping[str, Metric]], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
@@ -67,10 +70,12 @@ class Service:
         self._archiving = archiving
         self._bucket = bucket
         self._ring = ring
+        self._measured = measured
         self._clock = clock
         self._archiver: Archiver | None = None
         self._looked_at = 0.0
         self._ring_at = 0.0
+        self._measured_at = 0.0
         self._caught_up_at = 0.0
         self._said = ""
         self._purged = ""
@@ -131,6 +136,11 @@ class Service:
         )
         if not self._archiving.say(said, now):
             self._archiver = None
+        elif now >= self._measured_at + MEASURE_SECONDS:
+            self._measured_at = now
+            self._measured(
+                {"ArchiveBehindSeconds": (max(0.0, now - self._caught_up_at), "Seconds")}
+            )
 
     def _taken(self, wanted: Act, now: float) -> bool:
         return wanted == "take" and self._archiving.take(now)

@@ -22,7 +22,9 @@ from flotilla.errors import FlotillaError, Refused, Unreachable
 
 ANSWER_SECONDS = 2.0
 _JSON = {"dynamodb": ("1.0", "DynamoDB_20120810"), "ssm": ("1.1", "AmazonSSM")}
-_EC2 = "2016-11-15"
+_QUERY = {"ec2": "2016-11-15", "monitoring": "2010-08-01"}
+# A value, and its unit as CloudWatch names it.
+Metric = tuple[float, str]
 # What a proxy or a server does to a connection that lay idle; the request was not looked at.
 _STALE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
 
@@ -74,18 +76,36 @@ class Api:
 
     def ec2(self, action: str, request: Mapping[str, str]) -> ET.Element:
         """EC2's answer. Raises as ``json``."""
-        body = urlencode({"Action": action, "Version": _EC2, **request}).encode()
+        return self._query("ec2", action, request)
+
+    def put_metrics(
+        self, namespace: str, dimensions: Mapping[str, str], metrics: Mapping[str, Metric]
+    ) -> None:
+        """Store one value each in CloudWatch. Raises as ``json``."""
+        request = {"Namespace": namespace}
+        for number, (name, (value, unit)) in enumerate(metrics.items(), 1):
+            row = f"MetricData.member.{number}"
+            request |= {f"{row}.MetricName": name, f"{row}.Value": repr(value), f"{row}.Unit": unit}
+            for place, (key, text) in enumerate(dimensions.items(), 1):
+                pair = f"{row}.Dimensions.member.{place}"
+                request |= {f"{pair}.Name": key, f"{pair}.Value": text}
+        self._query("monitoring", "PutMetricData", request)
+
+    def _query(self, service: str, action: str, request: Mapping[str, str]) -> ET.Element:
+        body = urlencode({"Action": action, "Version": _QUERY[service], **request}).encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
-        status, text = self._post("ec2", headers, body)
+        status, text = self._post(service, headers, body)
         try:
             answer = ET.fromstring(text)  # noqa: S314  AWS's answer to a signed request
         except ET.ParseError:
-            raise self._silent("ec2", f"HTTP {status}: {text[:100]!r}") from None
+            raise self._silent(service, f"HTTP {status}: {text[:100]!r}") from None
         if status == http.HTTPStatus.OK:
             return answer
         error = answer.find(".//{*}Error")
         found = {} if error is None else {e.tag.rpartition("}")[2]: e.text or "" for e in error}
-        raise self._refused("ec2", action, status, found.get("Code", ""), found.get("Message", ""))
+        raise self._refused(
+            service, action, status, found.get("Code", ""), found.get("Message", "")
+        )
 
     def _post(self, service: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         url = self._endpoint_url or _endpoint(service, self.region)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import datetime
 
 from flotilla.aws import dynamo
 from flotilla.backup import operate, shared
+from flotilla.backup.bucket import Bucket
 from flotilla.errors import FlotillaError
 from flotilla.rules import backup as names
+from flotilla.rules import restore_drill
 from flotilla.rules.archive_duty import objection
 from flotilla.rules.backup import Manifest
 from flotilla.rules.gtid import GtidSet
+from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.status_world import Backups
 from flotilla.settings import Settings
 
@@ -21,14 +25,26 @@ def backups(settings: Settings) -> Backups:
     bucket = operate.bucket(settings)
     whole = (entry.key for entry in bucket.list(names.FULL) if entry.key.endswith("/manifest.json"))
     newest = max((found for key in whole if (found := names.id_of(key))), default=None)
+    drilled = _drilled(bucket)
     progress = shared.read(dynamo.clusters(settings))[1]
     now = time.time()
     if newest is None:
-        return Backups(None, objection(progress, GtidSet(), now), now)
+        return Backups(None, objection(progress, GtidSet(), now), now, drilled)
     key = names.manifest_key(newest)
     try:
         manifest = Manifest.parse(bucket.read(key))
     except ValueError as error:
         raise FlotillaError(f"{key} is no manifest: {error}", next="fab backup.verify") from None
     taken = datetime.fromisoformat(manifest.taken).timestamp()
-    return Backups(taken, objection(progress, GtidSet.parse(manifest.gtids), now), now)
+    return Backups(taken, objection(progress, GtidSet.parse(manifest.gtids), now), now, drilled)
+
+
+def _drilled(bucket: Bucket) -> Drilled | None:
+    found = restore_drill.newest(entry.key for entry in bucket.list(restore_drill.FOLDER))
+    if found is None:
+        return None
+    key, at = found
+    try:
+        return restore_drill.drilled(at, json.loads(bucket.read(key)))
+    except (ValueError, AttributeError, TypeError) as error:
+        return Drilled(at.timestamp(), f"{key} is no record of a drill: {error}")

@@ -1,4 +1,5 @@
-"""Items beside the cluster's record: who archives and how far, who takes a full backup."""
+"""Items beside the cluster's record: who archives and how far, who takes a full backup or
+rehearses a restore."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from flotilla.errors import FlotillaError, Refused
 from flotilla.rules.archive_duty import Lease, Progress
 
 ARCHIVE = "mysql-archive"
-BACKUP = "mysql-backup"
+BACKUP, DRILL = "mysql-backup", "mysql-drill"
 LEASE_SECONDS = 10.0
 TAKING_SECONDS = 120.0
 
@@ -92,16 +93,24 @@ def _parsed(table: Table, item: Item) -> tuple[Lease | None, Progress | None]:
 
 
 @contextmanager
-def taking(table: Table, me: str, now: Callable[[], float] = time.time) -> Iterator[None]:
-    """Be the one host that takes a full backup. Raises lease.Held naming who does.
+def taking(
+    table: Table,
+    me: str,
+    now: Callable[[], float] = time.time,
+    *,
+    item: str = BACKUP,
+    reason: str = "take a full backup",
+) -> Iterator[None]:
+    """Be the one host that takes a full backup, or rehearses a restore. Raises lease.Held naming
+    who does.
 
     Two at once would cost work and spoil nothing, so a lease that could not be renewed ends no run.
     """
     mine = lease.acquire(
         table,
-        BACKUP,
+        item,
         holder=me,
-        reason="take a full backup",
+        reason=reason,
         seconds=TAKING_SECONDS,
         now=now(),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from flotilla.aws.session import client, described
 from flotilla.rules.hostnames import Named, Tagged, named
-from flotilla.settings import ROLES, Settings
+from flotilla.settings import ROLES, SCRATCH, Settings
 from flotilla.snapshot import Host, Snapshot, ordered
 
 # The most DescribeInstances gives in one answer.
@@ -33,6 +33,7 @@ def collect(settings: Settings, *, now: float) -> Snapshot:
 
 def snapshot(instances: Sequence[Mapping[str, Any]], *, now: float) -> Snapshot:
     """A snapshot from instances in the shape that boto3's DescribeInstances gives."""
+    instances = [one for one in instances if _tags(one).get("Role") not in SCRATCH]
     tags = [_tags(one) for one in instances]
     names, problems = named([_tagged(*pair) for pair in zip(instances, tags, strict=True)], ROLES)
     hosts = (

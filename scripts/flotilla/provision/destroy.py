@@ -252,7 +252,7 @@ def _keys(world: World) -> list[Change]:
 
 def _roles(world: World) -> list[Change]:
     iam, changes = world.client("iam"), []
-    for name in [world.settings.name_of(role) for role in ROLES]:
+    for name in [world.settings.name_of(role) for role in identity.HOLDERS]:
         role = identity.get(partial(iam.get_role, RoleName=name))
         profile = identity.get(partial(iam.get_instance_profile, InstanceProfileName=name))
         if role or profile:

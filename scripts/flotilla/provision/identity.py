@@ -15,18 +15,20 @@ from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import DATA, World, data
 from flotilla.rules import policies
 from flotilla.rules.policies import Document
-from flotilla.settings import ROLES
+from flotilla.settings import ROLES, SCRATCH
 
 GONE = "NoSuchEntity"
+# Who has rights of their own.
+HOLDERS = (*ROLES, *SCRATCH)
 PARTITIONS = {"cn": "aws-cn", "us-gov": "aws-us-gov"}
 
 
 def stages(world: World) -> list[Stage]:
     """The operator's key, then roles, then what hangs on a role."""
     hang_on = [
-        change for role in ROLES for change in (*_policy(world, role), *_profile(world, role))
+        change for role in HOLDERS for change in (*_policy(world, role), *_profile(world, role))
     ]
-    return [[*_key(world), *(change for role in ROLES for change in _role(world, role))], hang_on]
+    return [[*_key(world), *(change for role in HOLDERS for change in _role(world, role))], hang_on]
 
 
 def policy(world: World, role: str) -> Document:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World
-from flotilla.settings import ROLES
+from flotilla.settings import ROLES, SCRATCH
 
 TAGGED = ("instance", "volume", "network-interface")
 
@@ -26,7 +26,7 @@ def stages(world: World) -> list[Stage]:
     """
     found = _found(world)
     changes = []
-    for role in ROLES:
+    for role in (*ROLES, *SCRATCH):
         name = world.settings.name_of(role)
         present = found.get(name)
         if present is None:
@@ -43,14 +43,15 @@ def stages(world: World) -> list[Stage]:
 def content(world: World, role: str) -> dict[str, Any]:
     """``LaunchTemplateData`` of a role. Ids of things that are still to be made read "new"."""
     settings = world.settings
-    tier = getattr(settings.tiers, role)
-    image = world.image(role)
+    of = SCRATCH.get(role, role)
+    tier = getattr(settings.tiers, of)
+    image = world.image(of)
     return {
         "ImageId": image.image_id,
         "InstanceType": tier.type,
         "KeyName": settings.name_of("operator"),
         "IamInstanceProfile": {"Name": settings.name_of(role)},
-        "SecurityGroupIds": [world.ids.get(("security group", settings.name_of(role)), "new")],
+        "SecurityGroupIds": [world.ids.get(("security group", settings.name_of(of)), "new")],
         # A hop limit of 1 keeps tokens from anything that forwards packets, such as a container on
         # the host.
         "MetadataOptions": {

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flotilla.rules import redis as redis_rules
+from flotilla.rules.restore_drill import LATE
 from flotilla.rules.status_finding import FAILED_OVER, NO_WRITES, Finding, Severity, down, risk
-from flotilla.rules.status_world import World
+from flotilla.rules.status_world import Backups, World
 
 LAG_SECONDS = 10.0
 # A timer takes one a day; an hour may be lost to a host that was off, and the run takes its time.
@@ -18,6 +19,7 @@ REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
 NO_BACKUP, NO_ARCHIVE = "backup-is-missing", "binlog-archive-stops"
+NO_DRILL = "restore-drill-fails"
 KEPT_OUT, NO_FAILOVER = "mysql-host-is-kept-out", "mysql-failover-is-refused"
 
 
@@ -91,6 +93,21 @@ def backups(world: World) -> Iterator[Finding]:
     if found.objection:
         after = "fab fleet.logs mysql --unit flotilla-archive"
         yield risk("backups", found.objection, after, NO_ARCHIVE)
+    yield from _drills(found, max(ages))
+
+
+def _drills(found: Backups, age: float) -> Iterator[Finding]:
+    """A restore drill that went wrong, or that nobody made; ``age`` is of the oldest host."""
+    last = found.drilled
+    if last and last.wrong:
+        yield risk("backups", last.wrong, "fab backup.verify", NO_DRILL)
+        return
+    due = found.newest is not None and age > LATE.total_seconds()
+    if due and last is None:
+        yield risk("backups", "no restore drill was ever made", "fab backup.drill", NO_DRILL)
+    elif due and last and (seconds := found.at - last.at) > LATE.total_seconds():
+        what = f"the newest restore drill is {seconds / 3600:.0f} h old"
+        yield risk("backups", what, "fab backup.drill", NO_DRILL)
 
 
 def redis(world: World) -> Iterator[Finding]:

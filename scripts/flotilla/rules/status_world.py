@@ -11,6 +11,7 @@ from typing import Any
 
 from flotilla.rules import redis
 from flotilla.rules.images import Image
+from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.rotation import Server
 
 
@@ -131,13 +132,14 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Backups:
-    """When the newest full backup was taken (seconds since the epoch, None for never), and why the
-    archive of binary logs is not what it should be, "" when it is.
+    """When the newest full backup was taken (seconds since the epoch, None for never), why the
+    archive of binary logs is not what it should be, "" when it is, and the newest restore drill.
     """
 
     newest: float | None
     objection: str
     at: float
+    drilled: Drilled | None = None
 
 
 @dataclass(frozen=True, slots=True)
