@@ -15,8 +15,9 @@ from moto.ec2.models import EC2Backend, elastic_ip_addresses, elastic_network_in
 from moto.ec2.models.amis import Ami
 from moto.ec2.models.instances import Instance
 from moto.ec2.responses import EC2Response
+from moto.s3.models import S3Backend
 
-from lab import addresses, console, dependencies, images, launching
+from lab import addresses, buckets, console, dependencies, images, launching
 from lab.images import Parts
 from lab.layout import PUBLIC_POOL, REGION
 
@@ -53,6 +54,7 @@ def install(parts: Parts) -> None:
         (EC2Response, "copy_image", images.copy_image_encrypted),
         (EC2Response, "modify_image_attribute", images.modify_image_attribute),
         (EC2Response, "get_console_output", functools.partial(_get_console_output, parts)),
+        (S3Backend, "put_object_lock_configuration", buckets.lock),
     )
     for where, method, around in wrapped:
         _wrap(where, method, around)

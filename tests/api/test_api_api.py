@@ -11,10 +11,11 @@ import pytest
 from lab import moto_env  # isort: skip  moto reads its settings when it is imported
 
 from moto import mock_aws
+from moto.backends import get_backend
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import EC2Backend
 
-from lab import addresses, amis, dependencies, launching, views
+from lab import addresses, amis, buckets, dependencies, launching, views
 from lab.amis import AmiStore
 from lab.layout import IMAGE_OWNER
 from lab.ports import Rule
@@ -54,6 +55,18 @@ def launch(ec2: Any, count: int = 1, **options: Any) -> list[Any]:
     subnet = next(iter(ec2.get_default_subnets().values())).id
     more = {"instance_type": "t3.micro", "is_instance_type_default": False, "subnet_id": subnet}
     return list(ec2.run_instances(KEPT["id"], count, None, [], **{**more, **options}).instances)
+
+
+def test_a_bucket_that_holds_objects_can_be_locked() -> None:
+    with mock_aws():
+        s3 = get_backend("s3")["123456789012"]["aws"]
+        s3.create_bucket("held", "eu-central-1")
+        s3.put_bucket_versioning("held", "Enabled")
+        s3.put_object("held", "key", b"value")
+        buckets.lock(type(s3).put_object_lock_configuration, s3, "held", True, "GOVERNANCE", 14)
+        bucket = s3.get_bucket("held")
+        assert (bucket.default_lock_mode, bucket.default_lock_days) == ("GOVERNANCE", 14)
+        assert s3.get_object("held", "key").value == b"value"
 
 
 def test_an_image_comes_back_as_it_was_kept(ec2: Any) -> None:

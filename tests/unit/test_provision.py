@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from botocore.exceptions import ClientError
 from fleets import Make, maker, planned, register_images, secret_values
 from moto import mock_aws
 
@@ -234,6 +235,29 @@ def test_buckets_are_versioned_encrypted_closed_and_mended(fleet):
             s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values()
         )
         assert s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]
+
+
+def test_backups_are_locked_grow_cold_and_what_a_drill_leaves_expires(fleet):
+    s3 = fleet().client("s3")
+    name = "flotilla-lab-backups"
+    s3.put_object(Bucket=name, Key="mysql/full/x/manifest.json", Body=b"{}")
+    version = s3.list_object_versions(Bucket=name)["Versions"][0]
+    with pytest.raises(ClientError, match="AccessDenied"):
+        s3.delete_object(Bucket=name, Key=version["Key"], VersionId=version["VersionId"])
+    s3.delete_object(
+        Bucket=name,
+        Key=version["Key"],
+        VersionId=version["VersionId"],
+        BypassGovernanceRetention=True,
+    )
+    rules = {
+        rule["ID"]: rule for rule in s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    }
+    cold = rules["cold-mysql-full"]
+    assert cold["Filter"] == {"Prefix": "mysql/full/"}
+    assert cold["Transitions"] == [{"Days": 30, "StorageClass": "GLACIER_IR"}]
+    assert rules["expire-mysql-drill-work"]["Expiration"]["Days"] == 7
+    assert planned(fleet()) == []
 
 
 def test_a_role_that_was_widened_by_hand_is_narrowed_again(fleet):

