@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What a backup costs clients, and how long it and a restore take beside the usual tools.
 
-    benchmarks/backup.py --yes [--mib 2048]
+    benchmarks/backup.py --yes [--mib 2048] [--log-minutes 10]
 
 Fills a table of its own on the standing fleet, then, on one replica each:
 
 backup    fab backup.run's tool, while clients post entries; and `tar | zstd -3` of the same data
-restore   the tool, beside the data in use: base and binary logs; and `mysql < dump` of the same
+restore   the tool, beside the data in use: base and ten minutes of logs; and `mysql < dump` of the same
           data into a server of its own, which writes no binary log and waits for no disk
 
 Prints a table on stderr and one JSON object on stdout; exits 1 when a bar was missed. The table is
@@ -81,6 +81,7 @@ def main() -> int:
             opened.runner.run(name, "apt-get -qq install -y zstd", sudo=True, seconds=300)
         told = {"mib": options.mib, "backup": backup(opened, settings, replicas[0])}
         say(json.dumps(told["backup"]))
+        logged(settings, options.log_minutes)
         told["restore"] = restore(opened, replicas[1])
         say(json.dumps(told["restore"]))
     told["missed"] = missed(told)
@@ -141,6 +142,15 @@ def backup(opened: Session, settings: Settings, replica: str) -> dict[str, Any]:
     }
 
 
+def logged(settings: Settings, minutes: float) -> None:
+    """Have clients write for so long."""
+    if minutes:
+        say(f"clients write for {minutes:g} minutes")
+        with Background("--url", edge.url(settings), "--rate", str(RATE), "--mix", "post=1") as one:
+            time.sleep(60 * minutes)
+            one.stop()
+
+
 def restore(opened: Session, replica: str) -> dict[str, Any]:
     """A restore beside the data in use, and a dump of the same that is loaded."""
     made = operate.on_host(opened, replica, "rehearse")
@@ -168,6 +178,7 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mib", type=int, default=2048)
+    parser.add_argument("--log-minutes", type=float, default=10.0, help="of writes to replay")
     parser.add_argument("--yes", action="store_true")
     return parser.parse_args()
 
