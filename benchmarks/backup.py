@@ -6,8 +6,8 @@
 Fills a table of its own on the standing fleet, then, on one replica each:
 
 backup    fab backup.run's tool, while clients post entries; and `tar | zstd -3` of the same data
-restore   the tool, beside the data in use: base and ten minutes of logs; and `mysql < dump` of the same
-          data into a server of its own, which writes no binary log and waits for no disk
+restore   the tool, beside the data in use: base and ten minutes of logs; and `mysql < dump` of the
+          same data into a server of its own, which writes no binary log and waits for no disk
 
 Prints a table on stderr and one JSON object on stdout; exits 1 when a bar was missed. The table is
 dropped afterwards; the backup stays.

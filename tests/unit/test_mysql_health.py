@@ -159,6 +159,10 @@ class Looking:
         self.gap_at = time.monotonic() - 60
         glimpse = Glimpse(health, True, False, False, None) if health else None
         self.seen = Seen(glimpse, why, time.monotonic())
+        self.hurried = 0
+
+    def hurry(self):
+        self.hurried += 1
 
 
 class Knowing:
@@ -166,6 +170,10 @@ class Knowing:
 
     def __init__(self, standing=HEARD):
         self._standing = standing
+        self.hurried = 0
+
+    def hurry(self):
+        self.hurried += 1
 
     def standing(self, _gap_at):
         return self._standing
@@ -184,6 +192,15 @@ def test_a_primary_by_its_own_word_only_is_503_with_the_reason(served):
     server = served(Answers(Looking(PRIMARY), Knowing(late), 5.0))
     status, body = server.ask("/primary")
     assert (status, body["why"]) == (503, "term 4 belongs to i-2")
+
+
+def test_who_has_just_changed_a_role_makes_the_host_look_again(served):
+    looking, knowing = Looking(PRIMARY), Knowing()
+    server = served(Answers(looking, knowing, 5.0))
+    assert server.ask("/look")[0] == 200
+    assert (looking.hurried, knowing.hurried) == (1, 1)
+    assert server.ask("/primary")[0] == 200
+    assert (looking.hurried, knowing.hurried) == (1, 1)
 
 
 def test_a_host_that_knows_nothing_yet_still_serves_reads(served):

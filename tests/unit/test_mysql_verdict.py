@@ -85,6 +85,19 @@ def test_a_server_that_is_shutting_down_is_not_alive_for_its_last_words():
     assert rule(replace(CLOSED, error=1053), BROKEN).kind is Kind.DEAD
 
 
+def test_a_server_that_shuts_down_is_dead_though_its_replicas_have_not_left_yet():
+    closed = replace(CLOSED, answered_age=1.1)
+    seen = replace(LIVE, sees=Reach.REFUSES)
+    verdict = rule(closed, seen)
+    assert verdict.kind is Kind.DEAD
+    assert verdict.confirms == ("mysql-2", "mysql-3")
+    # A quick restart is waited for, and whoever gets through, or cannot say, has the last word.
+    assert rule(replace(closed, answered_age=0.9), seen).kind is Kind.BLIND
+    for sees in (Reach.ANSWERS, Reach.SILENT, None):
+        own = replace(seen, member="mysql-2")
+        assert rule(closed, replace(LIVE, sees=sees), own).kind is Kind.BLIND
+
+
 def test_silence_is_not_believed_of_a_member_that_answers_late():
     late = replace(MUTE, answer_seconds=1.2)
     verdict = rule(SILENT, late)
@@ -229,7 +242,9 @@ def test_dead_is_never_ruled_against_a_sign_of_life(world):
     for stream in heard:
         assert stream.sees is not Reach.ANSWERS
         following = stream.source == PRIMARY
-        assert not (following and stream.state == "ON" and stream.silent_seconds < LIMITS.silent)
+        fresh = following and stream.state == "ON" and stream.silent_seconds < LIMITS.silent
+        closed = look.reach is Reach.REFUSES and look.answered_age - look.absent >= LIMITS.closed
+        assert not fresh or (closed and stream.sees is Reach.REFUSES)
         assert not (following and stream.state != "ON" and stream.error in ANSWERED)
 
 

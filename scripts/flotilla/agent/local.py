@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flotilla.errors import FlotillaError
@@ -17,6 +19,7 @@ PERIOD_SECONDS = 0.25
 PROBE_SECONDS = 1.5
 # A look is as old as this at the most while looking works.
 FRESH_SECONDS = PERIOD_SECONDS + PROBE_SECONDS + 0.25
+HURRY_SECONDS = 0.02
 # For so long, this process or its server may have slept without anybody taking over meanwhile.
 AWAY_SECONDS = 2.0
 
@@ -43,6 +46,8 @@ class Local:
         self._clock = clock
         self.gap_at = clock()
         self._seen = Seen(None, "the server was not looked at yet", clock())
+        # Readable while somebody waits for a look.
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     @property
     def seen(self) -> Seen:
@@ -63,10 +68,18 @@ class Local:
         while True:
             self.turn()
 
+    def hurry(self) -> None:
+        """Have the server looked at now, from any thread; does not wait for it."""
+        os.eventfd_write(self._bell, 1)
+
     def turn(self) -> None:
-        """Wait for the next look, or for the end of the server, and look."""
+        """Wait for the next look, for the end of the server, or for somebody in a hurry; look."""
         start = self._clock()
-        stirs(self._server, self.pace(self._seen.glimpse))
+        stirs(self._server, self.pace(self._seen.glimpse), self._bell)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+            # Nobody who is in a hurry makes it look more often.
+            time.sleep(max(0.0, self._seen.at + HURRY_SECONDS - self._clock()))
         if self._clock() - start > PERIOD_SECONDS + AWAY_SECONDS:
             self.gap_at = self._clock()
         self.look()

@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 
+from flotilla.rules.mysql_health import HEALTH_PORT
+
 
 def main() -> None:
     """Parse the command line of the unit and serve."""
@@ -18,7 +20,7 @@ def main() -> None:
     parser.add_argument("--fleet", required=True)
     parser.add_argument("--env", required=True)
     parser.add_argument("--address", default="", help="where to listen; empty, everywhere")
-    parser.add_argument("--port", type=int, default=3380)
+    parser.add_argument("--port", type=int, default=HEALTH_PORT)
     parser.add_argument("--lag-limit-seconds", type=float, default=5.0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

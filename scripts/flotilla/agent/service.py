@@ -63,8 +63,14 @@ class Answers:
         """Status and body for a path: {"ok", "why", and what was seen of the server}."""
         if path == "/watch":
             return 200, dict(self.watch())
+        if path == "/look":
+            # For whoever has just changed a role, and waits until this host knows.
+            self._local.hurry()
+            if self.knowledge is not None:
+                self.knowledge.hurry()
+            path = "/primary"
         if path not in {"/primary", "/replica"}:
-            return 404, {"ok": False, "why": "there are /primary, /replica and /watch"}
+            return 404, {"ok": False, "why": "there are /primary, /replica, /look and /watch"}
         seen = self._local.seen
         if seen.glimpse is None:
             return self._say(path, seen.why, {})

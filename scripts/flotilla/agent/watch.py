@@ -21,6 +21,7 @@ from flotilla.agent.knowledge import Knowledge
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.mysql import Server
 from flotilla.hosts.mysql_glimpse import Glimpse, Regard, glimpse
+from flotilla.rules.mysql_health import HEALTH_PORT
 from flotilla.rules.mysql_state import Place, State
 from flotilla.rules.mysql_verdict import Kind, Look, Reach, Stream, Verdict, judge
 
@@ -33,7 +34,6 @@ STALL_SECONDS = 2.0
 SIGHT_SECONDS = 0.3
 # A wait that ends so much late means that this process was not running.
 LATE_SECONDS = 0.1
-HEALTH_PORT = 3380
 # Without a failover under way, whoever may not act says so again only after this.
 SAY_AGAIN_SECONDS = 60.0
 

@@ -207,8 +207,10 @@ def _age(value: Any) -> float | None:
     return None if value is None else max(0.0, float(value))
 
 
-def stirs(server: Server, seconds: float) -> bool:
-    """Wait for so long, or until the session ends; whether it did."""
-    watched = [] if server.socket is None else [server.socket]
+def stirs(server: Server, seconds: float, *bells: int) -> bool:
+    """Wait for so long, until the session ends, or until one of ``bells`` can be read; whether
+    anything came.
+    """
+    watched: list[Any] = [*bells] if server.socket is None else [server.socket, *bells]
     ready, _, _ = select.select(watched, [], [], seconds)
     return bool(ready)

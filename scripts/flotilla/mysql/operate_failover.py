@@ -171,11 +171,13 @@ def _run(
     opened: Session, lock: Lock, plan: Takeover | Completion, log: Log, stack: ExitStack
 ) -> Failover:
     settings, records = opened.settings, store.records(opened.settings)
+    new: list[str] = []
     if isinstance(plan, Takeover):
         found = plan.opening
+        new = [name for name in opened.cluster.seats if name != found.old.name]
         log = Noted(log, lambda new: _remember(opened, found.term, found.old.name, new))
     announcer = opened.announcer()
-    announcer.arm()
+    announcer.arm(*new)
     return Failover(
         opened.cluster,
         lock,

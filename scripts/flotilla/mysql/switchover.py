@@ -39,8 +39,8 @@ FROM performance_schema.replication_connection_status WHERE CHANNEL_NAME = ''
 class Announcer(Protocol):
     """Who tells clients where writes go. What it does is a courtesy: health checks decide."""
 
-    def arm(self) -> None:
-        """Writes will move in a moment."""
+    def arm(self, *members: str) -> None:
+        """Writes will move in a moment, between these."""
 
     def tell(self, old: str, new: str) -> None:
         """Writes have moved, from one member to another."""
@@ -49,7 +49,7 @@ class Announcer(Protocol):
 class Nobody:
     """Leaves it to the health checks."""
 
-    def arm(self) -> None:
+    def arm(self, *members: str) -> None:
         """Nothing to get ready."""
 
     def tell(self, old: str, new: str) -> None:
@@ -120,7 +120,7 @@ class Move:
         try:
             with self._timed("line up behind " + plan.new.name, progress):
                 self._line_up(plan, lock)
-            self._announcer.arm()
+            self._announcer.arm(plan.old.name, plan.new.name)
             start = self._monotonic()
             with self._timed(f"pause {plan.old.name}", progress):
                 lock.check()

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Where every member's own endpoint answers.
+HEALTH_PORT = 3380
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
