@@ -254,6 +254,43 @@ def drill(_: Context, *, yes: bool = False, json: bool = False) -> None:
         raise Exit(code=1)
 
 
+@task(
+    help={
+        "bucket": "the other fleet's bucket of backups, or the copy of it",
+        "keys": "the SSM parameter of its keys, such as /acme/production/mysql/backup_keys",
+        "region": "where both are (default: the fleet's own region)",
+        **YES,
+        **JSON,
+    }
+)
+def adopt(
+    _: Context, bucket: str, keys: str, region: str = "", *, yes: bool = False, json: bool = False
+) -> None:
+    """Make another fleet's backups this one's: to go on in another region, or another account.
+
+    Into an empty bucket only. Exit 0 done or nothing to do, 2 cut off and the same command goes on,
+    3 refused and nothing changed (our own backups, none there, no keys), 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.backup import adopt as edge
+
+    settings = attempt(config.load, json=json)
+    again = typed("backup.adopt", bucket=bucket, keys=keys, region=region or None)
+    done = attempt(
+        lambda: edge.adopt(
+            settings,
+            source=bucket,
+            region=region,
+            parameter=keys,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"{done['objects']} objects, {counted(done['backups'], 'full backup')}"
+    show(done, json=json, text=f"{text}, {counted(done['keys'], 'key')}. Next: fab backup.recover")
+
+
 @task(help={**YES, **JSON})
 def rotate_key(_: Context, *, yes: bool = False, json: bool = False) -> None:
     """Seal backups with a new key from now on; the old ones stay, and open what they sealed.

@@ -16,6 +16,7 @@ from moto.ec2.models.amis import Ami
 from moto.ec2.models.instances import Instance
 from moto.ec2.responses import EC2Response
 from moto.s3.models import S3Backend
+from moto.s3.responses import S3Response
 
 from lab import addresses, buckets, console, dependencies, images, launching
 from lab.images import Parts
@@ -55,6 +56,8 @@ def install(parts: Parts) -> None:
         (EC2Response, "modify_image_attribute", images.modify_image_attribute),
         (EC2Response, "get_console_output", functools.partial(_get_console_output, parts)),
         (S3Backend, "put_object_lock_configuration", buckets.lock),
+        (S3Response, "_key_response_put", buckets.put),
+        (S3Response, "_key_response_post", buckets.replicate),
     )
     for where, method, around in wrapped:
         _wrap(where, method, around)

@@ -209,6 +209,12 @@ class Cloudwatch(Section):
     log_retention_days: Literal[1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731]
 
 
+class Backups(Section):
+    """Where backups are kept a second time, so that the loss of a region is not theirs."""
+
+    copy_region: Region | None
+
+
 class Settings(Section):
     """One fleet in one environment: everything under ``fleet:`` in fleet.yml.
 
@@ -237,6 +243,7 @@ class Settings(Section):
     images: Images
     mysql: Mysql
     redis: Redis
+    backups: Backups
     cloudwatch: Cloudwatch
     _root: Path = PrivateAttr(default_factory=Path)
     _digest: str = PrivateAttr(default="")
@@ -260,6 +267,10 @@ class Settings(Section):
     def digest(self) -> str:
         """SHA-256 of the bytes of fleet.yml, to tell whether something derived is out of date."""
         return self._digest
+
+    def elsewhere(self, region: str) -> Settings:
+        """The same fleet's corner of another region."""
+        return self.model_copy(update={"region": region})
 
     def path(self, relative: str) -> Path:
         """A path of fleet.yml made absolute; ``~`` is the operator's home."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 
 from lab import moto_env  # isort: skip  moto reads its settings when it is imported
 
+import boto3
 from moto import mock_aws
 from moto.backends import get_backend
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import EC2Backend
+from moto.s3.responses import S3Response
 
 from lab import addresses, amis, buckets, dependencies, launching, views
 from lab.amis import AmiStore
@@ -67,6 +70,64 @@ def test_a_bucket_that_holds_objects_can_be_locked() -> None:
         bucket = s3.get_bucket("held")
         assert (bucket.default_lock_mode, bucket.default_lock_days) == ("GOVERNANCE", 14)
         assert s3.get_object("held", "key").value == b"value"
+
+
+def test_what_is_stored_in_a_bucket_with_a_copy_is_in_the_copy(monkeypatch: Any) -> None:
+    for method, around in (
+        ("_key_response_put", buckets.put),
+        ("_key_response_post", buckets.replicate),
+    ):
+        original = getattr(S3Response, method)
+        wrapped = functools.partialmethod(
+            lambda self, around, original, *args: around(original, self, *args), around, original
+        )
+        monkeypatch.setattr(S3Response, method, wrapped)
+    with mock_aws():
+        s3 = boto3.client("s3", region_name="us-east-1")
+        for name in ("here", "there", "empty"):
+            s3.create_bucket(Bucket=f"bucket-{name}")
+            s3.put_bucket_versioning(
+                Bucket=f"bucket-{name}", VersioningConfiguration={"Status": "Enabled"}
+            )
+        s3.put_object(Bucket="bucket-here", Key="before", Body=b"not copied")
+        rule = {
+            "Priority": 1,
+            "Status": "Enabled",
+            "Filter": {"Prefix": ""},
+            "DeleteMarkerReplication": {"Status": "Disabled"},
+            "Destination": {"Bucket": "arn:aws:s3:::bucket-there"},
+        }
+        s3.put_bucket_replication(
+            Bucket="bucket-here",
+            ReplicationConfiguration={"Role": "arn:aws:iam::1:role/copy", "Rules": [rule]},
+        )
+        s3.put_object(Bucket="bucket-here", Key="one", Body=b"1", Metadata={"part": "x"})
+        upload = s3.create_multipart_upload(Bucket="bucket-here", Key="many")["UploadId"]
+        tag = s3.upload_part(
+            Bucket="bucket-here", Key="many", UploadId=upload, PartNumber=1, Body=b"22"
+        )["ETag"]
+        assert [o["Key"] for o in s3.list_objects_v2(Bucket="bucket-there")["Contents"]] == ["one"]
+        s3.complete_multipart_upload(
+            Bucket="bucket-here",
+            Key="many",
+            UploadId=upload,
+            MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": tag}]},
+        )
+        found = s3.get_object(Bucket="bucket-there", Key="one")
+        assert (found["Body"].read(), found["Metadata"]) == (b"1", {"part": "x"})
+        assert s3.get_object(Bucket="bucket-there", Key="many")["Body"].read() == b"22"
+        s3.put_object_lock_configuration(
+            Bucket="bucket-empty",
+            ObjectLockConfiguration={
+                "ObjectLockEnabled": "Enabled",
+                "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Days": 1}},
+            },
+        )
+        s3.copy_object(
+            Bucket="bucket-empty", Key="one", CopySource={"Bucket": "bucket-here", "Key": "one"}
+        )
+        s3.delete_object(Bucket="bucket-here", Key="one")
+        assert s3.head_object(Bucket="bucket-there", Key="one")
 
 
 def test_an_image_comes_back_as_it_was_kept(ec2: Any) -> None:

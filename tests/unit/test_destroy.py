@@ -40,7 +40,7 @@ def test_destroy_leaves_nothing_but_the_data(fleet):
     gone(world, data=False)
     assert destroy.plan(world, data=False) == []
     assert destroy.kept(world) == [
-        f"flotilla-lab-{name}" for name in ("artifacts", "backups", "audit")
+        f"flotilla-lab-{name}" for name in ("artifacts", "backups", "audit", "backups-copy")
     ]
     assert len(secret_values(world)) == 10
     assert world.ec2.describe_addresses()["Addresses"] == []

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from flotilla.provision.identity import HOLDERS
+from flotilla.provision.identity import COPY, HOLDERS, files
 from flotilla.provision.world import DATA
 from flotilla.rules.policies import allows, merge, problems, render
 
@@ -49,8 +49,7 @@ EDGE = {"aws:ResourceTag/Name": "shop-blue-edge"}
 
 
 def document(role: str) -> dict:
-    files = [DATA / "policies" / f"{name}.json" for name in ("every_host", role)]
-    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    found = [json.loads((DATA / name).read_text()) for name in files(role)]
     return render(merge(found), VALUES | {"role": role})
 
 
@@ -64,12 +63,12 @@ def group(name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("role", HOLDERS)
+@pytest.mark.parametrize("role", [*HOLDERS, COPY])
 def test_no_role_is_granted_more_than_it_names(role):
     assert problems(document(role)) == []
 
 
-@pytest.mark.parametrize("role", HOLDERS)
+@pytest.mark.parametrize("role", [*HOLDERS, COPY])
 def test_no_role_may_delete_anything_or_change_who_may_what(role):
     actions = {a for s in document(role)["Statement"] for a in _list(s["Action"])}
     # Who may launch a host for a restore drill gives it that role; which one is tested below.
@@ -104,6 +103,20 @@ MAY = [
     ("restore", "s3:ListBucket", "arn:aws:s3:::shop-blue-backups", {"s3:prefix": "mysql/full/"}),
     ("restore", "s3:PutObject", "arn:aws:s3:::shop-blue-backups/mysql/drill/work/1", {}),
     ("restore", "ssm:GetParameters", parameter("/shop/blue/mysql/backup_keys"), {}),
+    ("copy", "s3:GetReplicationConfiguration", "arn:aws:s3:::shop-blue-backups", {}),
+    ("copy", "s3:ListBucket", "arn:aws:s3:::shop-blue-backups", {}),
+    *(
+        ("copy", f"s3:{action}", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {})
+        for action in (
+            "GetObjectVersionForReplication",
+            "GetObjectVersionAcl",
+            "GetObjectVersionTagging",
+            "GetObjectRetention",
+            "GetObjectLegalHold",
+        )
+    ),
+    ("copy", "s3:ReplicateObject", "arn:aws:s3:::shop-blue-backups-copy/mysql/full/1", {}),
+    ("copy", "s3:ReplicateTags", "arn:aws:s3:::shop-blue-backups-copy/mysql/full/1", {}),
     ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
     ("app", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/join/app/bundle.json", {}),
     ("app", "ssm:GetParameters", parameter("/shop/blue/mysql/app_password"), {}),
@@ -142,6 +155,8 @@ MAY_NOT = [
     ("mysql", "iam:PassRole", "arn:aws:iam::123456789012:role/shop-blue-mysql", PASSED),
     ("mysql", "iam:PassRole", "arn:aws:iam::123456789012:role/shop-blue-restore", {}),
     ("mysql", "ec2:TerminateInstances", INSTANCE, SERVER),
+    ("copy", "s3:ReplicateObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
+    ("copy", "s3:GetObject", "arn:aws:s3:::shop-blue-backups-copy/mysql/full/1", {}),
     ("restore", "s3:PutObject", "arn:aws:s3:::shop-blue-backups/mysql/full/1", {}),
     ("restore", "s3:PutObject", "arn:aws:s3:::shop-blue-backups/mysql/drill/1.json", {}),
     ("restore", "ssm:GetParameters", parameter("/shop/blue/mysql/app_password"), {}),
@@ -176,9 +191,8 @@ def test_a_role_may_not_reach_further(role, action, resource, context):
 
 
 def test_every_grant_is_one_of_the_calls_above():
-    granted = {
-        a for role in HOLDERS for s in document(role)["Statement"] for a in _list(s["Action"])
-    }
+    statements = [one for role in (*HOLDERS, COPY) for one in document(role)["Statement"]]
+    granted = {action for one in statements for action in _list(one["Action"])}
     assert granted == {action for _, action, _, _ in MAY}
 
 

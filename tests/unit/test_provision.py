@@ -260,6 +260,42 @@ def test_backups_are_locked_grow_cold_and_what_a_drill_leaves_expires(fleet):
     assert planned(fleet()) == []
 
 
+def test_backups_are_copied_to_another_region_with_the_keys_that_open_them(fleet):
+    world = fleet()
+    there = World(world.settings.elsewhere("eu-west-1"))
+    s3, name = there.client("s3"), "flotilla-lab-backups-copy"
+    assert s3.get_bucket_location(Bucket=name)["LocationConstraint"] == "eu-west-1"
+    assert s3.get_bucket_versioning(Bucket=name)["Status"] == "Enabled"
+    (rule,) = world.client("s3").get_bucket_replication(Bucket="flotilla-lab-backups")[
+        "ReplicationConfiguration"
+    ]["Rules"]
+    assert rule["Destination"]["Bucket"] == f"arn:aws:s3:::{name}"
+
+    def ring(of: World) -> str:
+        answer = of.client("ssm").get_parameter(
+            Name="/flotilla/lab/mysql/backup_keys", WithDecryption=True
+        )
+        return str(answer["Parameter"]["Value"])
+
+    assert ring(there) == ring(world)
+    world.client("ssm").put_parameter(
+        Name="/flotilla/lab/mysql/backup_keys", Value="rotated", Overwrite=True
+    )
+    assert planned(fleet()) == ["change secret copy /flotilla/lab/mysql/backup_keys"]
+    parts.converge(fleet())
+    assert ring(there) == "rotated"
+
+
+def test_a_copy_that_is_not_wanted_any_more_is_left_and_not_filled(fleet):
+    world = fleet()
+    backups = world.settings.backups.model_copy(update={"copy_region": None})
+    world = World(world.settings.model_copy(update={"backups": backups}))
+    assert planned(world) == ["change bucket flotilla-lab-backups (not copied any more)"]
+    parts.converge(world)
+    assert planned(world) == []
+    assert fleet().client("s3").head_bucket(Bucket="flotilla-lab-backups-copy")
+
+
 def test_a_role_that_was_widened_by_hand_is_narrowed_again(fleet):
     fleet().client("iam").put_role_policy(
         RoleName="flotilla-lab-app",

@@ -169,5 +169,6 @@ def _told(way: Way, started: float) -> dict[str, Any]:
         "base": way.manifest.id,
         "gtids": str(way.target),
         "replayed": len(way.replay.gtids),
+        "term": way.term,
         "seconds": round(time.monotonic() - started, 1),
     }

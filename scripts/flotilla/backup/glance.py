@@ -23,7 +23,7 @@ from flotilla.settings import Settings
 def backups(settings: Settings) -> Backups:
     """Raises FlotillaError when S3 or DynamoDB does not answer, or the newest manifest is none."""
     bucket = operate.bucket(settings)
-    whole = (entry.key for entry in bucket.list(names.FULL) if entry.key.endswith("/manifest.json"))
+    whole = (entry.key for entry in bucket.list(names.FULL) if entry.key.endswith(names.MANIFEST))
     newest = max((found for key in whole if (found := names.id_of(key))), default=None)
     drilled = _drilled(bucket)
     progress = shared.read(dynamo.clusters(settings))[1]

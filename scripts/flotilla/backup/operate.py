@@ -10,6 +10,7 @@ import json
 import secrets
 import shlex
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -243,22 +244,34 @@ def rotate(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str,
         f"{settings.prefix}: put a new key before the {len(old.keys)} in {name}; key {old.newest}"
         " opens what it sealed"
     )
-    text = " ".join([secrets.token_urlsafe(KEY_BYTES), *(key.decode() for key in old.keys)])
+    made = Ring.parse(" ".join([secrets.token_urlsafe(KEY_BYTES), *(k.decode() for k in old.keys)]))
     with recorded(settings, "fab backup.rotate-key", said) as steps:
-        with steps.step("new key"), described(settings, "store the keys of backups"):
-            client(settings, "ssm").put_parameter(
-                Name=name, Value=text, Type="SecureString", Overwrite=True
-            )
-            made = ring(settings)
-        if made.keys[1:] != old.keys:
-            raise FlotillaError(
-                f"{name} is not what was written",
-                "somebody else may have changed it in this moment",
-                "SSM keeps its earlier versions",
-                "docs/runbooks/backup-key-is-lost.md",
-            )
+        with steps.step("new key"):
+            store_ring(settings, made.keys)
         steps.result = {"key": made.newest, "keys": len(made.keys)}
     return steps.result
+
+
+def store_ring(settings: Settings, keys: Sequence[bytes]) -> None:
+    """Keep these keys, newest first, here and where backups are copied to, and read them back.
+
+    In the other region first: a backup must not be sealed with a key that its copy lacks.
+    """
+    name = settings.parameter("mysql", "backup_keys")
+    text = " ".join(key.decode() for key in keys)
+    copy = settings.backups.copy_region
+    for place in [*([settings.elsewhere(copy)] if copy else []), settings]:
+        with described(place, f"store the keys of backups in {place.region}"):
+            client(place, "ssm").put_parameter(
+                Name=name, Value=text, Type="SecureString", Overwrite=True
+            )
+    if ring(settings).keys != tuple(keys):
+        raise FlotillaError(
+            f"{name} is not what was written",
+            "somebody else may have changed it in this moment",
+            "SSM keeps its earlier versions",
+            "docs/runbooks/backup-key-is-lost.md",
+        )
 
 
 def target(until: int | None, gtid: str) -> list[str]:

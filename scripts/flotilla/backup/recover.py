@@ -38,23 +38,21 @@ def recover(
 
     {primary, term, base, gtids, seconds: {step: s}}.
 
+    Without a record (another region, another account) the term comes after those of the archive.
+
     Raises Refused with nothing changed while the primary of the record exists, or when a member
-    holds transactions that the target has not; HostFailed, and the same command goes on.
+    holds transactions that the target has not, or any where there is no record; HostFailed, and the
+    same command goes on.
     """
     words = target(moment(to), gtid)
     state = store.records(settings).state()
-    if state is None:
-        raise Refused(
-            "there is no record of who was primary",
-            "its terms are in the data, and a new record must come after them",
-            "Nothing was changed",
-            "fab mysql.status",
-        )
-    _demand_lost(settings, state.record)
+    if state:
+        _demand_lost(settings, state.record)
     when = "the latest transaction" if to in {"", "latest"} else to
+    term = f"term {state.record.term + 1}" if state else "a term after those of the archive"
     confirmed(
         f"{settings.prefix}: launch MySQL hosts that are missing, restore all of them to"
-        f" {gtid or when}, and make one of them primary of term {state.record.term + 1}"
+        f" {gtid or when}, and make one of them primary of {term}"
     )
     with recorded(settings, COMMAND, said) as steps:
         with steps.step("hosts"):
@@ -66,11 +64,11 @@ def recover(
             names = sorted(opened.cluster.seats)
             way = on_host(opened, names[0], "find", *words)
             wanted = GtidSet.parse(way["gtids"])
-            left = _to_restore(opened, wanted)
+            left = _to_restore(opened, wanted, is_known=state is not None)
             with steps.step(f"restore {', '.join(left) or 'nobody'}"):
                 _restored(opened, left, str(wanted))
             with steps.step("record"):
-                record = _record(settings, opened, names[0], str(wanted))
+                record = _record(settings, opened, names[0], str(wanted), after=way["term"])
         with steps.step("everything that uses it"):
             configure.configure(settings, say=said)
         steps.result = {
@@ -95,8 +93,10 @@ def _demand_lost(settings: Settings, record: Record) -> None:
         )
 
 
-def _to_restore(opened: Session, wanted: GtidSet) -> list[str]:
-    """Members that do not hold just that. Raises Refused for one that holds something else."""
+def _to_restore(opened: Session, wanted: GtidSet, *, is_known: bool) -> list[str]:
+    """Members that do not hold just that. Raises Refused for one that holds something else; where
+    no record says that they are lost, for one that holds anything else.
+    """
     held = opened.cluster.each(
         opened.cluster.seats,
         lambda seat: GtidSet.parse(
@@ -112,7 +112,15 @@ def _to_restore(opened: Session, wanted: GtidSet) -> list[str]:
             "No data was replaced",
             f"fab mysql.status; terminate {name} if they are not wanted",
         )
-    return sorted(name for name, gtids in held.items() if gtids != wanted)
+    left = sorted(name for name, gtids in held.items() if gtids != wanted)
+    if not is_known and (full := [name for name in left if held[name]]):
+        raise Refused(
+            f"{full[0]} has data, and there is no record of who was primary",
+            "a cluster that lost its record only is mended, not replaced",
+            "No data was replaced",
+            "fab mysql.ensure",
+        )
+    return left
 
 
 def _restored(opened: Session, names: list[str], gtids: str) -> None:
@@ -137,14 +145,14 @@ def _answers(opened: Session, name: str) -> bool:
         return False
 
 
-def _record(settings: Settings, opened: Session, name: str, gtids: str) -> Record:
-    """Name the primary of the next term, unless that was done already."""
+def _record(settings: Settings, opened: Session, name: str, gtids: str, *, after: int) -> Record:
+    """Name the primary of the next term, and one beyond ``after``, unless that was done already."""
     seat = opened.cluster.seats[name]
     member, _ = look(seat.server, instance_id=seat.instance_id, address=seat.address)
     with leased(settings, COMMAND) as lock:
         records = store.records(settings)
         found = records.read()
-        before = found.term if found else 0
+        before = max(found.term if found else 0, after)
         if found and found.instance_id == seat.instance_id and found.uuid == member.uuid:
             return found
         record = Record(before + 1, seat.instance_id, member.uuid)

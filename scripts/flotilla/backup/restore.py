@@ -82,11 +82,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to get there: the base, the files to apply, and what the server then has executed."""
+    """How to get there: the base, the files to apply, and what the server then has executed.
+
+    ``term`` is the newest one that the archive knows of.
+    """
 
     manifest: Manifest
     replay: Replay
     target: GtidSet
+    term: int = 0
 
 
 def find(
@@ -118,7 +122,8 @@ def find(
     replay = rules.plan(held, known, target)
     if isinstance(replay, str):
         raise _refused(replay)
-    return Way(bases[replay.base], replay, target)
+    term = max((one.stream.term for one in known), default=0)
+    return Way(bases[replay.base], replay, target, term)
 
 
 def restore(

@@ -36,7 +36,7 @@ def read_manifest(bucket: Bucket, ring: Ring, backup: str) -> Manifest:
 
 def manifests(bucket: Bucket, ring: Ring) -> list[Manifest]:
     """All whole backups, oldest first."""
-    keys = (entry.key for entry in bucket.list(rules.FULL) if entry.key.endswith("/manifest.json"))
+    keys = (entry.key for entry in bucket.list(rules.FULL) if entry.key.endswith(rules.MANIFEST))
     found = [id_ for key in keys if (id_ := rules.id_of(key))]
     return [read_manifest(bucket, ring, one) for one in sorted(found)]
 

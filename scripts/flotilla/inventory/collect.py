@@ -53,7 +53,7 @@ def filters(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _instances(settings: Settings, region: str) -> list[Mapping[str, Any]]:
-    there = settings.model_copy(update={"region": region})
+    there = settings.elsewhere(region)
     with described(there, f"list the instances of {settings.prefix} in {region}"):
         pages: Iterable[Any] = (
             client(there, "ec2", attempts=ATTEMPTS)

@@ -13,7 +13,7 @@ from typing import Any
 from flotilla.aws.errors import described
 from flotilla.aws.session import session
 from flotilla.errors import FlotillaError
-from flotilla.provision import hosts, identity, storage
+from flotilla.provision import copies, hosts, identity, storage
 from flotilla.provision.change import Change
 from flotilla.provision.change import carry_out as act_on
 from flotilla.provision.world import World, tag
@@ -61,11 +61,24 @@ def finish(world: World, *, data: bool) -> list[Change]:
 
 def kept(world: World) -> list[str]:
     """Names of the buckets that exist: the data that stays unless it is to go too."""
-    names = [
-        world.settings.name_of(bucket["name"]) for bucket in read_data("storage.yml")["buckets"]
+    return [name for _, name in _kept(world)]
+
+
+def _kept(world: World) -> list[tuple[World, str]]:
+    """The same, each with the region it is in."""
+    settings = world.settings
+    places = [
+        (world, settings.name_of(bucket["name"])) for bucket in read_data("storage.yml")["buckets"]
     ]
-    with described(world.settings, "list the buckets of the fleet"):
-        return [name for name in names if storage.bucket_exists(world, name)]
+    if there := _elsewhere(world):
+        places.append((there, settings.name_of(copies.COPIES)))
+    with described(settings, "list the buckets of the fleet"):
+        return [(place, name) for place, name in places if storage.bucket_exists(place, name)]
+
+
+def _elsewhere(world: World) -> World | None:
+    region = world.settings.backups.copy_region
+    return World(world.settings.elsewhere(region)) if region else None
 
 
 def _stages(*, data: bool) -> list[list[Step]]:
@@ -252,7 +265,7 @@ def _keys(world: World) -> list[Change]:
 
 def _roles(world: World) -> list[Change]:
     iam, changes = world.client("iam"), []
-    for name in [world.settings.name_of(role) for role in identity.HOLDERS]:
+    for name in [world.settings.name_of(role) for role in (*identity.HOLDERS, identity.COPY)]:
         role = identity.get(partial(iam.get_role, RoleName=name))
         profile = identity.get(partial(iam.get_instance_profile, InstanceProfileName=name))
         if role or profile:
@@ -367,10 +380,13 @@ def _delete_dynamodb(world: World, name: str) -> None:
 
 
 def _secrets(world: World) -> list[Change]:
-    ssm = world.client("ssm")
+    there = _elsewhere(world)
     return [
-        Change("delete", "secret", name, partial(_forget, ssm, name))
-        for name in sorted(storage.parameters(world))
+        Change("delete", "secret", name, partial(_forget, ssm, name), region)
+        for place, region in ((world, ""), (there, there.settings.region if there else ""))
+        if place
+        for ssm in [place.client("ssm")]
+        for name in sorted(storage.parameters(place))
     ]
 
 
@@ -380,8 +396,8 @@ def _forget(ssm: Any, name: str) -> None:
 
 def _bucket_data(world: World) -> list[Change]:
     return [
-        Change("delete", "bucket", name, partial(_empty, world, name), "and every version in it")
-        for name in kept(world)
+        Change("delete", "bucket", name, partial(_empty, place, name), "and every version in it")
+        for place, name in _kept(world)
     ]
 
 

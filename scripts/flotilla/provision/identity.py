@@ -18,17 +18,26 @@ from flotilla.rules.policies import Document
 from flotilla.settings import ROLES, SCRATCH
 
 GONE = "NoSuchEntity"
-# Who has rights of their own.
+# Hosts that have rights of their own; and what S3 may do to copy backups to another region.
 HOLDERS = (*ROLES, *SCRATCH)
+COPY = "copy"
 PARTITIONS = {"cn": "aws-cn", "us-gov": "aws-us-gov"}
 
 
 def stages(world: World) -> list[Stage]:
     """The operator's key, then roles, then what hangs on a role."""
+    roles = [*HOLDERS, *([COPY] if world.settings.backups.copy_region else [])]
     hang_on = [
-        change for role in HOLDERS for change in (*_policy(world, role), *_profile(world, role))
+        *(change for role in roles for change in _policy(world, role)),
+        *(change for role in HOLDERS for change in _profile(world, role)),
     ]
-    return [[*_key(world), *(change for role in HOLDERS for change in _role(world, role))], hang_on]
+    return [[*_key(world), *(change for role in roles for change in _role(world, role))], hang_on]
+
+
+def files(role: str) -> list[str]:
+    """The policy documents of a role, under ``data``: what every host may do, and its own."""
+    names = [role] if role == COPY else ["every_host", role]
+    return [name for one in names if (DATA / (name := f"policies/{one}.json")).exists()]
 
 
 def policy(world: World, role: str) -> Document:
@@ -43,9 +52,7 @@ def policy(world: World, role: str) -> Document:
         "role": role,
         "namespace": settings.cloudwatch.namespace,
     }
-    files = [DATA / "policies" / f"{name}.json" for name in ("every_host", role)]
-    documents = [data(str(file)) for file in files if file.exists()]
-    return policies.render(policies.merge(documents), values)
+    return policies.render(policies.merge(data(name) for name in files(role)), values)
 
 
 def partition(region: str) -> str:
@@ -81,7 +88,7 @@ def _import_key(world: World, name: str) -> None:
 
 def _role(world: World, role: str) -> list[Change]:
     iam, name = world.client("iam"), world.settings.name_of(role)
-    trust = data("policies/trust.json")
+    trust = data("policies/trust_s3.json" if role == COPY else "policies/trust.json")
     found = get(lambda: iam.get_role(RoleName=name)["Role"])
     if found is None:
         return [Change("create", "IAM role", name, partial(_make_role, world, role, trust))]
@@ -98,7 +105,7 @@ def _make_role(world: World, role: str, trust: Mapping[str, Any]) -> None:
     world.client("iam").create_role(
         RoleName=name,
         AssumeRolePolicyDocument=json.dumps(trust),
-        Description=f"{role} hosts of {world.settings.prefix}",
+        Description=f"{role} of {world.settings.prefix}",
         Tags=world.tags(name, Role=role),
     )
 

@@ -29,6 +29,7 @@ CLOSED = {
 }
 UNSET = {
     "ObjectLockConfigurationNotFoundError",
+    "ReplicationConfigurationNotFoundError",
     "NoSuchLifecycleConfiguration",
     "NoSuchPublicAccessBlockConfiguration",
     "NoSuchTagSet",
@@ -42,18 +43,18 @@ def stages(world: World) -> list[Stage]:
     buckets = {world.settings.name_of(bucket["name"]): bucket for bucket in layout["buckets"]}
     missing = [name for name in buckets if not bucket_exists(world, name)]
     create = [
-        Change("create", "bucket", name, partial(_make_bucket, world, name)) for name in missing
+        Change("create", "bucket", name, partial(make_bucket, world, name)) for name in missing
     ]
     settings = [
         change
         for name, bucket in buckets.items()
-        for change in _settings(world, name, bucket, new=name in missing)
+        for change in bucket_settings(world, name, bucket, new=name in missing)
     ]
     tables = [change for table in layout["tables"] for change in _table(world, table)]
     locks = [
         change
         for name, bucket in buckets.items()
-        for change in _lock(world, name, bucket, new=name in missing)
+        for change in bucket_lock(world, name, bucket, new=name in missing)
     ]
     return [[*create, *tables, *_secrets(world)], settings, locks]
 
@@ -76,14 +77,18 @@ def bucket_exists(world: World, name: str) -> bool:
     return True
 
 
-def _make_bucket(world: World, name: str) -> None:
+def make_bucket(world: World, name: str) -> None:
+    """Create it, in the world's region."""
     region = world.settings.region
     # us-east-1 is the one region that S3 refuses to be told.
     where = {"CreateBucketConfiguration": {"LocationConstraint": region}}
     world.client("s3").create_bucket(Bucket=name, **({} if region == "us-east-1" else where))
 
 
-def _settings(world: World, name: str, bucket: Mapping[str, Any], *, new: bool) -> list[Change]:
+def bucket_settings(
+    world: World, name: str, bucket: Mapping[str, Any], *, new: bool
+) -> list[Change]:
+    """What a bucket of storage.yml lacks; all of it where it is ``new``."""
     s3 = world.client("s3")
     wanted = {
         "versioned": "Enabled",
@@ -101,29 +106,27 @@ def _settings(world: World, name: str, bucket: Mapping[str, Any], *, new: bool) 
 
 
 def _present(s3: Any, name: str) -> dict[str, Any]:
-    encryption = _read(s3.get_bucket_encryption, name, "ServerSideEncryptionConfiguration")
+    encryption = read(s3.get_bucket_encryption, name, "ServerSideEncryptionConfiguration")
     rules = encryption["Rules"] if encryption else []
     return {
         "versioned": s3.get_bucket_versioning(Bucket=name).get("Status"),
         "encrypted": next(
             (rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] for rule in rules), None
         ),
-        "closed to the public": _read(
+        "closed to the public": read(
             s3.get_public_access_block, name, "PublicAccessBlockConfiguration"
         ),
-        "lifecycle": _read(s3.get_bucket_lifecycle_configuration, name, "Rules"),
-        "tags": _sorted(_read(s3.get_bucket_tagging, name, "TagSet") or []),
+        "lifecycle": read(s3.get_bucket_lifecycle_configuration, name, "Rules"),
+        "tags": _sorted(read(s3.get_bucket_tagging, name, "TagSet") or []),
     }
 
 
-def _lock(world: World, name: str, bucket: Mapping[str, Any], *, new: bool) -> list[Change]:
+def bucket_lock(world: World, name: str, bucket: Mapping[str, Any], *, new: bool) -> list[Change]:
     """What keeps objects from being deleted. Only ever set: nothing here takes a lock away."""
     if "lock_days" not in bucket:
         return []
     s3, days = world.client("s3"), int(bucket["lock_days"])
-    present = (
-        {} if new else _read(s3.get_object_lock_configuration, name, "ObjectLockConfiguration")
-    )
+    present = {} if new else read(s3.get_object_lock_configuration, name, "ObjectLockConfiguration")
     kept = (present or {}).get("Rule", {}).get("DefaultRetention", {})
     if (kept.get("Mode"), kept.get("Days")) == ("GOVERNANCE", days):
         return []
@@ -133,7 +136,7 @@ def _lock(world: World, name: str, bucket: Mapping[str, Any], *, new: bool) -> l
     return [Change("change", "bucket", name, act, f"locked for {days} days")]
 
 
-def _read(call: Callable[..., Any], bucket: str, key: str) -> Any:
+def read(call: Callable[..., Any], bucket: str, key: str) -> Any:
     """One setting of a bucket, None where it was never set."""
     try:
         return call(Bucket=bucket)[key]

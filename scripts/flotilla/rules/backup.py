@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 FULL = "mysql/full/"
+MANIFEST = "/manifest.json"
 FORMAT = 1
 CHUNK = 8 << 20
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
@@ -116,7 +117,7 @@ def id_of(key: str) -> str | None:
 
 def manifest_key(backup: str) -> str:
     """Where a backup's manifest is."""
-    return f"{FULL}{backup}/manifest.json"
+    return f"{FULL}{backup}{MANIFEST}"
 
 
 def index_key(backup: str) -> str:
