@@ -78,7 +78,7 @@ def paused(opened: Session) -> Iterator[str]:
         yield primary
     finally:
         switch(opened, primary, "semi-sync")
-        told(settings, "mysql.unpause")
+        told(settings, "mysql.unpause", "--yes")
 
 
 def switch(opened: Session, primary: str, mode: str) -> None:

@@ -16,6 +16,8 @@ from typed import fab, typed
 from flotilla import inventory
 from flotilla.aws import edge
 from flotilla.aws.session import client
+from flotilla.backup import operate, stored
+from flotilla.rules import backup as names
 from flotilla.rules.archive_duty import ALARM_SECONDS
 from flotilla.settings import Settings
 from flotilla.traffic import Background
@@ -37,6 +39,16 @@ def typed_any(*words: str) -> str:
         return typed(*words).stdout
     except AssertionError:
         return typed(*words, code=1).stdout
+
+
+def is_done(*words: str) -> bool:
+    """Whether it could be done now; fails unless the reason is that somebody else is at it."""
+    try:
+        typed(*words)
+    except AssertionError:
+        typed(*words, code=3)
+        return False
+    return True
 
 
 def text_now() -> str:
@@ -106,12 +118,73 @@ def test_a_replica_is_restored_and_follows(databases: Databases, backup: dict[st
     typed("backup.restore", databases.primary, "--yes", code=3)
 
 
-def test_a_drill_proves_that_backups_restore(databases: Databases, backup: dict[str, Any]) -> None:
+def test_a_drill_proves_that_backups_restore(
+    standing_fleet: Settings, databases: Databases, backup: dict[str, Any]
+) -> None:
     with databases.clients() as writing:
         told = fab("backup.drill", "--yes")
         writing.stop()
     assert told["exact"], told["differ"]
     assert told["gap_seconds"] <= RECOVERY_SECONDS
+    until(lambda: not scratch_hosts(standing_fleet), 30, "the drill's host is gone")
+    assert drill_findings() == []
+    # What the timer runs: not again on the same day.
+    unit = "flotilla-drill.service"
+    replica = databases.replicas[0]
+    databases.root(replica, f"systemctl start {unit}")
+    said = databases.root(replica, f"journalctl -u {unit} -n 5 -o cat --no-pager")
+    assert '"made": false' in said
+
+
+def test_a_drill_that_fails_is_told_of_until_one_is_exact_again(
+    standing_fleet: Settings, databases: Databases, backup: dict[str, Any]
+) -> None:
+    store, keys = operate.bucket(standing_fleet), operate.ring(standing_fleet)
+    newest = stored.manifests(store, keys)[-1].id
+    volume = next(e.key for e in store.list(f"{names.FULL}{newest}/") if "volume" in e.key)
+    whole = store.read(volume)
+    s3 = client(standing_fleet, "s3")
+    damaged = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
+    s3.put_object(Bucket=store.name, Key=volume, Body=damaged)
+    try:
+        told = fab("backup.drill", "--yes", code=2)
+        assert volume in told["error"]["what"]
+        (finding,) = drill_findings()
+        assert volume in finding["what"]
+        assert not scratch_hosts(standing_fleet)
+    finally:
+        s3.put_object(Bucket=store.name, Key=volume, Body=whole)
+    assert fab("backup.drill", "--yes")["exact"]
+    assert drill_findings() == []
+
+
+def test_a_host_that_a_dead_drill_left_behind_is_ended_by_the_next(
+    standing_fleet: Settings, databases: Databases, backup: dict[str, Any]
+) -> None:
+    replica = databases.replicas[0]
+    tool = "/usr/local/sbin/flotilla-backup drill"
+    databases.root(replica, f"systemd-run --unit=doomed --collect {tool}")
+    until(lambda: scratch_hosts(standing_fleet), 60, "the drill launched its host")
+    databases.root(replica, "systemctl kill --signal=KILL doomed.service")
+    (left,) = scratch_hosts(standing_fleet)
+    # The lease of the dead one has to run out.
+    until(lambda: is_done("backup.drill", "--yes"), 180, "another drill")
+    assert left not in scratch_hosts(standing_fleet)
+
+
+def scratch_hosts(settings: Settings) -> list[str]:
+    found = client(settings, "ec2").describe_instances(
+        Filters=[
+            {"Name": "tag:Role", "Values": ["restore"]},
+            {"Name": "instance-state-name", "Values": ["pending", "running", "stopping"]},
+        ]
+    )["Reservations"]
+    return [one["InstanceId"] for r in found for one in r["Instances"]]
+
+
+def drill_findings() -> list[dict[str, Any]]:
+    found = json.loads(typed_any("fleet.status", "--json"))["findings"]
+    return [one for one in found if "drill" in one["what"]]
 
 
 def test_a_cluster_that_is_lost_comes_back_with_what_was_acknowledged(
@@ -144,3 +217,43 @@ def test_a_cluster_that_is_lost_comes_back_with_what_was_acknowledged(
         figures = after.stop()
     assert figures["failed"] == 0
     assert figures["acked"] > 0
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_what_a_lost_region_had_comes_back_from_the_copy(
+    standing_fleet: Settings, databases: Databases, backup: dict[str, Any]
+) -> None:
+    """Everything of the fleet goes but what S3 copied to the other region, and the keys there."""
+    databases.write(databases.primary, "before the region was lost")
+    until(lambda: archive()["behind_seconds"] < 1, 30, "it is archived")
+    settings = standing_fleet
+    there = settings.elsewhere(settings.backups.copy_region or "")
+    s3, salvaged, parameter = client(there, "s3"), f"{settings.prefix}-salvaged", "/salvaged/keys"
+    s3.create_bucket(
+        Bucket=salvaged, CreateBucketConfiguration={"LocationConstraint": there.region}
+    )
+    copy = settings.name_of("backups-copy")
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=copy):
+        for one in page["Contents"]:
+            source = {"Bucket": copy, "Key": one["Key"]}
+            s3.copy_object(Bucket=salvaged, Key=one["Key"], CopySource=source)
+    ssm = client(there, "ssm")
+    ring = ssm.get_parameter(Name=settings.parameter("mysql", "backup_keys"), WithDecryption=True)[
+        "Parameter"
+    ]["Value"]
+    ssm.put_parameter(Name=parameter, Value=ring, Type="SecureString", Overwrite=True)
+
+    fab("fleet.destroy", "--data", "--yes", settings.name)
+    fab("fleet.provision", "--yes")
+    words = ("--bucket", salvaged, "--keys", parameter, "--region", there.region, "--yes")
+    adopted = fab("backup.adopt", *words)
+    assert adopted["backups"] >= 1
+    assert fab("backup.adopt", *words)["objects"] == 0
+    told = fab("backup.recover", "--yes")
+    rows = fab(
+        "fleet.run", "--on", told["primary"], "--sudo", "mysql -N -e 'SELECT id FROM ops.proof'"
+    )
+    assert "before the region was lost" in rows["hosts"][told["primary"]]["stdout"].split("\n")
+    assert fab("mysql.status")["primary"] == told["primary"]
+    assert fab("backup.drill", "--yes")["exact"]

@@ -28,6 +28,8 @@ START_SECONDS = 180.0
 REJOIN_SECONDS = 60.0
 WHOLE_SECONDS = 120.0
 LOOK_SECONDS = 0.25
+# As near as a switchover wants a member to be, and some.
+CLOSE_SECONDS = 1.0
 # For how long a member must be seen to hold something of its own before it is rebuilt.
 SURE_SECONDS = 3.0
 
@@ -113,7 +115,8 @@ class Watched:
         self._records.acknowledge()
 
     def give(self, to: str) -> None:
-        """See ``Subject``."""
+        """See ``Subject``. A member that was out is waited for: it has to catch up first."""
+        awaited(lambda: self._is_close(to), WHOLE_SECONDS, f"{to} has caught up")
         told(self._settings, "mysql.switchover", "--to", to, "--writers", "0", "--yes")
 
     def server(self, name: str) -> Server:
@@ -173,6 +176,10 @@ class Watched:
         except FlotillaError as error:
             return {"why": error.what}
         return next(member for member in found if member["name"] == name)
+
+    def _is_close(self, name: str) -> bool:
+        member = self._member(name)
+        return not member["why"] and (member["lag_seconds"] or 0.0) < CLOSE_SECONDS
 
     def _answers(self, name: str) -> bool:
         try:
