@@ -35,8 +35,9 @@ CONVERGE_SECONDS = 120.0
 # A restart is asked for, and has not begun when the answer comes.
 BEGUN_SECONDS = 5.0
 WHOLE_SECONDS = 60.0
-# Room on the file system that is to be filled: enough for a server to start and to write a while.
-ROOM_BYTES = 96 << 20
+# Room on the file system that is to be filled: enough for a server to start and to write a while,
+# and for InnoDB's redo log, which takes up to 100 MiB (innodb_redo_log_capacity) as it turns.
+ROOM_BYTES = 384 << 20
 
 
 @dataclass(frozen=True, slots=True)
