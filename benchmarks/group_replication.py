@@ -223,6 +223,8 @@ class Group:
     def _account(self, name: str) -> None:
         """The account that members meet each other with, made on each: no group is there yet."""
         grants = "REPLICATION SLAVE, CONNECTION_ADMIN, BACKUP_ADMIN, GROUP_REPLICATION_STREAM"
+        # The session was on the server before this one.
+        self.server(name).close()
         self.server(name).batch(
             [
                 "SET GLOBAL super_read_only = OFF",
