@@ -26,6 +26,7 @@ from flotilla.settings import Settings
 WATCHER = "flotilla-mysql-agent"
 # Semi-sync waits for ever where nobody acknowledges: such a commit is given up by its client.
 BLOCKED_SECONDS = 2.0
+BACK_SECONDS, GOOD_LOOKS = 25.0, 3
 MOVE_SECONDS = 60.0
 # Longer than a failover ever takes, from a frozen primary on.
 STILL_SECONDS = 20.0
@@ -163,6 +164,25 @@ class Databases:
         until(moved, seconds, f"another member takes over from {old}")
         return found
 
+    def taken_over(self, old: str, seconds: float = MOVE_SECONDS) -> str:
+        """The new primary, once it is in order, whatever the others are like."""
+
+        def taken() -> str:
+            with suppress(FlotillaError):
+                primary = self.primary
+                if primary not in {"", old} and not self.member(primary)["why"]:
+                    return primary
+            return ""
+
+        return until(taken, seconds, f"another member is primary instead of {old}")
+
+    def answers(self, name: str) -> bool:
+        """Whether a server answers now, in a new session if need be."""
+        with suppress(FlotillaError):
+            return bool(self.value(name, "1") == 1)
+        self.opened.cluster.server(name).close()
+        return False
+
     def stays(self, seconds: float = STILL_SECONDS) -> None:
         """Nobody takes over for as long as this."""
         record, end = self.state.record, time.monotonic() + seconds
@@ -191,9 +211,26 @@ class Databases:
         self.watchers("start")
         fab("mysql.unpause", "--yes")
         self.records.acknowledge()
-        for name in (*self.replicas, self.primary):
-            self.subject.mend(name, lambda _: None)
+        for name in self.replicas:
+            self._brought_back(name)
+        self.subject.mend(self.primary, lambda _: None)
         self.sql(self.primary, f"DROP TABLE IF EXISTS {TABLE}")
+
+    def _brought_back(self, name: str) -> None:
+        """A replica in order, for some seconds on end: watchers start a broken applier again and
+        again, and for a moment it runs. One that does not come by itself is made a copy.
+        """
+        good = [0]
+
+        def follows() -> bool:
+            member = self.member(name)
+            good[0] = 0 if member["why"] or member.get("surplus") else good[0] + 1
+            return good[0] >= GOOD_LOOKS
+
+        try:
+            until(follows, BACK_SECONDS, f"{name} is in order")
+        except AssertionError:
+            fab("mysql.rebuild", name, "--yes")
 
     def _answers(self, name: str) -> bool:
         with suppress(FlotillaError):

@@ -37,7 +37,7 @@ class Binaries:
 
     def argv(self, program: str, *arguments: str) -> list[str]:
         """A command line that runs one of them, by its path in the image."""
-        return [*_with_libraries(self.root, [self.root]), str(self.root / program), *arguments]
+        return [*with_libraries(self.root, [self.root]), str(self.root / program), *arguments]
 
     @property
     def share(self) -> Path:
@@ -55,10 +55,10 @@ def binaries() -> Binaries:
     where = layout()
     unpacked = where.cache / "mysqld"
     try:
-        image = _newest(where.amis)
+        image = newest(where.amis)
         target = unpacked / image
         if not target.is_dir():
-            _unpack(_disks(where.storage, image), target)
+            _unpack(disks_of(where.storage, image), target)
     except (NoImageError, OSError) as error:
         kept = sorted(unpacked.glob("ami-*[0-9a-f]"), key=lambda p: p.stat().st_mtime)
         if not kept:
@@ -67,19 +67,20 @@ def binaries() -> Binaries:
     return Binaries(target.name, target)
 
 
-def _newest(amis: Path) -> str:
+def newest(amis: Path, role: str = "mysql") -> str:
+    """The id of the newest tested image of a role. Raises NoImageError."""
     found = [json.loads(path.read_text()) for path in amis.glob("*.json")]
-    mysql = [
+    known = [
         (image["creation_date"], image["id"])
         for image in found
-        if image["tags"].get("Role") == "mysql" and image["tags"].get("Status") == "tested"
+        if image["tags"].get("Role") == role and image["tags"].get("Status") == "tested"
     ]
-    if not mysql:
-        raise NoImageError(f"{amis} holds no tested image of role mysql (fab images.bake)")
-    return str(max(mysql)[1])
+    if not known:
+        raise NoImageError(f"{amis} holds no tested image of role {role} (fab images.bake)")
+    return str(max(known)[1])
 
 
-def _disks(storage: Path, image: str) -> list[Path]:
+def disks_of(storage: Path, image: str) -> list[Path]:
     """The image's layers, the topmost first."""
     images = json.loads((storage / "overlay-images/images.json").read_text())
     layers = json.loads((storage / "overlay-layers/layers.json").read_text())
@@ -102,13 +103,13 @@ def _unpack(disks: list[Path], target: Path) -> None:
         shutil.copytree(disks[0] / folder, building / folder, symlinks=True)
     for program in _PROGRAMS:
         _copy(disks[0] / program, building / program)
-    _copy(_first(disks, _LIBRARIES / _LOADER.name), building / _LOADER)
+    _copy(first(disks, _LIBRARIES / _LOADER.name), building / _LOADER)
     wanted = [building / p for p in _PROGRAMS]
     wanted += sorted((building / "usr/lib/mysql/plugin").glob("*.so"))
     for program in wanted:
         for name in _needed(program, disks):
             if not (building / _LIBRARIES / name).exists():
-                _copy(_first(disks, _LIBRARIES / name), building / _LIBRARIES / name)
+                _copy(first(disks, _LIBRARIES / name), building / _LIBRARIES / name)
     try:
         building.rename(target)
     except OSError:
@@ -117,7 +118,7 @@ def _unpack(disks: list[Path], target: Path) -> None:
 
 
 def _needed(program: Path, disks: list[Path]) -> Iterator[str]:
-    loader = _with_libraries(disks[0], disks, _first(disks, _LIBRARIES / _LOADER.name))
+    loader = with_libraries(disks[0], disks, first(disks, _LIBRARIES / _LOADER.name))
     listed = subprocess.run(
         [*loader, "--list", str(program)], capture_output=True, text=True, check=False
     )
@@ -127,12 +128,13 @@ def _needed(program: Path, disks: list[Path]) -> Iterator[str]:
             yield Path(name).name
 
 
-def _with_libraries(root: Path, disks: list[Path], loader: Path | None = None) -> list[str]:
+def with_libraries(root: Path, disks: list[Path], loader: Path | None = None) -> list[str]:
+    """The loader, told where to find libraries."""
     paths = ":".join(str(disk / part) for disk in disks for part in (_LIBRARIES, _PRIVATE))
     return [str(loader or root / _LOADER), "--library-path", paths]
 
 
-def _first(disks: list[Path], path: Path) -> Path:
+def first(disks: list[Path], path: Path) -> Path:
     """Where a file is on the topmost disk that has it, links followed within that disk."""
     for disk in disks:
         if (disk / path).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -150,3 +151,57 @@ def test_a_new_sentinel_never_goes_against_a_majority(words: dict[str, object]) 
 @pytest.mark.parametrize(("hosts", "least"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
 def test_a_majority_is_more_than_half(hosts: int, least: int) -> None:
     assert rules.majority(hosts) == least
+
+
+# --- a planned move -------------------------------------------------------------------------------
+
+NEAR = rules.Candidate("redis-2", "10.0.0.2", follows=True, behind=10)
+FAR = rules.Candidate("redis-3", "10.0.0.3", follows=True, behind=500)
+
+
+def test_the_nearest_replica_is_next_unless_another_one_is_asked_for():
+    assert rules.candidate([FAR, NEAR], None) == NEAR
+    assert rules.candidate([FAR, NEAR], "redis-3") == FAR
+
+
+@pytest.mark.parametrize(
+    ("found", "to", "says"),
+    [
+        ([], None, "no replica"),
+        ([NEAR], "redis-7", "redis-7 is no replica"),
+        ([dataclasses.replace(NEAR, follows=False)], None, "link"),
+        ([dataclasses.replace(NEAR, behind=1 << 30)], "redis-2", "behind"),
+    ],
+)
+def test_who_cannot_be_next_is_named_with_the_reason(found, to, says):
+    assert says in rules.candidate(found, to)
+
+
+def test_a_replica_whose_link_is_down_is_passed_over_for_one_that_follows():
+    assert rules.candidate([dataclasses.replace(NEAR, follows=False), FAR], None) == FAR
+
+
+@pytest.mark.parametrize(("age", "now"), [(0.1, False), (0.6, True), (0.8, True), (0.95, False)])
+def test_the_moment_is_shortly_before_sentinel_looks_again(age, now):
+    assert rules.is_moment(age) is now
+
+
+@pytest.mark.parametrize(
+    ("info", "name", "says"),
+    [
+        ({"role": "master"}, "redis-2", ""),
+        ({"role": "slave", "master_host": "10.0.0.1"}, "redis-2", "replica of 10.0.0.1"),
+        ({"role": "master"}, "redis-1", "follows nobody"),
+        ({"role": "slave", "master_host": "10.0.0.3"}, "redis-1", "follows 10.0.0.3"),
+        (
+            {"role": "slave", "master_host": "10.0.0.2", "master_link_status": "down"},
+            "redis-1",
+            "link of redis-1",
+        ),
+        ({"role": "slave", "master_host": "10.0.0.2", "master_link_status": "up"}, "redis-1", ""),
+    ],
+)
+def test_a_move_is_over_when_everybody_follows(info, name, says):
+    found = rules.unsettled(info, name, NEAR)
+    assert says in found
+    assert bool(found) is bool(says)

@@ -6,6 +6,7 @@
     redis_node.py health                 HTTP service, GET /primary: 200 or 503 with the reason
     redis_node.py status                 one JSON object on stdout
     redis_node.py apply                  bring running services to the files Ansible owns
+    redis_node.py move [--to HOST]       make another host the primary, as planned; on the primary
 
 No role is ever written into a file that Ansible owns: who is primary is a fact of run time.
 """
@@ -15,16 +16,18 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import redis
+import redis_move
 import redis_rules as rules
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -368,6 +371,41 @@ def apply(settings: Settings) -> int:
     return 2 if later else 0
 
 
+def places(settings: Settings) -> redis_move.Places:
+    """Connections to all of them, with the operator's rights."""
+    found = settings.hosts.items()
+    return redis_move.Places(
+        settings.name,
+        settings.cluster,
+        settings.hosts,
+        settings.port,
+        {n: connect(settings, a, settings.port, operator=True) for n, a in found},
+        {n: connect(settings, a, settings.sentinel_port, operator=True) for n, a in found},
+    )
+
+
+def move(settings: Settings, to: str | None) -> int:
+    """Move the primary's role; one JSON object.
+
+    Exit 0 moved, 2 it is not clear how it ended, 3 called off and everything is as it was.
+    """
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    try:
+        told = redis_move.Move(places(settings), say=say).run(to)
+    except redis_move.CalledOffError as error:
+        say(str(error))
+        return 3
+    except redis_move.UnclearError as error:
+        say(str(error))
+        return 2
+    json.dump(asdict(told), sys.stdout)
+    sys.stdout.write("\n")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do it."""
     parser = argparse.ArgumentParser(description="what a Redis host does for itself")
@@ -377,11 +415,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     actions = {"health": health, "status": status, "apply": apply, "remember": remember}
     for name, action in actions.items():
         commands.add_parser(name, help=(action.__doc__ or "").partition("\n")[0])
+    moving = commands.add_parser("move", help="make another host the primary, as planned")
+    moving.add_argument("--to", help="its name (default: the nearest replica)")
     chosen = parser.parse_args(arguments)
     settings = load()
     os.umask(0o027)
     if chosen.command == "start":
         return start_redis(settings) if chosen.what == "redis" else start_sentinel(settings)
+    if chosen.command == "move":
+        # The operator's connection may end; the move does not end with it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return move(settings, chosen.to)
     return actions[chosen.command](settings)
 
 

@@ -8,8 +8,9 @@ Nothing here talks to a host. Two invariants:
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,61 @@ def offered(own_role: str, words: Mapping[str, Word], *, me: str) -> tuple[bool,
     if votes < majority(len(words)):
         return False, f"Redis on this host says it is the primary, but only {heard}"
     return True, heard
+
+
+# --- a planned move ------------------------------------------------------------------------------
+
+# How far behind a replica may be when writes are paused for it: some milliseconds of a network.
+BEHIND_BYTES = 4 << 20
+# Sentinel sends INFO a second after the last answer, while it fails over. Promoted 0.1 to 0.2 s
+# after it was told, a replica is seen at once when the last answer was then 0.6 to 0.8 s old.
+MOMENT_SECONDS = (0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A replica: whether its link to the primary is up, and how many bytes it lacks."""
+
+    name: str
+    address: str
+    follows: bool
+    behind: int
+
+
+def candidate(found: Sequence[Candidate], to: str | None) -> Candidate | str:
+    """Who is to be primary next: the one that was asked for, else the nearest; or why nobody."""
+    known = {one.name: one for one in found}
+    if to is not None and to not in known:
+        return f"{to} is no replica here; there are {', '.join(sorted(known)) or 'none'}"
+    wanted = [known[to]] if to is not None else sorted(found, key=lambda one: one.behind)
+    reasons = []
+    for one in wanted:
+        why = _unfit(one)
+        if not why:
+            return one
+        reasons.append(f"{one.name}: {why}")
+    return "; ".join(reasons) or "there is no replica"
+
+
+def is_moment(age: float) -> bool:
+    """Whether to fail over now: ``age`` is of the last INFO that Sentinel has of the replica."""
+    first, last = MOMENT_SECONDS
+    return first <= age <= last
+
+
+def unsettled(info: Mapping[str, Any], name: str, chosen: Candidate) -> str:
+    """What is not yet as it should be on a host after a move, by its INFO; empty for nothing."""
+    if name == chosen.name:
+        primary = info["role"] == "master"
+        return "" if primary else f"{name} is a replica of {info.get('master_host')}"
+    if info.get("master_host") != chosen.address:
+        return f"{name} follows {info.get('master_host') or 'nobody'}"
+    return "" if info.get("master_link_status") == "up" else f"the link of {name} is down"
+
+
+def _unfit(one: Candidate) -> str:
+    if not one.follows:
+        return "its link to the primary is not up"
+    if one.behind > BEHIND_BYTES:
+        return f"it is {one.behind} bytes behind, {BEHIND_BYTES} are the limit"
+    return ""

@@ -1,0 +1,309 @@
+"""Move the role of the Redis primary, as planned: no acknowledged write is lost.
+
+Runs on the host that is the primary, so that an operator whose connection ends has not ended it
+half-way. Order and reasons:
+
+1. The chosen replica gets the best priority, and the Sentinel that will be told has seen that.
+2. The moment: a Sentinel learns of a promotion by INFO, which it sends a second after the last one
+   it got. Told to fail over when that is nearly a second old, it learns of it at once; else writes
+   would be paused for a second longer.
+3. Writes are paused (CLIENT PAUSE), kept so by a thread, and the replica is waited for: from here
+   on it lacks nothing.
+4. SENTINEL FAILOVER. The old primary is made a replica as soon as the new one says that it is
+   primary; Sentinel itself would leave it a primary for ten more seconds.
+5. Only then do writes go on here, to be told that this is a replica.
+
+Called off before step 4, everything is as it was. After it, nothing here takes a write until it is
+known who is primary: the pause of a process that died ends by itself, and the host's health
+endpoint offers it to nobody whom a majority of the Sentinels does not name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import redis
+import redis_rules as rules
+
+# Redis ends a pause after this by itself; it is asked for again all the time.
+PAUSE_MS = 3000
+PAUSE_AGAIN_SECONDS = 0.5
+CATCH_UP_SECONDS = 2.0
+# A failover that does not get there: Sentinel gives up after its own failover-timeout.
+PROMOTION_SECONDS = 30.0
+FOLLOW_SECONDS = 30.0
+POLL_SECONDS = 0.01
+# Sentinel sends INFO every ten seconds, and twice that is its own idea of late.
+SEEN_SECONDS = 21.0
+BEST, USUAL = "1", "100"
+
+
+class CalledOffError(Exception):
+    """It was called off; everything is as it was. The message says why."""
+
+
+class UnclearError(Exception):
+    """It was begun and did not end; the message says what is known."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Connections with the operator's rights: to Redis by host name, and to the Sentinels."""
+
+    me: str
+    cluster: str
+    addresses: Mapping[str, str]
+    port: int
+    servers: Mapping[str, Any]
+    sentinels: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """``paused_seconds`` is how long nobody's write was taken here."""
+
+    old: str
+    new: str
+    paused_seconds: float
+    seconds: float
+
+
+class Move:
+    """One planned move. ``say`` gets a line for each step."""
+
+    def __init__(
+        self,
+        places: Places,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._places = places
+        self._say = say
+        self._clock = clock
+        self._sleep = sleep
+        self._me = places.servers[places.me]
+
+    def look(self) -> list[rules.Candidate]:
+        """The replicas, as this host and the Sentinels see them. Raises CalledOffError."""
+        with told("this host"):
+            replication = self._me.info("replication")
+        if replication["role"] != "master":
+            raise CalledOffError(f"{self._places.me} is no primary")
+        self._demand_sentinels()
+        found = []
+        for name, address in self._places.addresses.items():
+            if name == self._places.me:
+                continue
+            with told(name):
+                info = self._places.servers[name].info("replication")
+            follows = info["role"] == "slave" and info.get("master_host") == self._address
+            found.append(
+                rules.Candidate(
+                    name,
+                    address,
+                    follows=follows and info.get("master_link_status") == "up",
+                    behind=max(
+                        0, replication["master_repl_offset"] - info.get("slave_repl_offset", 0)
+                    ),
+                )
+            )
+        return found
+
+    def run(self, to: str | None) -> Moved:
+        """Move. Raises CalledOffError with nothing changed, UnclearError."""
+        started = self._clock()
+        chosen = rules.candidate(self.look(), to)
+        if isinstance(chosen, str):
+            raise CalledOffError(chosen)
+        with self._preferred(chosen):
+            self._await_moment(chosen)
+            paused = self._switch(chosen)
+            self._settle(chosen)
+        return Moved(self._places.me, chosen.name, round(paused, 3), self._clock() - started)
+
+    @property
+    def _address(self) -> str:
+        return self._places.addresses[self._places.me]
+
+    def _demand_sentinels(self) -> None:
+        for name, sentinel in self._places.sentinels.items():
+            with told(f"the Sentinel of {name}"):
+                sentinel.execute_command("SENTINEL", "CKQUORUM", self._places.cluster)
+                seen = pairs(sentinel.execute_command("SENTINEL", "MASTER", self._places.cluster))
+            if seen["ip"] != self._address:
+                raise CalledOffError(f"the Sentinel of {name} names {seen['ip']}")
+            if "failover_in_progress" in seen["flags"]:
+                raise CalledOffError(f"the Sentinel of {name} is failing over")
+
+    @contextlib.contextmanager
+    def _preferred(self, chosen: rules.Candidate) -> Iterator[None]:
+        """Sentinel takes this replica, for as long as the block lasts."""
+        server = self._places.servers[chosen.name]
+        with told(chosen.name):
+            server.config_set("replica-priority", BEST)
+        try:
+            yield
+        finally:
+            # Sentinel has servers write their configuration when it changes their role.
+            with contextlib.suppress(redis.exceptions.RedisError):
+                server.config_set("replica-priority", USUAL)
+                server.config_rewrite()
+
+    def _await_moment(self, chosen: rules.Candidate) -> None:
+        """Wait until the Sentinel has seen the priority, and its next INFO is about to come."""
+        self._say(f"wait until Sentinel has seen that {chosen.name} is to be next")
+        end = self._clock() + SEEN_SECONDS
+        while self._clock() < end:
+            seen = self._seen(chosen)
+            if seen and seen["slave-priority"] == BEST:
+                age = int(seen["info-refresh"]) / 1000
+                if rules.is_moment(age):
+                    return
+            self._sleep(POLL_SECONDS)
+        raise CalledOffError(f"Sentinel did not look at {chosen.name} for {SEEN_SECONDS:g} s")
+
+    def _seen(self, chosen: rules.Candidate) -> dict[str, str] | None:
+        with told("the Sentinel"):
+            rows = self._sentinel(chosen).execute_command(
+                "SENTINEL", "REPLICAS", self._places.cluster
+            )
+        found = (pairs(row) for row in rows)
+        return next((row for row in found if row["ip"] == chosen.address), None)
+
+    def _sentinel(self, chosen: rules.Candidate) -> Any:
+        """The one that is told: beside the new primary, whose answers it gets soonest."""
+        return self._places.sentinels[chosen.name]
+
+    def _switch(self, chosen: rules.Candidate) -> float:
+        """From the pause to the end of this host's time as primary; how long that was."""
+        new = self._places.servers[chosen.name]
+        start = self._clock()
+        with Paused(self._me) as pause:
+            self._say("writes are paused")
+            self._catch_up(new, chosen)
+            try:
+                self._sentinel(chosen).execute_command("SENTINEL", "FAILOVER", self._places.cluster)
+            except redis.exceptions.RedisError as error:
+                raise CalledOffError(f"Sentinel refused: {error}") from error
+            self._say("Sentinel was told")
+            self._await_promotion(new, chosen)
+            pause.check()
+            self._me.execute_command("REPLICAOF", chosen.address, self._places.port)
+        with contextlib.suppress(redis.exceptions.RedisError):
+            # Whoever is connected here is to ask where the primary is.
+            self._me.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        return self._clock() - start
+
+    def _catch_up(self, new: Any, chosen: rules.Candidate) -> None:
+        with told("this host"):
+            wanted = self._me.info("replication")["master_repl_offset"]
+        end = self._clock() + CATCH_UP_SECONDS
+        while True:
+            with told(chosen.name):
+                behind = wanted - new.info("replication")["slave_repl_offset"]
+            if behind <= 0:
+                return
+            if self._clock() > end:
+                raise CalledOffError(f"{chosen.name} was {behind} bytes behind after the pause")
+            self._sleep(POLL_SECONDS)
+
+    def _await_promotion(self, new: Any, chosen: rules.Candidate) -> None:
+        end = self._clock() + PROMOTION_SECONDS
+        while self._clock() < end:
+            with contextlib.suppress(redis.exceptions.RedisError):
+                if new.execute_command("ROLE")[0] == "master":
+                    return
+            with contextlib.suppress(redis.exceptions.RedisError):
+                if self._me.execute_command("ROLE")[0] != "master":
+                    return  # it chose another one
+            self._sleep(POLL_SECONDS)
+        raise UnclearError(f"Sentinel took longer than {PROMOTION_SECONDS:g} s with {chosen.name}")
+
+    def _settle(self, chosen: rules.Candidate) -> None:
+        """Wait until a majority names the new primary and everybody follows it."""
+        end = self._clock() + FOLLOW_SECONDS
+        why = "nobody was asked yet"
+        while self._clock() < end:
+            why = self._unsettled(chosen)
+            if not why:
+                return
+            self._sleep(10 * POLL_SECONDS)
+        raise UnclearError(f"{chosen.name} is primary, but {why}")
+
+    def _unsettled(self, chosen: rules.Candidate) -> str:
+        try:
+            for name, sentinel in self._places.sentinels.items():
+                seen = pairs(sentinel.execute_command("SENTINEL", "MASTER", self._places.cluster))
+                if seen["ip"] != chosen.address:
+                    return f"the Sentinel of {name} names {seen['ip']}"
+            for name, server in self._places.servers.items():
+                why = rules.unsettled(server.info("replication"), name, chosen)
+                if why:
+                    return why
+        except redis.exceptions.RedisError as error:
+            return str(error)
+        return ""
+
+
+class Paused:
+    """Writes wait in here, for as long as the block lasts, and not much longer if we die."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._over = threading.Event()
+        self._lost = ""
+        self._thread = threading.Thread(target=self._again, daemon=True)
+
+    def __enter__(self) -> Self:
+        with told("this host"):
+            self._ask()
+        self._asked = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(redis.exceptions.RedisError):
+            self._server.execute_command("CLIENT", "UNPAUSE")
+
+    def check(self) -> None:
+        """Raises UnclearError where the pause may have ended meanwhile."""
+        late = time.monotonic() - self._asked
+        if late > PAUSE_MS / 1000:
+            raise UnclearError(f"writes were paused until {late:.1f} s ago only: {self._lost}")
+
+    def _ask(self) -> None:
+        self._server.execute_command("CLIENT", "PAUSE", PAUSE_MS, "WRITE")
+
+    def _again(self) -> None:
+        while not self._over.wait(PAUSE_AGAIN_SECONDS):
+            asked = time.monotonic()
+            try:
+                self._ask()
+                self._asked = asked
+            except redis.exceptions.RedisError as error:
+                self._lost = str(error)
+
+
+@contextlib.contextmanager
+def told(who: str) -> Iterator[None]:
+    """What Redis refuses or does not answer calls it off, in one sentence."""
+    try:
+        yield
+    except redis.exceptions.RedisError as error:
+        raise CalledOffError(f"{who}: {error}") from error
+
+
+def pairs(row: Any) -> dict[str, str]:
+    """Sentinel's flat list, or the mapping that newer clients make of it."""
+    if isinstance(row, Mapping):
+        return {str(key): str(value) for key, value in row.items()}
+    return dict(zip(row[::2], row[1::2], strict=True))

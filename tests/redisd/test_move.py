@@ -1,0 +1,166 @@
+"""A planned move of the Redis primary, on real servers and Sentinels, with a client that counts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from redisd.group import HOSTS, PORT, Group, redis_node
+
+from flotilla.wait import until
+
+move = redis_node.redis_move
+RedisError = redis_node.redis.exceptions.RedisError
+
+
+class Writer:
+    """Writes numbers one after the other to whoever is offered, and keeps what was acknowledged."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._over = threading.Event()
+        self.acked: list[int] = []
+        self.gap = 0.0
+        self.most_offered = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._looker = threading.Thread(target=self._look, daemon=True)
+        self._to: list[str] = group.offered()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._looker.join()
+
+    def start(self) -> None:
+        self._thread.start()
+        self._looker.start()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            self._to = self._group.offered()
+            self.most_offered = max(self.most_offered, len(self._to))
+
+    def _run(self) -> None:
+        number, last, connection, name = 0, time.monotonic(), None, ""
+        while not self._over.is_set():
+            to = self._to
+            if len(to) != 1:
+                time.sleep(0.005)
+                continue
+            if connection is None or name != to[0]:
+                name = to[0]
+                connection = redis_node.redis.Redis(
+                    host=HOSTS[name],
+                    port=PORT,
+                    username="app",
+                    password="app",
+                    socket_timeout=1.0,
+                    retry=redis_node.Retry(redis_node.NoBackoff(), 0),
+                )
+            number += 1
+            try:
+                connection.rpush("ledger", number)
+            except RedisError:
+                connection = None
+                time.sleep(0.005)
+                continue
+            now = time.monotonic()
+            self.gap, last = max(self.gap, now - last), now
+            self.acked.append(number)
+            time.sleep(0.002)
+
+
+@contextmanager
+def writing(group: Group) -> Iterator[Writer]:
+    writer = Writer(group)
+    writer.start()
+    try:
+        until(lambda: len(writer.acked) > 20, seconds=10)
+        yield writer
+    finally:
+        writer.stop()
+
+
+def there(group: Group) -> set[int]:
+    primary = group.primary()
+    app = redis_node.redis.Redis(
+        host=HOSTS[primary], port=PORT, username="app", password="app", decode_responses=True
+    )
+    return set(map(int, app.lrange("ledger", 0, -1)))
+
+
+def made(group: Group) -> move.Move:
+    return move.Move(redis_node.places(group.settings(group.primary())))
+
+
+def test_planned_moves_lose_nothing_and_hold_writes_up_for_less_than_a_second(
+    group: Group,
+) -> None:
+    with writing(group) as writer:
+        for to in ("redis-2", "redis-3"):
+            old = group.primary()
+            told = made(group).run(to)
+            assert (told.old, told.new, group.primary()) == (old, to, to)
+            assert told.paused_seconds < 1.0
+            count = len(writer.acked)
+            until(lambda before=count: len(writer.acked) > before + 20, seconds=10)
+    assert writer.gap < 2.0
+    assert writer.most_offered == 1
+    assert set(writer.acked) <= there(group)
+    for name in HOSTS:
+        assert group.client(name).config_get("replica-priority")["replica-priority"] == "100"
+
+
+def test_a_replica_that_is_behind_or_gone_calls_it_off_and_writes_go_on(group: Group) -> None:
+    with writing(group) as writer:
+        with pytest.raises(move.CalledOffError, match="redis-9"):
+            made(group).run("redis-9")
+        group.servers["redis-2"].end()
+        with pytest.raises(move.CalledOffError, match="redis-2"):
+            made(group).run("redis-2")
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert group.primary() == "redis-1"
+    assert set(writer.acked) <= there(group)
+
+
+def test_without_all_sentinels_nothing_is_moved(group: Group) -> None:
+    group.sentinels["redis-3"].end()
+    with pytest.raises(move.CalledOffError, match="Sentinel of redis-3"):
+        made(group).run(None)
+    assert group.primary() == "redis-1"
+
+
+def test_whoever_is_no_primary_moves_nothing(group: Group) -> None:
+    wrong = move.Move(redis_node.places(group.settings("redis-2")))
+    with pytest.raises(move.CalledOffError, match="no primary"):
+        wrong.run(None)
+
+
+def test_a_sentinel_that_refuses_calls_it_off_and_the_pause_ends(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = made(group)
+    monkeypatch.setattr(wanted, "_await_moment", lambda chosen: _spoil(group, chosen))
+    with writing(group) as writer, pytest.raises(move.CalledOffError, match="Sentinel refused"):
+        wanted.run("redis-2")
+    assert group.primary() == "redis-1"
+    assert writer.gap < 2.0
+    assert group.client("redis-2").config_get("replica-priority")["replica-priority"] == "100"
+
+
+def _spoil(group: Group, chosen: object) -> None:
+    """The Sentinel forgets the group in the last moment."""
+    assert chosen
+    group.sentinel("redis-2").execute_command("SENTINEL", "REMOVE", "shop-lab")
+
+
+def test_a_mover_that_dies_leaves_writes_paused_for_seconds_only(group: Group) -> None:
+    client = group.client("redis-1")
+    client.execute_command("CLIENT", "PAUSE", move.PAUSE_MS, "WRITE")
+    with writing(group) as writer:
+        until(lambda: len(writer.acked) > 40, seconds=move.PAUSE_MS / 1000 + 10)
+    assert set(writer.acked) <= there(group)
