@@ -128,6 +128,12 @@ def test_a_member_that_lacks_purged_transactions_goes_straight_to_a_copy():
     [
         (member("mysql-2", **following("10.0.0.3")), Do.REPOINT),
         (member("mysql-2", **following("10.0.0.1", io="OFF", applier="OFF")), Do.RESUME),
+        (
+            member(
+                "mysql-2", **following("10.0.0.1", applier="OFF", error="full, Error_code: 1114;")
+            ),
+            Do.RESUME,
+        ),
         (replace(REPLICA, semi_sync=SemiSync()), Do.ACKNOWLEDGE),
         (replace(REPLICA, semi_sync=SemiSync(replica=True)), Do.ACKNOWLEDGE),
         (replace(REPLICA, semi_sync=SemiSync(source=True)), Do.SOURCE_OFF),

@@ -231,6 +231,33 @@ def test_a_replica_that_lacks_purged_transactions_is_left_for_a_rebuild():
     assert "fab mysql.rebuild" in plan.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("error", "is_tried"),
+    [
+        ("", True),
+        (
+            "The table 'proof' is full, Error_code: 1114; handler error HA_ERR_RECORD_FILE_FULL",
+            True,
+        ),
+        ("Lock wait timeout exceeded, Error_code: MY-001205", True),
+        ("Duplicate entry 'x' for key 'PRIMARY', Error_code: 1062; handler error", False),
+        ("something nobody has a number for", False),
+    ],
+)
+def test_an_applier_that_would_stop_there_again_is_not_tried_again_and_again(error, is_tried):
+    model = whole()
+    topology = model.look()
+    stream = next(m.replication for m in topology.members if m.name == "mysql-2")
+    assert stream
+    topology = with_member(
+        topology, "mysql-2", replication=replace(stream, applier="OFF", error=error)
+    )
+    plan = repair(topology, model.record)
+    assert isinstance(plan, Repair)
+    assert [step.verb for step in plan.steps] == [Verb.RESUME] * is_tried
+    assert any("fab mysql.rebuild mysql-2" in note for note in plan.notes) is not is_tried
+
+
 def test_a_replica_that_waits_for_acknowledgements_is_freed_before_it_applies():
     model = whole()
     model.restart("mysql-2")

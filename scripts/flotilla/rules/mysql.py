@@ -354,7 +354,7 @@ def _follow(member: Member, primary: Member) -> Iterator[Step]:
         yield Step(Verb.REPOINT, member.name, why)
     elif not member.semi_sync.replica:
         yield Step(Verb.ACKNOWLEDGE, member.name, "it does not acknowledge")
-    elif not replication.is_running:
+    elif not (replication.is_running or replication.is_stuck):
         threads = f"stream {replication.io}, applier {replication.applier}"
         yield Step(Verb.RESUME, member.name, f"{threads} {replication.error}".rstrip())
 
@@ -368,6 +368,10 @@ def _notes(topology: Topology) -> Iterator[str]:
         yield f"{name} does not answer: {reason}"
     for name in sorted(topology.stranded):
         yield f"{name} lacks transactions the primary has purged: fab mysql.rebuild {name}"
+    for member in topology.members:
+        if member.replication and member.replication.is_stuck:
+            name, why = member.name, member.replication.error[-200:]
+            yield f"{name} cannot apply what it received, fab mysql.rebuild {name}: {why}"
 
 
 def _recorded(topology: Topology, record: Record) -> Member:

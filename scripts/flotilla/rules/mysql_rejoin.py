@@ -180,7 +180,7 @@ def _follow(me: Member, primary: Member, barred: str) -> Iterator[Advice]:
         return
     if follows.host != primary.address:
         yield Advice(Do.REPOINT, f"it follows {follows.host}, the primary is {primary.name}")
-    if follows.applier != "ON" and follows.error:
+    if follows.is_stuck:
         yield Advice(Do.WAIT, f"its applier stopped: {follows.error}")
     if follows.io == "OFF" or follows.applier != "ON":
         threads = f"stream {follows.io}, applier {follows.applier}"

@@ -5,6 +5,7 @@ Plain values without behaviour of their own; ``flotilla.rules.mysql`` rules on t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,11 @@ class Record:
     term: int
     instance_id: str
     uuid: str
+
+
+# Errors of an applier that another try may not meet: a full disk or table space, locks.
+PASSING = frozenset({1021, 1026, 1114, 1205, 1213})
+_NUMBER = re.compile(r"Error_code: (?:MY-0*)?(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,14 @@ class Replication:
     def is_running(self) -> bool:
         """Both halves work: the stream is connected and what arrives is applied."""
         return self.io == "ON" and self.applier == "ON"
+
+    @property
+    def is_stuck(self) -> bool:
+        """The applier stopped at something that it will stop at again."""
+        if self.applier == "ON" or not self.error:
+            return False
+        found = _NUMBER.search(self.error)
+        return found is None or int(found[1]) not in PASSING
 
 
 @dataclass(frozen=True, slots=True)
