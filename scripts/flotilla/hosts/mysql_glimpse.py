@@ -49,9 +49,12 @@ WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_wait_sessions', 'Rpl_semi_sync_sou
   'Rpl_semi_sync_source_no_tx')
 """
 # A server whose disk is full does not fail: each commit waits for somebody to free space, and the
-# log says so every ten minutes. A commit may take long for other reasons, hence both.
+# log says so every ten minutes. A commit may take long for other reasons, hence both; and a thread
+# may show a long time for other reasons than its commit (a replica's shows its lag), so nothing may
+# have been executed meanwhile either. Once a server that had room again, and commits to show for
+# it, was taken for stalled by an error of minutes before.
 _STALLED = """
-SELECT MAX(t.PROCESSLIST_TIME) AS seconds,
+SELECT MAX(t.PROCESSLIST_TIME) AS seconds, @@GLOBAL.gtid_executed AS done,
   (SELECT LEFT(e.DATA, 80) FROM performance_schema.error_log e
      WHERE e.ERROR_CODE = 'MY-000035' AND e.LOGGED > NOW(6) - INTERVAL 660 SECOND
      ORDER BY e.LOGGED DESC LIMIT 1) AS why
@@ -134,6 +137,8 @@ class Regard:
         self._absent = 0.0
         self._blocked_since: float | None = None
         self._progress: tuple[int, int] = (0, 0)
+        self._stalled_since: float | None = None
+        self._done = ""
         # What it last said holds while it says nothing: that is when it matters.
         self._alone = ""
 
@@ -191,8 +196,16 @@ class Regard:
     def _stalled(self, seconds: float) -> tuple[str, float]:
         """Why no commit ends, and for how long that has been so."""
         row = self._server.query(_STALLED, seconds=seconds)[0]
-        lasts = float(row["seconds"] or 0)
-        return (row["why"], lasts) if row["why"] and lasts >= _SHORT_STALL_SECONDS else ("", 0.0)
+        lasts, now = float(row["seconds"] or 0), self._clock()
+        waits = bool(row["why"]) and lasts >= _SHORT_STALL_SECONDS
+        if not waits:
+            self._stalled_since = None
+        elif self._stalled_since is None or row["done"] != self._done:
+            self._stalled_since = now
+        self._done = row["done"]
+        if self._stalled_since is None:
+            return "", 0.0
+        return row["why"], min(lasts, now - self._stalled_since)
 
     def _waiting(self, seconds: float) -> int:
         rows = self._server.query(_WAITING, seconds=seconds)

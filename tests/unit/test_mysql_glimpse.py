@@ -1,0 +1,64 @@
+"""A watcher's eye on a primary whose commits may not end: what counts, and since when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flotilla.hosts.mysql_glimpse import Regard
+
+FULL = "Disk is full writing './binlog.000003'"
+
+
+class Server:
+    """Answers with what a test sets; ``now`` is the watcher's clock."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.stall: dict[str, Any] = {"seconds": None, "done": "u:1", "why": None}
+
+    def clock(self) -> float:
+        return self.now
+
+    def query(self, statement: str, **_: Any) -> list[dict[str, Any]]:
+        if "PROCESSLIST_TIME" in statement:
+            return [self.stall]
+        return [{"alone": 0}]
+
+
+@pytest.fixture
+def seen():
+    server = Server()
+    return server, Regard(server, server.clock)  # type: ignore[arg-type]
+
+
+def looked(seen: tuple[Server, Regard], after: float, **stall: Any) -> tuple[str, float]:
+    server, eye = seen
+    server.now += after
+    server.stall |= stall
+    look = eye.look(seconds=1.0, waiting=False, stalled=True)
+    return look.stalled, look.blocked_seconds
+
+
+def test_a_full_disk_counts_from_when_it_was_seen_for_as_long_as_nothing_is_executed(seen):
+    assert looked(seen, 2.0) == ("", 0.0)
+    assert looked(seen, 2.0, seconds=4, why=FULL) == (FULL, 0.0)
+    assert looked(seen, 2.0, seconds=6) == (FULL, 2.0)
+    # Looks that do not ask in between change nothing.
+    seen[1].look(seconds=1.0, waiting=False)
+    assert looked(seen, 28.0, seconds=34) == (FULL, 30.0)
+
+
+def test_a_server_that_commits_is_not_stalled_by_an_old_error_and_a_long_time(seen):
+    for number in range(20):
+        why, lasts = looked(seen, 2.0, seconds=128, why=FULL, done=f"u:1-{number}")
+        assert (why, lasts) == (FULL, 0.0)
+
+
+def test_a_moment_without_a_wait_begins_anew(seen):
+    looked(seen, 2.0, seconds=10, why=FULL)
+    assert looked(seen, 8.0, seconds=18) == (FULL, 8.0)
+    assert looked(seen, 2.0, seconds=0) == ("", 0.0)
+    assert looked(seen, 2.0, seconds=5) == (FULL, 0.0)
+    assert looked(seen, 2.0, seconds=7, why=None) == ("", 0.0)
