@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flotilla.hosts.redis import member
-from flotilla.rules.redis import Member, primary, problems
+from flotilla.rules.redis import Member, Next, following, primary, problems
 from flotilla.snapshot import Host
 
 ADDRESSES = {f"redis-{n}": f"10.77.5.{n}" for n in (1, 2, 3)}
@@ -160,3 +160,33 @@ def test_of_hosts_that_cannot_be_asked_nothing_is_claimed() -> None:
 def test_a_report_without_its_fields_is_not_taken_for_a_host() -> None:
     with pytest.raises(KeyError):
         member(host("redis-1"), {"role": "master"})
+
+
+# --- a planned move -------------------------------------------------------------------------------
+
+
+def test_the_replica_that_lacks_least_is_next_unless_another_one_is_named():
+    behind = group(redis_2={"slave_repl_offset": 1000})
+    assert following(behind, {}, None) == Next("redis-1", "redis-3")
+    assert following(behind, {}, "redis-2") == Next("redis-1", "redis-2")
+    assert following(behind, {}, "redis-1") == Next("redis-1", "redis-1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "silent", "says"),
+    [
+        ({"redis_2": {"master_link_status": "down"}}, {}, "its link to redis-1 is down"),
+        ({}, {"redis-3": "no answer"}, "redis-3: no answer"),
+        ({"redis_1": {"role": "slave", "master_host": "10.77.5.9"}}, {}, "no host is the primary"),
+        ({"redis_3": {"quorum_error": "NOQUORUM"}}, {}, "could not agree"),
+    ],
+)
+def test_with_anything_out_of_order_nobody_is_moved(overrides, silent, says):
+    found = following(group(**overrides), silent, None)
+    assert isinstance(found, str)
+    assert says in found
+
+
+def test_a_primary_without_anybody_else_stays():
+    alone = [member(host("redis-1"), report("redis-1", sentinels={"redis-1": "10.77.5.1"}))]
+    assert "no replica" in str(following(alone, {}, None))

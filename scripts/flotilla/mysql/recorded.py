@@ -1,7 +1,7 @@
 """The steps of a command: printed, timed, and in a journal before they begin and after they ended.
 
-Whoever comes after a killed run reads in ``var/<env>/mysql/<time>-<command>.jsonl`` what it was
-about to do.
+Whoever comes after a killed run reads in ``var/<env>/mysql/<time>-<command>.jsonl`` (of Redis in
+``redis/``) what it was about to do.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Steps:
 def recorded(settings: Settings, command: str, said: Said, total: int = 0) -> Iterator[Steps]:
     """A run of ``command``: its journal while it lasts, its audit line when it ends."""
     clock = datetime.now(UTC)
-    verb = command.split()[1].rpartition(".")[2]
-    folder = settings.scratch / "mysql"
+    noun, _, verb = command.split()[1].partition(".")
+    folder = settings.scratch / ("redis" if noun == "redis" else "mysql")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{clock:%Y%m%dT%H%M%S}-{verb}.jsonl"
     journal = Journal(path, lambda: datetime.now(UTC))

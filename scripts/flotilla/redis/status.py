@@ -20,7 +20,7 @@ def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
     A host that cannot be asked is a member with role "silent", and a problem. Raises nothing.
     """
     targets = list(hosts)
-    members, silent = _read_all(runner, targets)
+    members, silent = looked(runner, targets)
     chosen = primary(members)
     found = problems(members, silent) if targets else ["the fleet has no Redis host"]
     return {
@@ -34,7 +34,8 @@ def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
     }
 
 
-def _read_all(runner: Runner, hosts: list[Host]) -> tuple[list[Member], dict[str, str]]:
+def looked(runner: Runner, hosts: list[Host]) -> tuple[list[Member], dict[str, str]]:
+    """Every host that answers, and why the others do not, by name. Raises nothing."""
     members: list[Member] = []
     silent: dict[str, str] = {}
 

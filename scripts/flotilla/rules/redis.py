@@ -68,6 +68,31 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Next:
+    """A planned move, by names; ``new`` is ``old`` where it has the role already."""
+
+    old: str
+    new: str
+
+
+def following(members: Sequence[Member], silent: Mapping[str, str], to: str | None) -> Next | str:
+    """Who is to be primary after a planned move: ``to``, or the replica that lacks least; or why
+    there can be none. Everything has to be in order before.
+    """
+    wrong = problems(members, silent)
+    chosen = primary(members)
+    if wrong or chosen is None:
+        return "; ".join(wrong) or "there is no Redis host"
+    others = [one for one in members if one is not chosen]
+    if to is not None:
+        return Next(chosen.name, to)
+    if not others:
+        return f"{chosen.name} has no replica"
+    nearest = max(others, key=lambda one: (one.offset or 0, one.name))
+    return Next(chosen.name, nearest.name)
+
+
 def _is_named(member: Member) -> bool:
     votes = sum(name == member.address for name in member.names.values())
     return votes >= len(member.names) // 2 + 1

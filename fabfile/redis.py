@@ -1,0 +1,66 @@
+"""Redis: who is primary, and move the role."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
+
+
+@task(help=JSON)
+def status(_: Context, *, json: bool = False) -> None:
+    """Show who is primary, who follows, what each Sentinel says, and what is wrong.
+
+    Changes nothing. Exit 0 whatever it finds, 4 the API or the bastion does not answer.
+    """
+    from flotilla import config
+    from flotilla.redis import operate
+
+    settings = attempt(config.load, json=json)
+    found = attempt(lambda: operate.seen(settings), json=json)
+    show(found, json=json, text=_board(found))
+
+
+@task(help={"to": "who is to be primary (default: the replica that lacks least)", **YES, **JSON})
+def switchover(_: Context, to: str | None = None, *, yes: bool = False, json: bool = False) -> None:
+    """Move the primary to another host without losing a write: pause, wait, then fail over.
+
+    Use it before working on the primary's host. Exit 0 done or nothing to do, 2 begun and it is not
+    clear how it ended (fab redis.status tells), 3 refused or called off and the old primary takes
+    writes as before, 4 unreachable, 5 no such host.
+    """
+    from flotilla import config
+    from flotilla.redis import operate
+
+    settings = attempt(config.load, json=json)
+    again = typed("redis.switchover", to=to)
+    done = attempt(
+        lambda: operate.switchover(
+            settings,
+            to,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"{done['new']} is primary"
+    if done["changed"]:
+        text += f"; writes were paused for {done['paused_seconds']:.2f} s"
+    show(done, json=json, text=text)
+
+
+def _board(found: dict[str, Any]) -> str:
+    lines = [f"{'name':10} {'role':9} {'follows':16} {'offset':>12}  Sentinels name"]
+    for one in found["members"]:
+        if one["role"] == "silent":
+            lines.append(f"{one['name']:10} silent    {one['why']}")
+            continue
+        named = ", ".join(sorted({str(name) for name in one["names"].values()}))
+        role = "primary" if one["is_primary"] else one["role"] or "no answer"
+        follows = one["primary_address"] or "-"
+        lines.append(f"{one['name']:10} {role:9} {follows:16} {one['offset'] or 0:12}  {named}")
+    lines += [f"! {problem}" for problem in found["problems"]] or ["all is well"]
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""An operator's commands on Redis, each plan, confirm, act, verify, record.
+
+The move itself is made by the primary's own host (``redis_node.py move``, of role redis): whoever
+loses his connection in the middle has not lost half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flotilla import inventory
+from flotilla.errors import BadOption, HostFailed, Refused
+from flotilla.hosts.ssh import Runner, prepare
+from flotilla.lock import Lock
+from flotilla.mysql.recorded import Confirmed, Said, recorded
+from flotilla.redis.status import looked, status
+from flotilla.rules.redis import Next, following
+from flotilla.settings import Settings
+from flotilla.snapshot import Host
+from flotilla.wait import DeadlineError, until
+
+COMMAND = "fab redis.switchover"
+LOCK = "redis"
+TOOL = "/usr/local/lib/flotilla/redis_node.py"
+# Longer than the tool waits for Sentinel in all its steps.
+MOVE_SECONDS = 150.0
+WHOLE_SECONDS = 30.0
+
+
+def seen(settings: Settings) -> dict[str, Any]:
+    """What ``flotilla.redis.status.status`` tells of the fleet. Raises Unreachable."""
+    with _opened(settings, fresh=False) as (runner, hosts):
+        return status(runner, hosts)
+
+
+def switchover(
+    settings: Settings, to: str | None = None, *, confirmed: Confirmed, said: Said
+) -> dict[str, Any]:
+    """Move the primary's role: {changed, old, new, paused_seconds, seconds}.
+
+    Raises BadOption for no host of that name, Refused when it was not begun or was called off and
+    the old primary serves as before, HostFailed when it is not clear how it ended.
+    """
+    with _opened(settings, fresh=True) as (runner, hosts):
+        if to is not None and to not in {host.name for host in hosts}:
+            raise BadOption(
+                f"there is no Redis host {to!r}; there are {', '.join(h.name for h in hosts)}",
+                untouched="Nothing was changed",
+                next="fab redis.status",
+            )
+        plan = _planned(runner, hosts, to)
+        if plan.new == plan.old:
+            return {"changed": False, "old": to, "new": to, "paused_seconds": 0.0, "seconds": 0.0}
+        confirmed(
+            f"{settings.prefix}: Redis goes from {plan.old} to {plan.new}. Sentinel is waited for,"
+            " some 10 s; then writes pause for about a second"
+        )
+        with (
+            Lock(settings, LOCK, reason=COMMAND) as lock,
+            recorded(settings, COMMAND, said) as steps,
+        ):
+            with steps.step("look again"):
+                plan = _planned(runner, hosts, plan.new)
+            lock.check()
+            with steps.step(f"move to {plan.new}"):
+                told = _move(runner, plan)
+            with steps.step("verify"):
+                _verify(runner, hosts, plan.new)
+            steps.result = told
+        return told
+
+
+def _planned(runner: Runner, hosts: list[Host], to: str | None) -> Next:
+    members, silent = looked(runner, hosts)
+    found = following(members, silent, to)
+    if isinstance(found, str):
+        raise Refused(
+            found,
+            "a move begins with everything in order, or it could lose writes",
+            "Nothing was changed",
+            "fab redis.status",
+        )
+    return found
+
+
+def _move(runner: Runner, plan: Next) -> dict[str, Any]:
+    words = shlex.join([TOOL, "move", "--to", plan.new])
+    result = runner.run(plan.old, words, sudo=True, seconds=MOVE_SECONDS, check=False)
+    if result.rc == 0:
+        told = json.loads(result.stdout)
+        return {"changed": True, **told, "seconds": round(told["seconds"], 1)}
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    why = lines[-1] if lines else f"exit {result.rc}"
+    if result.rc == Refused.exit_code:
+        raise Refused(
+            f"called off: {why}",
+            "a write could have been lost",
+            f"{plan.old} takes writes as before",
+            "fab redis.status",
+        )
+    raise HostFailed(
+        f"{plan.old}: {why}",
+        "the role may have moved or not; nobody takes writes whom a majority of Sentinels does not"
+        " name",
+        "No acknowledged write is lost",
+        "fab redis.status",
+    )
+
+
+def _verify(runner: Runner, hosts: list[Host], new: str) -> None:
+    found: dict[str, Any] = {}
+
+    def whole() -> bool:
+        found.update(status(runner, hosts))
+        return found["primary"] == new and not found["problems"]
+
+    try:
+        until(whole, seconds=WHOLE_SECONDS, every=0.5)
+    except DeadlineError:
+        raise HostFailed(
+            f"{found['primary'] or 'nobody'} is primary after the move: "
+            f"{'; '.join(found['problems']) or 'and nothing is wrong'}",
+            next="fab redis.status",
+        ) from None
+
+
+@contextmanager
+def _opened(settings: Settings, *, fresh: bool) -> Iterator[tuple[Runner, list[Host]]]:
+    oldest = inventory.max_age(settings) if fresh else None
+    snapshot = inventory.load(settings, max_age_seconds=oldest)
+    prepare(settings, snapshot)
+    with Runner(settings, snapshot) as runner:
+        yield runner, snapshot.by_role("redis")
