@@ -168,13 +168,13 @@ def test_a_rebuild_whose_donor_or_host_dies_is_done_again_and_never_serves_half(
     striker.start()
     try:
         try:
-            fab("mysql.rebuild", host, "--yes")
+            databases.rebuilt(host)
         except AssertionError:
             assert killed.is_set(), "it failed by itself"
         else:
             assert killed.is_set() or victim == "donor", "it was over before it was disturbed"
         assert databases.root(host, HEALTH + "primary", check=False) != "200"
-        fab("mysql.rebuild", host, "--yes")
+        databases.rebuilt(host)
         until(lambda: not databases.view().why, 120, "the cluster is in order")
         count = f"(SELECT COUNT(*) FROM {TABLE}_big)"
         assert databases.value(host, count) == 30

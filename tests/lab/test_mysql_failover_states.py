@@ -137,7 +137,7 @@ def test_who_has_a_write_that_no_primary_made_is_not_chosen_and_is_named(
     databases.write(other, "after", seconds=30)
     assert {"after", *ROWS} <= databases.rows(other)
     assert "errant" not in databases.rows(other)
-    told = fab("mysql.rebuild", strange, "--yes")
+    told = databases.rebuilt(strange)
     assert told["surplus"]
     assert told["saved_to"]
     assert "errant" not in databases.rows(strange)
@@ -240,7 +240,7 @@ def test_a_replica_whose_next_writes_are_purged_is_rebuilt_and_not_guessed_at(
         last = databases.sql(old, "SHOW BINARY LOG STATUS")[0]["File"]
         databases.sql(old, f"PURGE BINARY LOGS TO '{last}'")
         databases.sql(away, "STOP REPLICA SQL_THREAD", "RESET REPLICA ALL")
-    fab("mysql.rebuild", away, "--yes")
+    databases.rebuilt(away)
     until(lambda: not databases.view().why, 60, "it follows")
     assert set(ROWS) <= databases.rows(away)
 

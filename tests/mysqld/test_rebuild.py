@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from mysqld.operators import operator
 from mysqld.trio import Trio
 
 from flotilla.aws.session import client
-from flotilla.errors import HostFailed, Refused
-from flotilla.mysql import reports, store, surplus
+from flotilla.errors import FlotillaError, HostFailed, Refused
+from flotilla.mysql import reports, steps, store, surplus
 from flotilla.mysql.operate_rebuild import rebuilding
 from flotilla.mysql.rejoin import Rejoining
 from flotilla.rules.mysql_report import Loss, Report
@@ -122,6 +123,70 @@ def test_a_diverged_host_is_saved_and_becomes_a_copy_that_follows(
     until(lambda: ids(trio, "mysql-2") == [1, 9], seconds=10)
     accounts = trio.rows("mysql-1", "SELECT user FROM mysql.user WHERE user LIKE 'flotilla_cl%%'")
     assert accounts == []
+
+
+def test_when_both_replicas_diverged_and_the_primary_came_back_read_only_one_is_made_anew(
+    trio: Trio, bucket: str, orders: None, tmp_path: Path
+) -> None:
+    """Nobody acknowledges, so the primary is not opened; and to be copied it need not be."""
+    write_on_its_own(trio, "mysql-2", 7)
+    write_on_its_own(trio, "mysql-3", 8)
+    trio["mysql-1"].kill()
+    trio["mysql-1"].start()
+    until(lambda: answers(trio, "mysql-1"), seconds=30)
+    for name in ("mysql-2", "mysql-3"):
+        trio.rows(name, "STOP REPLICA")
+        trio.rows(name, "SET GLOBAL rpl_semi_sync_replica_enabled = OFF")
+    with operator(trio, tmp_path) as (opened, _):
+        run = rebuilding(opened, "mysql-2")
+        plan = run.plan()
+        assert (plan.donor.name, plan.asleep) == ("mysql-1", True)
+        with pytest.raises(Refused, match="mysql-1 is the primary"):
+            rebuilding(opened, "mysql-1").plan()
+        # The servers that this thread starts end with it: what the watcher does is in another one.
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(opened_by_its_watcher, trio, "mysql-1", "mysql-2")
+            done = run.apply(unseen)
+            opening.result()
+        assert done.surplus
+        assert done.surplus.rows == {f"{OURS}.orders": {"insert": 1}}
+        assert ids(trio, "mysql-2") == [1]
+        trio.rows("mysql-1", f"INSERT INTO {OURS}.orders VALUES (9, 'after')")
+        until(lambda: ids(trio, "mysql-2") == [1, 9], seconds=10)
+        for name in ("mysql-1", "mysql-2"):
+            left = trio.rows(name, "SELECT user FROM mysql.user WHERE user LIKE 'flotilla_cl%%'")
+            assert left == [], name
+
+
+def follows_by_now(trio: Trio, name: str) -> bool:
+    """A copy ends in a restart, so it may be away."""
+    try:
+        return follows(trio, name)
+    except FlotillaError:
+        return False
+
+
+def answers(trio: Trio, name: str) -> bool:
+    try:
+        return bool(trio.rows(name, "SELECT 1 AS one"))
+    except FlotillaError:
+        return False
+
+
+def opened_by_its_watcher(trio: Trio, name: str, replica: str) -> None:
+    """Which does so once somebody acknowledges."""
+    until(lambda: follows_by_now(trio, replica), seconds=90)
+    record = trio.record
+    session = trio[name].session()
+    session.query("SET GLOBAL rpl_semi_sync_source_enabled = ON")
+    until(lambda: clients(trio, name) == 1, seconds=10)
+    session.batch(steps.open_for_writes(record.term, record.uuid), seconds=10)
+    session.close()
+
+
+def clients(trio: Trio, name: str) -> int:
+    rows = trio.rows(name, "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_source_clients'")
+    return int(rows[0]["Value"])
 
 
 def test_what_was_received_and_never_applied_is_saved_too(

@@ -64,6 +64,28 @@ def refusal(topology: Topology, record: Record | None, name: str) -> str:
     return f"{decision.what} {decision.why}"
 
 
+def test_a_primary_that_nobody_is_left_to_acknowledge_to_is_copied_as_it_is(whole) -> None:
+    topology, record = whole
+    asleep = with_member(
+        topology, "mysql-1", read_only=True, super_read_only=True, semi_sync=SemiSync()
+    )
+    assert "nobody to follow" in refusal(asleep, record, "mysql-2"), "mysql-3 would wake it"
+    for name in ("mysql-2", "mysql-3"):
+        asleep = with_member(asleep, name, semi_sync=SemiSync())
+    found = decided(asleep, record, "mysql-2")
+    assert (found.donor.name, found.asleep) == ("mysql-1", True)
+    assert "is the primary" in refusal(asleep, record, "mysql-1")
+    # One that is not known to be whole, or is no primary of this term, is nobody's source.
+    for spoilt in ({"term": 7}, {"closed": True}, {"uuid": "another"}, {"super_read_only": False}):
+        wrong = with_member(asleep, "mysql-1", **spoilt)
+        assert refusal(wrong, record, "mysql-2")
+    assert not decided(*whole, "mysql-2").asleep
+    out = {"i-mysql-2": "it diverged", "i-mysql-3": "it diverged"}
+    stuck = repair(asleep, record, out)
+    assert isinstance(stuck, Refusal)
+    assert stuck.next == "fab mysql.rebuild mysql-2"
+
+
 def test_a_replica_is_copied_from_the_other_replica_to_spare_the_primary(whole) -> None:
     assert decided(*whole, "mysql-2").donor.name == "mysql-3"
 

@@ -10,12 +10,12 @@ away; administrators are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from flotilla.errors import FlotillaError, HostFailed, Unreachable
-from flotilla.hosts.mysql import PortClosedError, Server, SqlError
+from flotilla.hosts.mysql import PortClosedError, Server, SqlError, Statement
 from flotilla.mysql.steps import PORT
 from flotilla.wait import DeadlineError, until
 
@@ -83,17 +83,12 @@ def reopen(server: Server) -> None:
         )
 
 
+_GONE = f"DROP USER IF EXISTS '{ACCOUNT}'@'%'"
+
+
 def admit(primary: Server, donor: Server, password: str) -> None:
     """Make the account that a copy is fetched with, and wait until the donor has it too."""
-    who = f"'{ACCOUNT}'@'%%'"
-    primary.batch(
-        [
-            f"DROP USER IF EXISTS '{ACCOUNT}'@'%'",
-            (f"CREATE USER {who} IDENTIFIED BY %s REQUIRE SSL", (password,)),
-            f"GRANT BACKUP_ADMIN ON *.* TO '{ACCOUNT}'@'%'",
-        ],
-        seconds=10,
-    )
+    primary.batch(_account(password), seconds=10)
     executed = primary.query("SELECT @@GLOBAL.gtid_executed AS executed")[0]["executed"]
     rows = donor.query("SELECT WAIT_FOR_EXECUTED_GTID_SET(%s, 30) AS late", (executed,), seconds=33)
     if rows[0]["late"]:
@@ -102,7 +97,43 @@ def admit(primary: Server, donor: Server, password: str) -> None:
 
 def expel(primary: Server) -> None:
     """Take that account away again."""
-    primary.query(f"DROP USER IF EXISTS '{ACCOUNT}'@'%'", seconds=10)
+    primary.query(_GONE, seconds=10)
+
+
+def admit_here(server: Server, password: str) -> None:
+    """The same on one server that takes no writes: of no GTID, so it waits for nobody."""
+    _unlogged(server, _account(password))
+
+
+def expel_here(server: Server) -> None:
+    """Take it away again, from that server or from its copy."""
+    _unlogged(server, [_GONE])
+
+
+def _account(password: str) -> list[Statement]:
+    who = f"'{ACCOUNT}'@'%%'"
+    return [
+        _GONE,
+        (f"CREATE USER {who} IDENTIFIED BY %s REQUIRE SSL", (password,)),
+        f"GRANT BACKUP_ADMIN ON *.* TO '{ACCOUNT}'@'%'",
+    ]
+
+
+def _unlogged(server: Server, statements: Sequence[Statement]) -> None:
+    # read_only stays on: nobody but root is let in meanwhile.
+    try:
+        server.batch(
+            [
+                "SET GLOBAL super_read_only = OFF",
+                "SET SESSION sql_log_bin = 0",
+                *statements,
+                "SET SESSION sql_log_bin = 1",
+            ],
+            seconds=10,
+        )
+    finally:
+        server.close()
+        server.query("SET GLOBAL super_read_only = ON", seconds=10)
 
 
 def copy(

@@ -22,6 +22,10 @@ from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_rebuild import Rebuild, rebuild
 from flotilla.rules.mysql_report import Surplus
 from flotilla.settings import Settings
+from flotilla.wait import DeadlineError, until
+
+AWAKE_SECONDS = 30.0
+_READ_ONLY = "SELECT @@GLOBAL.super_read_only AS closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +107,30 @@ class Rebuilding:
                 plan = self.plan()
                 self._return(plan, lease, progress)
         fate = f"{self._name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
+        if plan.asleep:
+            # Its own watcher opens it, now that somebody acknowledges.
+            with progress(f"wait for {plan.primary.name}"):
+                self._await_awake(plan)
         if saved:
             primary = self._cluster.server(plan.primary.name)
             reports.complete(primary, self._name, lambda report: report.returned(saved, fate))
         return Rebuilt(self._name, plan.donor.name, saved)
+
+    def _await_awake(self, plan: Rebuild) -> None:
+        server = self._cluster.server(plan.primary.name)
+
+        def awake() -> bool:
+            return not server.query(_READ_ONLY)[0]["closed"]
+
+        try:
+            until(awake, seconds=AWAKE_SECONDS, every=0.2)
+        except DeadlineError:
+            raise HostFailed(
+                f"{self._name} follows {plan.primary.name}, which is read-only still",
+                "it was to take writes once somebody acknowledged to it",
+                "No data was lost",
+                "fab mysql.ensure",
+            ) from None
 
     def _save(self, plan: Rebuild, progress: Progress, *, give_up: bool) -> Surplus | None:
         server = self._cluster.server(self._name)
@@ -136,7 +160,12 @@ class Rebuilding:
 
     def _return(self, plan: Rebuild, lease: Lock, progress: Progress) -> None:
         server = self._cluster.server(self._name)
-        clone.expel(self._cluster.server(plan.primary.name))
+        primary = self._cluster.server(plan.primary.name)
+        if plan.asleep:
+            for one in (primary, server):
+                clone.expel_here(one)
+        else:
+            clone.expel(primary)
         with progress(f"compare {server.name}"):
             self._compare(plan)
         with progress(f"follow {plan.primary.name}"):
@@ -160,7 +189,10 @@ class Rebuilding:
         primary, donor = (self._cluster.server(one.name) for one in (plan.primary, plan.donor))
         password = tokens.token_urlsafe(24)
         with progress(f"admit {server.name} to {donor.name}"):
-            clone.admit(primary, donor, password)
+            if plan.asleep:
+                clone.admit_here(donor, password)
+            else:
+                clone.admit(primary, donor, password)
         with progress(f"copy {donor.name} to {server.name}"):
             # The copy ends in a restart. Under its old UUID, as a later primary, it would number
             # its writes as it numbered those that were lost with its data: whoever still held one

@@ -96,10 +96,13 @@ def repair(
     primary = _recorded(topology, record)
     steps = tuple(_mend(topology, primary, record.term))
     if any(step.verb is Verb.GRANT for step in steps) and not _ackers(topology, primary):
+        first_out = out[0] if out else ""
         return Refusal(
-            f"{primary.name} would be primary with no replica to acknowledge ({_absent(topology)})",
+            f"{primary.name} would be primary with no replica to acknowledge"
+            f" ({'; '.join([*([_absent(topology)] if topology.silent or not out else []), *out])})",
             "every write would wait for ever",
-            _LOOK,
+            # Copied from the primary as it is, one that is kept out is the first to acknowledge.
+            f"fab mysql.rebuild {first_out.split()[0]}" if first_out else _LOOK,
         )
     return Repair(record.term, primary, steps, (*_notes(topology), *out))
 

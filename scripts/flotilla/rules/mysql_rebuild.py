@@ -19,7 +19,8 @@ _LOOK = "fab mysql.status"
 class Rebuild:
     """``member`` becomes a copy of ``donor`` and then follows ``primary``, under ``term``.
 
-    ``surplus`` are the transactions that only ``member`` holds, as a GTID set.
+    ``surplus`` are the transactions that only ``member`` holds, as a GTID set. ``asleep``: the
+    primary serves nobody until somebody acknowledges to it, and ``member`` is to be the first.
     """
 
     term: int
@@ -27,6 +28,7 @@ class Rebuild:
     donor: Member
     primary: Member
     surplus: str
+    asleep: bool = False
 
 
 def rebuild(topology: Topology, record: Record | None, name: str) -> Rebuild | Refusal:
@@ -46,7 +48,8 @@ def rebuild(topology: Topology, record: Record | None, name: str) -> Rebuild | R
             "whether a copy is complete can only be told by comparison with it",
             "fab mysql.failover",
         )
-    refused = _unled(primary, record, name)
+    asleep = _asleep(topology, primary, record)
+    refused = None if asleep and primary.name != name else _unled(primary, record, name)
     if refused:
         return refused
     member = topology.named(name)
@@ -59,7 +62,22 @@ def rebuild(topology: Topology, record: Record | None, name: str) -> Rebuild | R
         _donor(topology, member, primary),
         primary,
         topology.surplus.get((name, primary.name), ""),
+        asleep,
     )
+
+
+def _asleep(topology: Topology, primary: Member, record: Record) -> bool:
+    """Whether the primary is whole and read-only, and nobody is left to acknowledge to it: every
+    other member is to be made anew, and the first one from this server as it is.
+    """
+    whole = (
+        primary.uuid == record.uuid
+        and (primary.term, primary.term_uuid) == (record.term, primary.uuid)
+        and primary.replication is None
+        and primary.super_read_only
+        and not primary.closed
+    )
+    return whole and not _fit(topology, primary)
 
 
 def _unled(primary: Member, record: Record, name: str) -> Refusal | None:
@@ -80,14 +98,22 @@ def _donor(topology: Topology, member: Member, primary: Member) -> Member:
     """The replica that is nearest to the primary, to spare the primary; else the primary."""
     fit = [
         one
-        for one in topology.others(primary)
+        for one in _fit(topology, primary)
         if one.name != member.name
-        and follower_objection(one, primary) is None
-        and (one.name, primary.name) not in topology.surplus
         # A copy can be made within one series only.
         and one.version[:2] == member.version[:2]
     ]
     return min(fit, key=lambda one: (_lag(one), one.rank), default=primary)
+
+
+def _fit(topology: Topology, primary: Member) -> list[Member]:
+    """The members that follow the primary as they should and hold nothing else."""
+    return [
+        one
+        for one in topology.others(primary)
+        if follower_objection(one, primary) is None
+        and (one.name, primary.name) not in topology.surplus
+    ]
 
 
 def _lag(member: Member) -> float:
