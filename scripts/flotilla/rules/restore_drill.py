@@ -99,8 +99,8 @@ def user_data(
     )
     tool = "/run/flotilla-restore.zip"
     words = ["--fleet", fleet, "--env", env, "--host", ROLE, "--namespace", namespace]
-    return f"""\
-#!/bin/sh
+    # Not at the beginning of a line here: what begins with it is taken for a shell script.
+    return f"""{"#!/bin/sh"}
 # A host for one restore drill. What it found is in the bucket when it powers off; EC2 ends it then.
 trap 'systemctl poweroff' EXIT
 set -eu
