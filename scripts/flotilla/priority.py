@@ -14,11 +14,13 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 _FIRST, _LAST = -10, 19
 _TOLD_OF_END = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 _AUTOGROUP = "/proc/self/autogroup"
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def go_first() -> None:
@@ -48,8 +50,11 @@ def go_behind() -> None:
     sys.stderr.flush()
     waiting = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the exit code
+    # One that comes before they can be passed on waits until then.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     if child := os.fork():
-        os._exit(_ended(child))
+        os._exit(_ended(child, before))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.setsid()
     ctypes.CDLL(None, use_errno=True).prctl(_TOLD_OF_END, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != waiting:
@@ -58,10 +63,11 @@ def go_behind() -> None:
         Path(_AUTOGROUP).write_text(str(_LAST))
 
 
-def _ended(child: int) -> int:
+def _ended(child: int, mask: Iterable[int]) -> int:
     """The exit code of a process that gets our signals; 128 and the number if one ended it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _PASSED_ON:
         signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
