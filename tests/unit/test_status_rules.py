@@ -498,3 +498,5 @@ def test_good_backups_and_a_new_fleet_without_one_are_well():
     assert is_well(findings(replace(world(), backups=good)))
     young = tuple(replace(host, age_seconds=60.0) for host in world().hosts)
     assert is_well(findings(replace(world(), hosts=young, backups=Backups(None, "x", 1e6))))
+    failed = Backups(1e6 - 60, "", 1e6, Drilled(1e6 - 60, "the drill failed"))
+    assert only(replace(world(), hosts=young, backups=failed)).startswith("RISK the drill failed")

@@ -83,7 +83,11 @@ def backups(world: World) -> Iterator[Finding]:
     """A full backup that is too old, and binary logs that are not archived."""
     found = world.backups
     ages = [host.age_seconds for host in world.by_role("mysql")]
-    if found is None or not ages or max(ages) < YOUNG_SECONDS:
+    if found is None or not ages:
+        return
+    # One that went wrong did so however young its hosts are.
+    yield from _drills(found, max(ages))
+    if max(ages) < YOUNG_SECONDS:
         return
     after = "fab fleet.logs mysql --unit flotilla-backup"
     if found.newest is None:
@@ -93,7 +97,6 @@ def backups(world: World) -> Iterator[Finding]:
     if found.objection:
         after = "fab fleet.logs mysql --unit flotilla-archive"
         yield risk("backups", found.objection, after, NO_ARCHIVE)
-    yield from _drills(found, max(ages))
 
 
 def _drills(found: Backups, age: float) -> Iterator[Finding]:
