@@ -135,7 +135,6 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     verbs.add_parser("archive")
     verbs.add_parser("run").add_argument("--if-due", action="store_true")
     verbs.add_parser("verify").add_argument("--backup", default="")
-    verbs.add_parser("contents")
     verbs.add_parser("drill").add_argument("--if-due", action="store_true")
     verbs.add_parser("scratch").add_argument("--drill", required=True)
     for verb in ("find", "rehearse", "restore", "extract"):
@@ -159,7 +158,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run,
         "find": restores.find,
         "rehearse": restores.rehearse,
-        "contents": restores.held,
         "restore": restores.restore_here,
         "extract": restores.extract,
         "verify": verify,

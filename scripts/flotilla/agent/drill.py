@@ -89,7 +89,7 @@ def _drilled(host: Host, name: str, last: float | None) -> dict[str, Any]:
         raise Refused(
             "there is no full backup", untouched="Nothing was changed", next="fab backup.run"
         )
-    holds = restores.held(host, Namespace())
+    holds = restores.held()
     say(f"read {len(holds['sums'])} tables at {holds['gtids']}")
     begun = time.monotonic()
     _archived(host, GtidSet.parse(holds["gtids"]))

@@ -93,7 +93,7 @@ def rehearse(host: Host, options: argparse.Namespace) -> dict[str, Any]:
     return _told(way, started) | {"seconds": seconds, "sums": found.sums}
 
 
-def held(_: Host, __: argparse.Namespace) -> dict[str, Any]:
+def held() -> dict[str, Any]:
     """A checksum of every table of this host's server, and the GTID set they are of."""
     found = contents(lambda: local(user="root"))
     return {"gtids": found.gtids, "sums": found.sums}

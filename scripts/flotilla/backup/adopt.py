@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from flotilla.aws.session import client, described
+from flotilla.aws.session import client
 from flotilla.backup import operate
 from flotilla.backup.bucket import Bucket, Entry
-from flotilla.backup.sealed import Ring, no_keys
 from flotilla.errors import FlotillaError, Refused
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.rules import backup as names
@@ -43,7 +42,7 @@ def adopt(
     """
     there = settings.elsewhere(region or settings.region)
     ours, theirs = operate.bucket(settings), Bucket(client(there, "s3"), source)
-    keys, added = operate.ring(settings), _ring(there, parameter)
+    keys, added = operate.ring(settings), operate.ring(there, parameter)
     wanted, left = _plan(theirs, ours)
     missing = [key for key in added.keys if key not in keys.keys]
     size = sum(entry.size for entry in left)
@@ -69,14 +68,6 @@ def adopt(
             _copy(ours, theirs, left)
         steps.result = told
     return told
-
-
-def _ring(there: Settings, parameter: str) -> Ring:
-    with described(there, f"read {parameter}"):
-        answer = client(there, "ssm").get_parameters(Names=[parameter], WithDecryption=True)
-    if not answer["Parameters"]:
-        raise no_keys(f"{parameter} in {there.region}")
-    return Ring.parse(answer["Parameters"][0]["Value"])
 
 
 def _plan(theirs: Bucket, ours: Bucket) -> tuple[list[Entry], list[Entry]]:

@@ -47,9 +47,9 @@ def bucket(settings: Settings) -> Bucket:
     return Bucket(client(settings, "s3"), settings.name_of("backups"))
 
 
-def ring(settings: Settings) -> Ring:
-    """The keys. Raises Refused without the parameter."""
-    name = settings.parameter("mysql", "backup_keys")
+def ring(settings: Settings, parameter: str = "") -> Ring:
+    """The keys: the fleet's own, or those in another SSM parameter. Raises Refused without it."""
+    name = parameter or settings.parameter("mysql", "backup_keys")
     with described(settings, "read the keys of backups"):
         answer = client(settings, "ssm").get_parameters(Names=[name], WithDecryption=True)
     if not answer["Parameters"]:

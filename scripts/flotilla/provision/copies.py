@@ -22,19 +22,26 @@ NOT_YET = ("InvalidRequest", "InvalidArgument")
 
 def stages(world: World) -> list[Stage]:
     """The bucket, its settings, its lock, and then what fills it."""
-    region = world.settings.backups.copy_region
-    if region is None:
+    there, name = elsewhere(world), world.settings.name_of(COPIES)
+    if there is None:
         return [_unfilled(world)]
-    there, name = World(world.settings.elsewhere(region)), world.settings.name_of(COPIES)
     layout = next(one for one in data("storage.yml")["buckets"] if one["name"] == BACKUPS)
     new = not storage.bucket_exists(there, name)
-    make = Change("create", "bucket", name, partial(storage.make_bucket, there, name), region)
+    make = Change(
+        "create", "bucket", name, partial(storage.make_bucket, there, name), there.settings.region
+    )
     return [
         [make] if new else [],
         storage.bucket_settings(there, name, layout, new=new),
         storage.bucket_lock(there, name, layout, new=new),
         [*_filled(world, name), *_keys(world, there)],
     ]
+
+
+def elsewhere(world: World) -> World | None:
+    """The fleet's corner of the region of the copy; None where it has no copy."""
+    region = world.settings.backups.copy_region
+    return World(world.settings.elsewhere(region)) if region else None
 
 
 def _filled(world: World, copy: str) -> list[Change]:
@@ -83,12 +90,11 @@ def _keys(world: World, there: World) -> list[Change]:
     here, copied = _changed(world, name), _changed(there, name)
     if copied is not None and (here is None or copied >= here):
         return []
-    act = partial(copy_keys, world, there)
+    act = partial(_copy_keys, world, there)
     return [Change("change" if copied else "create", "secret copy", name, act)]
 
 
-def copy_keys(world: World, there: World) -> None:
-    """Put the ring where the copy is."""
+def _copy_keys(world: World, there: World) -> None:
     name = world.settings.parameter(*KEYS)
     found = world.client("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
     there.client("ssm").put_parameter(Name=name, Value=found, Type="SecureString", Overwrite=True)

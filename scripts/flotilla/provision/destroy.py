@@ -70,15 +70,10 @@ def _kept(world: World) -> list[tuple[World, str]]:
     places = [
         (world, settings.name_of(bucket["name"])) for bucket in read_data("storage.yml")["buckets"]
     ]
-    if there := _elsewhere(world):
+    if there := copies.elsewhere(world):
         places.append((there, settings.name_of(copies.COPIES)))
     with described(settings, "list the buckets of the fleet"):
         return [(place, name) for place, name in places if storage.bucket_exists(place, name)]
-
-
-def _elsewhere(world: World) -> World | None:
-    region = world.settings.backups.copy_region
-    return World(world.settings.elsewhere(region)) if region else None
 
 
 def _stages(*, data: bool) -> list[list[Step]]:
@@ -380,7 +375,7 @@ def _delete_dynamodb(world: World, name: str) -> None:
 
 
 def _secrets(world: World) -> list[Change]:
-    there = _elsewhere(world)
+    there = copies.elsewhere(world)
     return [
         Change("delete", "secret", name, partial(_forget, ssm, name), region)
         for place, region in ((world, ""), (there, there.settings.region if there else ""))
