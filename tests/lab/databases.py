@@ -132,6 +132,7 @@ class Databases:
 
     def lives(self, name: str) -> None:
         """A dead server runs again, and its host, which the fence may have stopped."""
+        self.opened.cluster.server(name).close()  # that session died with it
         if started(self.settings, self.hosts[name].instance_id):
             until(lambda: self._answers(name), BOOT_SECONDS, f"{name} answers SSH")
         self.root(name, "systemctl unmask --runtime mysql.service; systemctl start mysql.service")

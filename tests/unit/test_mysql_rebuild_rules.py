@@ -75,6 +75,9 @@ def test_a_primary_that_nobody_is_left_to_acknowledge_to_is_copied_as_it_is(whol
     found = decided(asleep, record, "mysql-2")
     assert (found.donor.name, found.asleep) == ("mysql-1", True)
     assert "is the primary" in refusal(asleep, record, "mysql-1")
+    # Promoted when nobody could acknowledge, it never took its term's row.
+    promoted = replace(record, term=record.term + 1)
+    assert decided(asleep, promoted, "mysql-2").asleep
     # One that is not known to be whole, or is no primary of this term, is nobody's source.
     for spoilt in ({"term": 7}, {"closed": True}, {"uuid": "another"}, {"super_read_only": False}):
         wrong = with_member(asleep, "mysql-1", **spoilt)

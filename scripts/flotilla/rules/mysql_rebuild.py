@@ -69,10 +69,14 @@ def rebuild(topology: Topology, record: Record | None, name: str) -> Rebuild | R
 def _asleep(topology: Topology, primary: Member, record: Record) -> bool:
     """Whether the primary is whole and read-only, and nobody is left to acknowledge to it: every
     other member is to be made anew, and the first one from this server as it is.
+
+    It may have served in its term and have come back closed, or never have served in it: whoever
+    is promoted takes the term's row, its first write, when somebody can acknowledge that.
     """
+    served = (primary.term, primary.term_uuid) == (record.term, primary.uuid)
     whole = (
         primary.uuid == record.uuid
-        and (primary.term, primary.term_uuid) == (record.term, primary.uuid)
+        and (served or primary.term < record.term)
         and primary.replication is None
         and primary.super_read_only
         and not primary.closed
