@@ -80,9 +80,11 @@ def fleet(rolling: Rolling) -> Iterator[Rolling]:
 
 @pytest.fixture(scope="module")
 def mysql_tier(standing_fleet: Settings) -> Iterator[Databases]:
-    """The standing fleet's database hosts, and sessions on all of them."""
+    """The standing fleet's database hosts, and sessions on all of them; whole at the end."""
     with session(standing_fleet, fresh=True) as opened:
-        yield Databases(standing_fleet, opened)
+        made = Databases(standing_fleet, opened)
+        yield made
+        made.make_whole()
 
 
 @pytest.fixture
