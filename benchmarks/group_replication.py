@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flotilla.drill.commands import told
-from flotilla.drill.mysql_cluster import START_SECONDS, Alive, View, awaited, started
+from flotilla.drill.subject import START_SECONDS, Alive, View, awaited, started
 from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql import Server
 from flotilla.mysql.accounts import Secrets

@@ -22,8 +22,9 @@ from group_replication import Group
 
 from fabfile.drill import _outside
 from flotilla import config
-from flotilla.drill.mysql import Drill, line, summed
-from flotilla.drill.mysql_cluster import Subject, Watched
+from flotilla.drill.mysql import Drill, Subject
+from flotilla.drill.mysql_cluster import Watched
+from flotilla.drill.writes import line, summed
 from flotilla.mysql import store
 from flotilla.mysql.session import Session, session
 from flotilla.rules.drill_mysql import FAULTS

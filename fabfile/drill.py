@@ -153,6 +153,61 @@ def mysql(
         raise Exit("; ".join(told["broken"]), code=1)
 
 
+@task(
+    help={
+        "fault": "what happens to the primary: kill, freeze, partition, stop-instance, zone, "
+        "switchover, restart",
+        "runs": "how often, everything being put in order in between (default 1)",
+        "writers": "clients on every application host, through its own HAProxy (default 2)",
+        "wait": "replicas that must acknowledge each write before its client counts it (default 0)",
+        "env-confirmed": "the environment's name, when it is not the lab",
+        **_YES,
+        **JSON,
+    }
+)
+def redis(
+    _: Context,
+    fault: str = "kill",
+    runs: int = 1,
+    writers: int = 2,
+    wait: int = 0,
+    env_confirmed: str = "",
+    *,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Strike the Redis primary while clients write: seconds without a write, writes lost, who is
+    primary afterwards, and whether applications were ever led to two.
+
+    Runs in the lab without a question. Another environment has to be meant: FLOTILLA_ENV, and
+    --env-confirmed NAME or --yes. Exit 0 every promise was kept, 1 one was broken (they are named),
+    3 refused and nothing changed, 4 unreachable, 5 bad option.
+    """
+    from flotilla import config
+    from flotilla.drill import redis as drill
+
+    settings = attempt(config.load, json=json)
+    options = drill.Options(fault, runs, writers, wait)
+    attempt(options.demand, json=json)
+    plan = drill.described(settings, options)
+    again = typed(
+        "drill.redis",
+        fault=fault,
+        runs=runs,
+        writers=writers,
+        wait=wait or None,
+        env_confirmed=settings.env,
+    )
+    attempt(lambda: _meant(settings, plan, env_confirmed, again, yes=yes), json=json)
+    _end_as_by_interrupt()
+    told = attempt(
+        lambda: drill.failovers(settings, options, said=said, outside=_outside(settings)), json=json
+    )
+    show(told, json=json, text=_failovers(told))
+    if told["broken"]:
+        raise Exit("; ".join(told["broken"]), code=1)
+
+
 def _end_as_by_interrupt() -> None:
     """Faults are undone however it ends: SIGTERM and a closed terminal end it as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):

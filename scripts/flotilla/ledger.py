@@ -2,7 +2,8 @@
 
 What the writers were told is compared with what is there afterwards: that, and nothing a server
 says about itself, is how long an outage was and whether anything was lost. Writers go on while
-nobody can reach their host; what they saw is fetched afterwards.
+nobody can reach their host; what they saw is fetched afterwards. An order says what kind of store
+is written to; this part is the same for every kind.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
@@ -19,20 +20,14 @@ from typing import Self
 from flotilla.agent.bundle import bundle
 from flotilla.agent.ledger import ANSWER_SECONDS, Order
 from flotilla.errors import FlotillaError, HostFailed
-from flotilla.hosts.mysql import Server
 from flotilla.hosts.ssh import Runner
-from flotilla.mysql.accounts import Secrets
-from flotilla.rules.ledger import Entry, Fate, Summary, summarise
-from flotilla.settings import Settings
+from flotilla.rules.ledger import Entry, Fate
 from flotilla.snapshot import Host
 
-TABLE = "flotilla_ledger"
-WRITER_PORT = 3306
 START_SECONDS = 20.0
 # Writers may be waiting for an answer, twice: to a connection, then to a statement.
 END_SECONDS = 2 * ANSWER_SECONDS + 2
 FETCH_SECONDS = 60.0
-READ_BACK_SECONDS = 30.0
 # Writers go on when whoever started them was killed, for that is when clients matter; for so long.
 LIMIT_SECONDS = 120.0
 
@@ -50,7 +45,7 @@ with open(path, 'wb') as file:
 sys.path.insert(0, path)
 sys.argv = ['ledger', folder]
 print(folder, flush=True)
-runpy.run_module('flotilla.agent.ledger', run_name='__main__')
+runpy.run_module('{program}', run_name='__main__')
 """
 # A process that ended without a word (its host was stopped) leaves what it had written until then.
 _FETCH = """\
@@ -62,33 +57,6 @@ while [ ! -e done ] && kill -0 "$(cat pid)" 2>/dev/null && [ $n -lt {tries} ]; d
 done
 cat entries
 """
-
-
-def order(
-    settings: Settings,
-    known: Secrets,
-    *,
-    writers: int = 4,
-    pause_seconds: float = 0.02,
-    run: str = "",
-    label: str = "w",
-    is_probe: bool = False,
-    limit_seconds: float = LIMIT_SECONDS,
-) -> Order:
-    """Rows of a new ``run`` in the application's own database, as the application's own user."""
-    return Order(
-        run=run or new_run(),
-        port=WRITER_PORT,
-        user=settings.mysql.user,
-        password=known.passwords[settings.mysql.user],
-        database=settings.mysql.database,
-        table=TABLE,
-        writers=writers,
-        pause_seconds=pause_seconds,
-        limit_seconds=limit_seconds,
-        label=label,
-        is_probe=is_probe,
-    )
 
 
 def over_ssh(runner: Runner, host: Host) -> Execute:
@@ -115,15 +83,17 @@ class Ledger:
 
     def __enter__(self) -> Self:
         """Start the writers; returns when they write. Raises HostFailed, Unreachable."""
-        package = base64.b64encode(bundle("flotilla.agent.ledger", carry=("pymysql",))).decode()
+        program, carry = self._order.program, self._order.carry
+        package = base64.b64encode(bundle(program, carry=carry)).decode()
         stdin = f"{package}\n{json.dumps(asdict(self._order))}\n"
-        said = self._execute(f"exec python3 -c {_quoted(_LOADER)}", stdin, START_SECONDS)
+        loader = _quoted(_LOADER.format(program=program))
+        said = self._execute(f"exec python3 -c {loader}", stdin, START_SECONDS)
         self._folder, *rest = said.splitlines() or [""]
         if rest != ["ready"]:
             raise HostFailed(
                 f"{self.host}: the ledger's writers did not start: {said.strip() or 'no output'}",
                 "without them nobody sees what a client sees",
-                next="fab mysql.status",
+                next="fab fleet.status",
             )
         return self
 
@@ -149,13 +119,6 @@ class Ledger:
             self._entries = list(entries(text))
         return self._entries
 
-    def close_against(self, primary: Server) -> Summary:
-        """Stop, read back from the primary what is there, compare, and take the rows away."""
-        told = self.stop()
-        found = rows(primary, self._order)
-        forget(primary, self._order)
-        return summarise(told, found)
-
 
 def entries(text: str) -> Iterable[Entry]:
     """The entries of a file of them. A last line that was cut off is none."""
@@ -163,29 +126,6 @@ def entries(text: str) -> Iterable[Entry]:
         with suppress(ValueError):
             name, started, ended, fate, error, server = json.loads(line)
             yield Entry(name, started, ended, Fate(fate), error, server)
-
-
-def rows(primary: Server, wanted: Order) -> Mapping[str, str]:
-    """The rows of the order's run that are there: id to the UUID of the server that took it."""
-    found = primary.query(
-        f"SELECT id, server FROM {_table(wanted)} WHERE id LIKE %s",  # noqa: S608
-        (f"{wanted.run}-%",),
-        seconds=READ_BACK_SECONDS,
-    )
-    return {row["id"]: row["server"] for row in found}
-
-
-def forget(primary: Server, wanted: Order) -> None:
-    """Take the rows of the order's run away."""
-    primary.query(
-        f"DELETE FROM {_table(wanted)} WHERE id LIKE %s",  # noqa: S608
-        (f"{wanted.run}-%",),
-        seconds=READ_BACK_SECONDS,
-    )
-
-
-def _table(wanted: Order) -> str:
-    return f"`{wanted.database}`.`{wanted.table}`"
 
 
 def _quoted(text: str) -> str:

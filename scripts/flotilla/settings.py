@@ -195,7 +195,7 @@ class Redis(Section):
     maxmemory_policy: Literal[
         "noeviction", "allkeys-lru", "allkeys-lfu", "volatile-lru", "volatile-lfu", "volatile-ttl"
     ]
-    down_after_seconds: Annotated[int, Field(ge=1, le=120)]
+    down_after_seconds: Annotated[float, Field(ge=0.5, le=120)]
 
 
 class Cloudwatch(Section):

@@ -13,12 +13,13 @@ from guests import control, until
 from typed import fab
 
 from flotilla.drill.mysql_clients import PROBE_SECONDS, Clients
-from flotilla.drill.mysql_cluster import View, Watched, started
+from flotilla.drill.mysql_cluster import Watched
+from flotilla.drill.subject import View, started
 from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql import SqlError
 from flotilla.mysql import store
 from flotilla.mysql.session import Session
-from flotilla.rules import drill_mysql
+from flotilla.rules import drill_writes
 from flotilla.rules.mysql_state import State
 from flotilla.settings import Settings
 
@@ -256,6 +257,7 @@ class Databases:
             self.opened.runner,
             apps=self.opened.snapshot.by_role("app"),
             servers=self.hosts.values() if is_probed else (),
+            server=self.subject.server,
             writers=writers,
         ) as made:
             time.sleep(1.0)
@@ -281,12 +283,12 @@ class Writing:
         ended = time.time()
         told, probes, missing = self._clients.fetch()
         view = self._databases.view()
-        return drill_mysql.figures(
-            drill_mysql.Seen(
+        return drill_writes.figures(
+            drill_writes.Seen(
                 clients=told,
                 probes=probes,
                 missing=missing,
-                found=self._clients.rows(self._databases.subject.server(view.primary)),
+                found=self._clients.rows(view.primary),
                 struck=self._begun,
                 healed=ended,
                 ended=ended,

@@ -4,10 +4,8 @@ connection.
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,13 +17,13 @@ import pytest
 from mysqld.server import Mysqld
 from mysqld.trio import Trio
 
-from flotilla.agent.bundle import bundle
-from flotilla.agent.ledger import Order
+from flotilla.agent.bundle import loaded
+from flotilla.agent.ledger_mysql import Order
 from flotilla.drill.mysql_clients import PROBE_SECONDS
 from flotilla.drill.mysql_cluster import disorder
-from flotilla.drill.mysql_faults import CROWD, LOADER
-from flotilla.ledger import Ledger, forget, order, rows
-from flotilla.rules.drill_mysql import Seen, figures
+from flotilla.drill.mysql_faults import CROWD
+from flotilla.mysql.ledger import Ledger, forget, order, rows
+from flotilla.rules.drill_writes import Seen, figures
 from flotilla.rules.ledger import Fate
 
 LOOK_SECONDS = 2.0
@@ -184,14 +182,12 @@ def test_a_crowd_takes_every_connection_and_gives_them_back(trio: Trio) -> None:
     primary, known = trio.primary, trio.secrets
     user = trio.settings.mysql.user
     wanted = replace(order(trio.settings, known), host=primary.address, writers=CROWD)
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command, package = loaded("flotilla.agent.crowd", wanted.carry)
+    process = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        package = base64.b64encode(bundle("flotilla.agent.crowd", carry=("pymysql",)))
-        process.stdin.write(package + b"\n" + json.dumps(asdict(wanted)).encode() + b"\n")
+        process.stdin.write(f"{package}\n{json.dumps(asdict(wanted))}\n".encode())
         process.stdin.flush()
         assert process.stdout.readline().startswith(b"full ")
         with pytest.raises(pymysql.err.OperationalError, match="1040"):

@@ -22,9 +22,10 @@ from mysqld.operators import Hands
 from mysqld.trio import Trio
 from templates.conftest import render_template
 
-from flotilla.agent.ledger import Order
+from flotilla.agent.ledger_mysql import Order
 from flotilla.aws.session import client
 from flotilla.drill import mysql as drill
+from flotilla.drill import writes
 from flotilla.drill.mysql_clients import Clients
 from flotilla.drill.mysql_cluster import Watched
 from flotilla.hosts.ssh import Result
@@ -187,7 +188,7 @@ def test_kills_and_freezes_one_after_the_other_lose_nothing(
     for fault in ("kill", "freeze", "restart"):
         each.append(subject.run(FAULTS[fault], writers=2))
         told = each[-1]
-        log.info("%s", drill.line(len(each) - 1, 3, told))
+        log.info("%s", writes.line(len(each) - 1, 3, told))
         assert told["acked"] > 50
         assert (told["lost"], told["dual_writable_seconds"]) == (0, 0), told
         assert (told["not_mended"], told["not_fetched"]) == ("", {})
@@ -195,5 +196,5 @@ def test_kills_and_freezes_one_after_the_other_lose_nothing(
         assert told["write_gap_seconds"] > 0.1
     assert [run["old"] != run["new"] for run in each[:2]] == [True, True]
     assert trio.record.term >= term + 2
-    summed = drill.summed(each, FAULTS["kill"])
+    summed = writes.summed(each, FAULTS["kill"])
     assert (summed["runs"], summed["lost"]) == (3, 0)

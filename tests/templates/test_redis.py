@@ -91,6 +91,10 @@ def test_the_application_is_kept_from_other_keys_and_from_administration(
     assert "~session:*" in app
     assert "~cache:*" in app
     assert "~*" not in app
+    assert "~flotilla_ledger:*" in app, "a drill writes as the application"
+    assert [one for one in accounts(rendered("users.acl.j2"))["app"].split() if one[0] == "~"] == [
+        "~*"
+    ], "Redis refuses a pattern beside all keys"
     assert app.index("+@all") < app.index("-@admin") < app.index("-@dangerous")
 
 

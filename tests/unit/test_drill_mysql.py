@@ -10,10 +10,14 @@ import pytest
 from mysql_model import Model
 
 from flotilla.drill import mysql as drill
-from flotilla.drill.mysql_cluster import View, disorder
-from flotilla.drill.mysql_faults import STRIKES, Site, strike, undone
+from flotilla.drill import writes
+from flotilla.drill.mysql_cluster import disorder
+from flotilla.drill.mysql_faults import STRIKES, UNIT, Site
+from flotilla.drill.strikes import struck
+from flotilla.drill.subject import View
 from flotilla.errors import BadOption, FlotillaError, Refused, Unreachable
-from flotilla.rules.drill_mysql import FAULTS, Aim, Power
+from flotilla.rules.drill_mysql import FAULTS
+from flotilla.rules.drill_writes import Aim, Power
 from flotilla.rules.mysql import Repair, repair
 from flotilla.rules.mysql_topology import Record, Topology
 
@@ -101,7 +105,16 @@ class Network:
 def site(outside: Network | None = None) -> tuple[Site, Shell]:
     shell = Shell()
     settings: Any = SimpleNamespace()
-    made = Site(settings, shell, {}, {}, None, shell.given.append, outside)  # type: ignore[arg-type]
+    made = Site(
+        settings=settings,
+        runner=shell,  # type: ignore[arg-type]
+        unit=UNIT,
+        members={},
+        apps={},
+        give=shell.given.append,
+        outside=outside,
+        known=None,  # type: ignore[arg-type]
+    )
     return made, shell
 
 
@@ -112,8 +125,7 @@ def test_every_fault_can_be_made():
 @pytest.mark.parametrize("name", ["kill", "freeze", "restart", "disk-full"])
 def test_a_fault_of_the_shell_is_made_on_the_primary_alone(name):
     where, shell = site()
-    with undone(where):
-        strike(where, FAULTS[name], Aim("mysql-2"))
+    with struck(STRIKES, where, FAULTS[name], Aim("mysql-2")):
         assert shell.ran
     assert {host for host, _ in shell.ran} == {"mysql-2"}
     assert where.undoing == []
@@ -121,27 +133,26 @@ def test_a_fault_of_the_shell_is_made_on_the_primary_alone(name):
 
 def test_a_switchover_is_asked_for_and_nothing_is_broken_or_undone():
     where, shell = site()
-    with undone(where):
-        strike(where, FAULTS["switchover"], Aim("mysql-2"))
+    with struck(STRIKES, where, FAULTS["switchover"], Aim("mysql-2")):
+        pass
     assert (shell.given, shell.ran, where.undoing) == (["mysql-2"], [], [])
 
 
 def test_a_frozen_server_goes_on_afterwards_and_a_fenced_host_is_left_alone():
     where, shell = site()
-    with undone(where):
-        strike(where, FAULTS["freeze"], Aim("mysql-2"))
+    with struck(STRIKES, where, FAULTS["freeze"], Aim("mysql-2")):
+        pass
     assert ["STOP" in command for _, command in shell.ran] == [True, False]
     assert "CONT" in shell.ran[-1][1]
-    with undone(where):
-        strike(where, FAULTS["freeze"], Aim("mysql-2"))
+    with struck(STRIKES, where, FAULTS["freeze"], Aim("mysql-2")):
         shell.down.add("mysql-2")
 
 
 def test_only_the_fault_s_own_target_is_healed():
     network = Network()
     where, _ = site(network)
-    with undone(where):
-        strike(where, FAULTS["partition-replicas-only"], Aim("mysql-1", {"from": "mysql-2"}))
+    aim = Aim("mysql-1", {"from": "mysql-2"})
+    with struck(STRIKES, where, FAULTS["partition-replicas-only"], aim):
         assert network.struck == [("mysql-1", "cut", {"from": "mysql-2"})]
         assert network.healed == []
     assert network.healed == ["mysql-1"]
@@ -152,8 +163,7 @@ def test_a_fault_is_undone_when_the_run_breaks():
     where, _ = site(network)
 
     def breaks() -> None:
-        with undone(where):
-            strike(where, FAULTS["zone"], Aim("eu-central-1a"))
+        with struck(STRIKES, where, FAULTS["zone"], Aim("eu-central-1a")):
             raise FlotillaError("the cluster cannot be seen")
 
     with pytest.raises(FlotillaError, match="cannot be seen"):
@@ -180,20 +190,17 @@ def test_what_cannot_be_rehearsed_is_a_bad_option(options, says):
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_faults_of_the_network_are_refused_where_nobody_has_power_over_it(fault):
-    settings: Any = SimpleNamespace(env="production")
-    options = drill.Options(fault.name)
     if fault.power is Power.OUTSIDE:
         with pytest.raises(Refused, match="production"):
-            drill._demand(settings, options, None)
+            writes.demand_power(fault, None, "production")
     else:
-        drill._demand(settings, options, None)
-    drill._demand(settings, options, Network())
+        writes.demand_power(fault, None, "production")
+    writes.demand_power(fault, Network(), "production")
 
 
 def test_slow_stops_are_refused_where_nobody_can_slow_them():
-    settings: Any = SimpleNamespace(env="production")
     with pytest.raises(Refused, match="slow stops"):
-        drill._demand(settings, drill.Options("kill", stop_seconds=30.0), None)
+        writes.demand_power(FAULTS["kill"], None, "production", " with slow stops")
 
 
 def test_all_runs_are_told_together_with_what_each_broke():
@@ -219,11 +226,11 @@ def test_all_runs_are_told_together_with_what_each_broke():
         "not_mended": "",
     }
     bad = run | {"lost": 2, "lost_ids": ["a", "b"], "not_mended": "mysql-1 does not follow"}
-    told = drill.summed([run, bad], FAULTS["kill"])
+    told = writes.summed([run, bad], FAULTS["kill"])
     assert (told["runs"], told["fault"], told["acked"], told["lost"]) == (2, "kill", 20, 2)
     assert [why.split(":")[0] for why in told["broken"]] == ["run 2", "run 2"]
-    assert "mysql-1 -> mysql-2 (term 2)" in drill.line(0, 2, run)
-    assert "never" in drill.line(0, 2, run | {"converged_seconds": None})
+    assert "mysql-1 -> mysql-2 (term 2)" in writes.line(0, 2, run)
+    assert "never" in writes.line(0, 2, run | {"converged_seconds": None})
 
 
 # --- getting over it ------------------------------------------------------------------------------
@@ -257,7 +264,7 @@ class Sky:
 def got_over(
     sky: Sky, fault: str, monkeypatch: pytest.MonkeyPatch, *, is_struck: bool = True
 ) -> float | None:
-    monkeypatch.setattr(drill, "time", sky)
+    monkeypatch.setattr(writes, "time", sky)
     made = drill.Drill.__new__(drill.Drill)
     made._subject = sky  # type: ignore[assignment]
     found = made._got_over_it(FAULTS[fault], View("mysql-1", 1, ""), 1000.0, is_struck=is_struck)
@@ -273,7 +280,7 @@ def test_a_fault_lasts_as_long_as_it_should_and_the_moment_of_order_is_kept(monk
 def test_a_cluster_that_does_not_move_is_waited_for_and_then_given_up(monkeypatch):
     sky = Sky(moved=1e6)
     assert got_over(sky, "kill", monkeypatch) is None
-    assert sky.now - 1000 == pytest.approx(drill.CONVERGE_SECONDS, abs=1)
+    assert sky.now - 1000 == pytest.approx(writes.CONVERGE_SECONDS, abs=1)
 
 
 def test_when_the_fault_takes_our_own_sight_it_is_undone_in_time_and_looked_at_then(monkeypatch):

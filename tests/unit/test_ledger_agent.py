@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flotilla.agent.ledger import Order
+from flotilla.agent.ledger_mysql import Order
 from flotilla.errors import HostFailed
 from flotilla.ledger import Ledger, entries
 from flotilla.rules.ledger import Fate

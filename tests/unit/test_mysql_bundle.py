@@ -27,7 +27,7 @@ def test_a_host_gets_what_its_watcher_runs():
 
 # What needs boto3, pydantic or an SSH client must not be imported by what a host runs.
 @pytest.mark.parametrize(
-    "module", ["flotilla.agent.mysql", "flotilla.agent.service", "flotilla.agent.ledger"]
+    "module", ["flotilla.agent.mysql", "flotilla.agent.service", "flotilla.agent.ledger_mysql"]
 )
 def test_it_runs_without_the_repository(module, tmp_path):
     file = tmp_path / "bundle.zip"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import base64
+import importlib.util
+import shlex
 import zipfile
 from io import BytesIO
 from modulefinder import ModuleFinder
@@ -17,8 +19,9 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def bundle(module: str, carry: tuple[str, ...] = ()) -> bytes:
     """A zip of ``module`` and its imports from this package; for PYTHONPATH and ``python -m``.
 
-    ``carry`` names other pure Python packages to put in whole; the rest must be on the other end.
-    The same sources give the same bytes.
+    ``carry`` names other pure Python packages to put in whole, if this Python has them (a library
+    may need one only with other versions); the rest must be on the other end. The same sources give
+    the same bytes.
     """
     package = Path(__file__).parents[1]
     found = ModuleFinder(path=[str(package.parent)])
@@ -28,13 +31,35 @@ def bundle(module: str, carry: tuple[str, ...] = ()) -> bytes:
     ours |= {parent / "__init__.py" for file in ours for parent in _packages(file, package)}
     files = {file.relative_to(package.parent).as_posix(): file for file in ours}
     for name in carry:
-        folder = Path(importlib.import_module(name).__path__[0])
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            continue
+        folder = Path(spec.submodule_search_locations[0])
         files |= {p.relative_to(folder.parent).as_posix(): p for p in folder.rglob("*.py")}
     target = BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for inside, file in sorted(files.items()):
             archive.writestr(zipfile.ZipInfo(inside, _EPOCH), file.read_bytes())
     return target.getvalue()
+
+
+_LOADER = """\
+import base64, os, runpy, sys, tempfile
+folder = tempfile.TemporaryDirectory()
+path = os.path.join(folder.name, 'program.zip')
+open(path, 'wb').write(base64.b64decode(sys.stdin.readline()))
+sys.path.insert(0, path)
+runpy.run_module('{program}', run_name='__main__')
+"""
+
+
+def loaded(program: str, carry: tuple[str, ...] = ()) -> tuple[str, str]:
+    """A shell command that runs ``program`` on a host, and the first line of input it wants.
+
+    Nothing is installed there, and nothing is left behind.
+    """
+    package = base64.b64encode(bundle(program, carry)).decode()
+    return f"exec python3 -c {shlex.quote(_LOADER.format(program=program))}", package
 
 
 def write(module: str, path: Path) -> None:

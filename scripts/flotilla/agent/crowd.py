@@ -14,7 +14,7 @@ from typing import Any
 
 import pymysql
 
-from flotilla.agent.ledger import Order, connect
+from flotilla.agent.ledger_mysql import Order, connect
 
 TOO_MANY = 1040
 # What somebody else gives back is taken as well, but not in a busy loop.

@@ -1,18 +1,12 @@
-"""The cluster as a drill sees it: who is primary, what is out of order, how all comes back.
-
-``Subject`` is what a drill needs of whatever is drilled; ``Watched`` is a cluster that our watchers
-keep. A subject decides nothing about a failover: it looks on, and puts back what is left over.
-"""
+"""The MySQL cluster that our watchers keep, as a drill sees it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from flotilla.aws.session import client, described
 from flotilla.drill.commands import told
+from flotilla.drill.subject import START_SECONDS, Alive, View, awaited, started
 from flotilla.errors import FlotillaError, Refused
 from flotilla.hosts.mysql import Server
 from flotilla.mysql import status, store
@@ -23,11 +17,9 @@ from flotilla.rules.mysql_topology import Record, Topology
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
 
-START_SECONDS = 180.0
 # A host that boots, a watcher that looks, a replica that catches up.
 REJOIN_SECONDS = 60.0
 WHOLE_SECONDS = 120.0
-LOOK_SECONDS = 0.25
 # As near as a switchover wants a member to be, and some.
 CLOSE_SECONDS = 1.0
 # For how long a member must be seen to hold something of its own before it is rebuilt.
@@ -40,44 +32,6 @@ _TRY = (
     "REPLACE INTO ops.drill VALUES (1)",
     "DROP TABLE ops.drill",
 )
-
-Alive = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One look. ``why`` says what is out of order, "" where nothing is; ``names`` are by UUID."""
-
-    primary: str
-    term: int
-    why: str
-    names: Mapping[str, str] = field(default_factory=dict)
-
-
-class Subject(Protocol):
-    """Something that fails over, on hosts of a fleet."""
-
-    def view(self, but: str = "") -> View:
-        """The cluster now, without the member ``but``. Raises FlotillaError: it cannot be seen."""
-
-    def arm(self) -> None:
-        """Have nothing hold up a failover: a former one that nobody has looked at. Raises Refused
-        where somebody has asked for peace.
-        """
-
-    def give(self, to: str) -> None:
-        """Make another member primary, as planned."""
-
-    def mend(self, old: str, alive: Alive, *, is_emptied: bool = False) -> list[str]:
-        """Bring back whoever is out, and wait until nothing is out of order and writes are taken.
-
-        What became of ``old``, word by word; ``alive`` is told when its host is up again, and
-        ``is_emptied`` says that a stop cost the host its data. Raises FlotillaError where it does
-        not come.
-        """
-
-    def server(self, name: str) -> Server:
-        """A session on a member, as one who may read and delete everywhere."""
 
 
 class Watched:
@@ -124,7 +78,10 @@ class Watched:
         return self._opened.cluster.server(name)
 
     def mend(self, old: str, alive: Alive, *, is_emptied: bool = False) -> list[str]:
-        """See ``Subject``. A member that alone holds something is rebuilt; its surplus is saved."""
+        """See ``Subject``. A member that alone holds something is rebuilt; its surplus is saved.
+
+        ``is_emptied``: a stop costs the host its data.
+        """
         words: list[str] = []
         self._rejoin(old, alive, words)
         if words[-1] not in {"kept", "rejoined"} or (is_emptied and "stopped" in words):
@@ -230,29 +187,3 @@ def disorder(topology: Topology, record: Record) -> str:
         if to == primary.name
     ]
     return "; ".join(why for why in objections if why)
-
-
-def started(settings: Settings, instance_id: str) -> bool:
-    """Start an instance that somebody stopped, and wait until it runs; whether it was stopped."""
-    ec2 = client(settings, "ec2")
-
-    def state() -> str:
-        with described(settings, f"look up {instance_id}"):
-            found = ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
-        return str(found[0]["Instances"][0]["State"]["Name"])
-
-    if state() == "running":
-        return False
-    awaited(lambda: state() == "stopped", START_SECONDS, f"{instance_id} is stopped")
-    with described(settings, f"start {instance_id}"):
-        ec2.start_instances(InstanceIds=[instance_id])
-    awaited(lambda: state() == "running", START_SECONDS, f"{instance_id} runs")
-    return True
-
-
-def awaited(what: Callable[[], bool], seconds: float, named: str) -> None:
-    """Wait until something is so. Raises FlotillaError that names it."""
-    try:
-        until(what, seconds=seconds, every=0.5)
-    except DeadlineError as error:
-        raise FlotillaError(f"{error}: {named}", next="fab fleet.status") from None

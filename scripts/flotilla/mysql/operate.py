@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from flotilla.errors import BadOption
-from flotilla.ledger import Ledger
 from flotilla.mysql import status as board
 from flotilla.mysql import store
 from flotilla.mysql.ensure import Ensure
+from flotilla.mysql.ledger import Ledger
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.mysql.session import Session, session
 from flotilla.mysql.switchover import Move, Moved

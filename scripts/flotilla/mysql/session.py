@@ -13,9 +13,10 @@ from flotilla import inventory
 from flotilla.errors import FlotillaError, Refused
 from flotilla.hosts.haproxy import SOCKET
 from flotilla.hosts.ssh import Runner, prepare
-from flotilla.ledger import Ledger, order, over_ssh
+from flotilla.ledger import over_ssh
 from flotilla.mysql import store
 from flotilla.mysql.cluster import Cluster
+from flotilla.mysql.ledger import Ledger, order
 from flotilla.rules.mysql_health import HEALTH_PORT
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot

@@ -1,0 +1,115 @@
+"""Faults of a store with one primary: how each is made, and how it is undone.
+
+What a root shell or the EC2 API can do is done that way, on any fleet; the network is asked of
+``Outside``, where there is one. An undo never fails for a host that is down: whoever fenced the old
+primary has stopped it, and putting it back is not the fault's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from flotilla.aws.session import client, described
+from flotilla.drill.faults import Outside, undo
+from flotilla.errors import FlotillaError, Unreachable
+from flotilla.hosts.ssh import Runner
+from flotilla.rules.drill_writes import Aim, Fault
+from flotilla.settings import Settings
+from flotilla.snapshot import Host
+
+SHELL_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Site:
+    """What a fault has to work with. ``unit`` is what systemd calls the server; ``apps`` are where
+    clients live; ``give`` makes a member primary, as planned.
+    """
+
+    settings: Settings
+    runner: Runner
+    unit: str
+    members: Mapping[str, Host]
+    apps: Mapping[str, Host]
+    give: Callable[[str], None]
+    outside: Outside | None = None
+    undoing: list[Callable[[], None]] = field(default_factory=list)
+
+    def on(self, host: str, command: str) -> None:
+        """Run a command as root. Raises HostFailed, Unreachable."""
+        self.runner.run(host, command, sudo=True, seconds=SHELL_SECONDS)
+
+    def later(self, host: str, command: str) -> None:
+        """Undo by a command; a host that is down has nothing left to undo."""
+
+        def tell() -> None:
+            with suppress(Unreachable):
+                self.on(host, command)
+
+        self.undoing.append(tell)
+
+
+Strike = Callable[[Any, Aim], None]
+
+
+def _kill(site: Site, aim: Aim) -> None:
+    site.on(aim.target, f"systemctl kill --kill-whom=main --signal=KILL {site.unit}")
+
+
+def _freeze(site: Site, aim: Aim) -> None:
+    # A unit that systemd has started anew meanwhile runs already: CONT does nothing to it.
+    site.later(aim.target, f"systemctl kill --kill-whom=main --signal=CONT {site.unit} || true")
+    site.on(aim.target, f"systemctl kill --kill-whom=main --signal=STOP {site.unit}")
+
+
+def _restart(site: Site, aim: Aim) -> None:
+    site.on(aim.target, f"systemctl restart --no-block {site.unit}")
+
+
+def _stop(site: Site, aim: Aim) -> None:
+    host = site.members[aim.target]
+    with described(site.settings, f"stop {host.name}"):
+        client(site.settings, "ec2").stop_instances(InstanceIds=[host.instance_id], Force=True)
+
+
+def _outside(kind: str) -> Strike:
+    def strike(site: Site, aim: Aim) -> None:
+        outside = site.outside
+        if outside is None:
+            raise FlotillaError(f"nothing here has the power over the network that {kind} takes")
+        site.undoing.append(lambda: outside.heal(aim.target))
+        outside.strike(aim.target, kind, **aim.options)
+
+    return strike
+
+
+def _switchover(site: Site, aim: Aim) -> None:
+    site.give(aim.target)
+
+
+STRIKES: Mapping[str, Strike] = {
+    "kill": _kill,
+    "freeze": _freeze,
+    "partition": _outside("cut"),
+    "partition-replicas-only": _outside("cut"),
+    "stop-instance": _stop,
+    "zone": _outside("zone"),
+    "switchover": _switchover,
+    "restart": _restart,
+}
+
+
+@contextmanager
+def struck(strikes: Mapping[str, Strike], site: Site, fault: Fault, aim: Aim) -> Iterator[None]:
+    """The fault is made, and undone at the end of the block, also by Ctrl-C.
+
+    Raises FlotillaError; what was done by then is undone.
+    """
+    try:
+        strikes[fault.name](site, aim)
+        yield
+    finally:
+        undo(site.undoing)
