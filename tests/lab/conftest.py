@@ -18,6 +18,9 @@ from flotilla import config, demo, inventory
 from flotilla.mysql.session import session
 from flotilla.settings import Settings
 
+# A bare machine makes its images first.
+_FLEET_SECONDS = 900.0
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what needs the standing fleet, then the lab's own tests, which take it down: any other
@@ -34,6 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
     others = [item for item in items if "lab" not in item.path.parts]
     items[:] = others + ours
+    for item in ours:
+        # Whichever comes first also waits for the fleet: on a bare machine for its images too,
+        # 150 s of 250. The limit is for a hang, so it is not taken from the test's own.
+        if "standing_fleet" in getattr(item, "fixturenames", ()):
+            own = item.get_closest_marker("timeout")
+            limit = own.args[0] if own else float(item.config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(limit + _FLEET_SECONDS), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -86,6 +86,51 @@ def test_the_archive_is_seconds_behind_and_moves_with_the_primary(
     assert archive()["objection"] == ""
 
 
+@pytest.mark.parametrize(
+    "seconds", [80, pytest.param(600, marks=[pytest.mark.thorough, pytest.mark.timeout(1200)])]
+)
+def test_s3_away_is_told_of_and_costs_nothing(
+    standing_fleet: Settings, databases: Databases, backup: dict[str, Any], seconds: int
+) -> None:
+    """Meanwhile the archiver is killed, and the primary changes."""
+    began = datetime.now(UTC)
+    with databases.clients() as writing:
+        databases.strike("api", "api-outage", action="s3")
+        end = time.time() + seconds
+        databases.watchers("kill --signal=KILL", databases.primary)
+        until(lambda: behind(standing_fleet, began) > ALARM_SECONDS, 100, "the alarm's metric")
+        assert any(one["section"] == "backups" for one in findings()), findings()
+        fab("mysql.switchover", "--yes", "--writers", "0")
+        until(lambda: time.time() > end, seconds, "the time is over")
+        databases.heal("api")
+        until(lambda: archive()["behind_seconds"] <= RECOVERY_SECONDS, 60, "it has caught up")
+        writing.stop()
+    assert archive()["objection"] == ""
+    assert fab("backup.drill", "--yes")["exact"]
+
+
+def behind(settings: Settings, since: datetime) -> float:
+    """The largest value of the metric that the alarm is on."""
+    found = client(settings, "cloudwatch").get_metric_data(
+        MetricDataQueries=[
+            {
+                "Id": "m",
+                "MetricStat": {
+                    "Metric": {
+                        "Namespace": settings.cloudwatch.namespace,
+                        "MetricName": "ArchiveBehindSeconds",
+                    },
+                    "Period": 60,
+                    "Stat": "Maximum",
+                },
+            }
+        ],
+        StartTime=since,
+        EndTime=datetime.now(UTC),
+    )["MetricDataResults"]
+    return max((value for one in found for value in one["Values"]), default=0.0)
+
+
 def test_a_dropped_table_comes_back_as_it_was(
     databases: Databases, backup: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -182,9 +227,13 @@ def scratch_hosts(settings: Settings) -> list[str]:
     return [one["InstanceId"] for r in found for one in r["Instances"]]
 
 
+def findings() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(typed_any("fleet.status", "--json"))["findings"]
+    return found
+
+
 def drill_findings() -> list[dict[str, Any]]:
-    found = json.loads(typed_any("fleet.status", "--json"))["findings"]
-    return [one for one in found if "drill" in one["what"]]
+    return [one for one in findings() if "drill" in one["what"]]
 
 
 def test_a_cluster_that_is_lost_comes_back_with_what_was_acknowledged(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from guests import until
@@ -200,16 +201,21 @@ taken = socket.socket()
 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 taken.bind((sys.argv[1], int(sys.argv[2])))
 taken.listen()
+open(sys.argv[3], "w").close()
 time.sleep(60)
 """
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:4566", "0.0.0.0:80", "0.0.0.0:3142"])
-def test_a_taken_port_is_named_and_nothing_is_changed(machine: Nested, address: str) -> None:
+def test_a_taken_port_is_named_and_nothing_is_changed(
+    machine: Nested, address: str, tmp_path: Path
+) -> None:
     host, _, port = address.partition(":")
-    squatter = machine.start(sys.executable, "-c", _SQUATTER, host, port)
+    # Somebody listens there is not enough: it may be a lab that is about to end.
+    taken = tmp_path / "taken"
+    squatter = machine.start(sys.executable, "-c", _SQUATTER, host, port, str(taken))
     try:
-        until(lambda: f":{port}" in machine.says("ss", "-Hltn"), 10, "the port is taken")
+        until(taken.exists, 10, "the port is taken")
         done = machine.fab("lab.up")
         assert done.returncode == 3, done.stderr
         assert f"port {port} on " in done.stderr
