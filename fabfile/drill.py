@@ -208,6 +208,53 @@ def redis(
         raise Exit("; ".join(told["broken"]), code=1)
 
 
+@task(
+    help={
+        "fault": "what happens to the one with the address: haproxy-kill, haproxy-freeze, "
+        "keepalived-kill, freeze, stop-instance, zone, partition, both-claim, moved-by-hand, "
+        "failover",
+        "runs": "how often, everything being put in order in between (default 1)",
+        "rate": "requests a second, half of them on new connections (default 50)",
+        "env-confirmed": "the environment's name, when it is not the lab",
+        **_YES,
+        **JSON,
+    }
+)
+def lb(
+    _: Context,
+    fault: str = "haproxy-kill",
+    runs: int = 1,
+    rate: int = 50,
+    env_confirmed: str = "",
+    *,
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Strike the load balancer that has the address while clients ask: seconds in which nobody was
+    served, requests that failed, and whom the address went to.
+
+    Runs in the lab without a question. Another environment has to be meant: FLOTILLA_ENV, and
+    --env-confirmed NAME or --yes. Exit 0 every promise was kept, 1 one was broken (they are named),
+    3 refused and nothing changed, 4 unreachable, 5 bad option.
+    """
+    from flotilla import config
+    from flotilla.drill import lb as drill
+
+    settings = attempt(config.load, json=json)
+    options = drill.Options(fault, runs, rate)
+    attempt(options.demand, json=json)
+    plan = drill.described_plan(settings, options)
+    again = typed("drill.lb", fault=fault, runs=runs, rate=rate, env_confirmed=settings.env)
+    attempt(lambda: _meant(settings, plan, env_confirmed, again, yes=yes), json=json)
+    _end_as_by_interrupt()
+    told = attempt(
+        lambda: drill.failovers(settings, options, said=said, outside=_outside(settings)), json=json
+    )
+    show(told, json=json, text=_outages(told))
+    if told["broken"]:
+        raise Exit("; ".join(told["broken"]), code=1)
+
+
 def _end_as_by_interrupt() -> None:
     """Faults are undone however it ends: SIGTERM and a closed terminal end it as Ctrl-C does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -304,6 +351,20 @@ def _failovers(told: dict[str, Any]) -> str:
             f"two servers at once       worst {told['dual_writable_seconds']['worst']}",
             f"in order again            median {converged['median']}, worst {converged['worst']}",
             f"the old primary           {fates}",
+            *(f"BROKEN   {why}" for why in told["broken"]),
+        ]
+    )
+
+
+def _outages(told: dict[str, Any]) -> str:
+    outage, converged = told["outage_seconds"], told["converged_seconds"]
+    return "\n".join(
+        [
+            f"{told['runs']} x {told['fault']}, {told['rate']} requests/s",
+            f"served {told['served']}, failed {told['failed']}, retried {told['retried']}",
+            f"seconds without an answer  median {outage['median']}, worst {outage['worst']}",
+            f"in order again             median {converged['median']}, worst {converged['worst']}",
+            f"the address moved          at most {told['most_moves']} times",
             *(f"BROKEN   {why}" for why in told["broken"]),
         ]
     )

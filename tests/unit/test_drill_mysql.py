@@ -16,8 +16,8 @@ from flotilla.drill.mysql_faults import STRIKES, UNIT, Site
 from flotilla.drill.strikes import struck
 from flotilla.drill.subject import View
 from flotilla.errors import BadOption, FlotillaError, Refused, Unreachable
+from flotilla.rules.drill_fault import Aim, Power
 from flotilla.rules.drill_mysql import FAULTS
-from flotilla.rules.drill_writes import Aim, Power
 from flotilla.rules.mysql import Repair, repair
 from flotilla.rules.mysql_topology import Record, Topology
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.rules import drill_writes as rules
+from flotilla.rules.drill_fault import Aim, Ends
 from flotilla.rules.drill_mysql import FAULTS
-from flotilla.rules.drill_writes import Aim, Ends, Seen
+from flotilla.rules.drill_writes import Seen
 from flotilla.rules.ledger import Entry, Fate
 
 MEMBERS = {"mysql-1": "a", "mysql-2": "b", "mysql-3": "c"}

@@ -81,8 +81,6 @@ def connect(order: Order) -> Any:
         single_connection_client=True,
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
-        lib_name=None,
-        lib_version=None,
     )
 
 

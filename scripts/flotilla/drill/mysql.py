@@ -21,8 +21,8 @@ from flotilla.errors import BadOption
 from flotilla.hosts.mysql import Server
 from flotilla.mysql import store
 from flotilla.mysql.session import Session, session
+from flotilla.rules.drill_fault import Aim, Fault
 from flotilla.rules.drill_mysql import FAULTS
-from flotilla.rules.drill_writes import Aim, Fault
 from flotilla.settings import Settings
 from flotilla.words import counted
 

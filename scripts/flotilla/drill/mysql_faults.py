@@ -14,7 +14,7 @@ from flotilla.drill.strikes import Strike
 from flotilla.errors import HostFailed, Unreachable
 from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.ledger import order
-from flotilla.rules.drill_writes import Aim
+from flotilla.rules.drill_fault import Aim
 
 UNIT = "mysql.service"
 DATA = "/var/lib/mysql"

@@ -17,8 +17,8 @@ from flotilla.errors import BadOption
 from flotilla.hosts.ssh import Runner, prepare
 from flotilla.mysql import store
 from flotilla.redis import ledger
+from flotilla.rules.drill_fault import Aim, Fault
 from flotilla.rules.drill_redis import FAULTS, elsewhere, promised
-from flotilla.rules.drill_writes import Aim, Fault
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 from flotilla.words import counted

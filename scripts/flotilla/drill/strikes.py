@@ -16,7 +16,7 @@ from flotilla.aws.session import client, described
 from flotilla.drill.faults import Outside, undo
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.ssh import Runner
-from flotilla.rules.drill_writes import Aim, Fault
+from flotilla.rules.drill_fault import Aim, Fault
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 
@@ -75,13 +75,15 @@ def _stop(site: Site, aim: Aim) -> None:
         client(site.settings, "ec2").stop_instances(InstanceIds=[host.instance_id], Force=True)
 
 
-def _outside(kind: str) -> Strike:
+def outside(kind: str) -> Strike:
+    """A fault of that kind, made by whoever has power over the fleet from outside its hosts."""
+
     def strike(site: Site, aim: Aim) -> None:
-        outside = site.outside
-        if outside is None:
+        power = site.outside
+        if power is None:
             raise FlotillaError(f"nothing here has the power over the network that {kind} takes")
-        site.undoing.append(lambda: outside.heal(aim.target))
-        outside.strike(aim.target, kind, **aim.options)
+        site.undoing.append(lambda: power.heal(aim.target))
+        power.strike(aim.target, kind, **aim.options)
 
     return strike
 
@@ -93,10 +95,10 @@ def _switchover(site: Site, aim: Aim) -> None:
 STRIKES: Mapping[str, Strike] = {
     "kill": _kill,
     "freeze": _freeze,
-    "partition": _outside("cut"),
-    "partition-replicas-only": _outside("cut"),
+    "partition": outside("cut"),
+    "partition-replicas-only": outside("cut"),
     "stop-instance": _stop,
-    "zone": _outside("zone"),
+    "zone": outside("zone"),
     "switchover": _switchover,
     "restart": _restart,
 }

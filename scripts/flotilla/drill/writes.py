@@ -18,7 +18,7 @@ from flotilla.drill.faults import Outside
 from flotilla.drill.subject import LOOK_SECONDS, Alive, Subject, View
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.rules import drill_writes as rules
-from flotilla.rules.drill_writes import Aim, Ends, Fault, Power
+from flotilla.rules.drill_fault import Aim, Ends, Fault, Power
 from flotilla.snapshot import Host
 
 Say = Callable[[str], None]

@@ -39,6 +39,7 @@ _ASK = (
     "cat /run/flotilla-address/state.json 2>/dev/null || echo '{}'; date +%s; "
     "cat /etc/keepalived/keepalived.conf 2>/dev/null || true"
 )
+_BACK = f"systemd-run --quiet --collect --on-active={MOVE_SECONDS:g} systemctl start keepalived"
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _STALE_SECONDS = 30.0
 
@@ -131,8 +132,12 @@ class Pair:
             ) from None
 
     def move(self, source: Balancer) -> None:
-        """Move the address away from ``source``, which goes on as a passive one."""
+        """Move the address away from ``source``, which goes on as a passive one.
+
+        Also when we are killed in the middle: its host starts keepalived again by itself.
+        """
         with self._reached() as (runner, _):
+            self._tell(runner, source.name, _BACK)
             self._tell(runner, source.name, "systemctl stop keepalived")
             try:
                 self._until_moved(source)

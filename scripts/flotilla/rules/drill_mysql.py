@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flotilla.rules.drill_writes import Bar, Ends, Fault, Power
+from flotilla.rules.drill_fault import Bar, Ends, Fault, Power
 
 _SOON, _SILENT = Bar(1.5, 3.0), Bar(4.0, 7.0)
 FAULTS = {

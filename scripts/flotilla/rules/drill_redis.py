@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flotilla.rules.drill_writes import Bar, Ends, Fault, Power
+from flotilla.rules.drill_fault import Bar, Ends, Fault, Power
 
 _GONE = Bar(3.0, 8.0)
 FAULTS = {

@@ -41,6 +41,7 @@ async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
             mix=arguments.mix,
             page=arguments.page,
             source=arguments.source,
+            timeout=arguments.timeout,
         )
     )
     loop = asyncio.get_running_loop()
@@ -97,6 +98,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--duration", type=float, help="seconds; default: until stopped")
     parser.add_argument("--mix", type=_mix, default=dict(MIX), help="keep-alive=45,post=17,...")
     parser.add_argument("--page", default="/", help="path of the ordinary requests (/)")
+    parser.add_argument("--timeout", type=float, default=15, help="seconds for an answer (15)")
     parser.add_argument("--source", help="local address to send from")
     parser.add_argument("--verify", action="store_true", help="read every acknowledged entry back")
     parser.add_argument(

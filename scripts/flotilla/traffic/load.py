@@ -61,8 +61,14 @@ class Options:
                 why=f"it names kinds ({', '.join(KINDS)}) and how often each is sent",
                 next="python -m flotilla.traffic --help",
             )
-        if not self.rate > 0 or (self.duration is not None and not self.duration > 0):
-            raise BadOption(f"rate {self.rate:g} and duration {self.duration} must be above 0")
+        numbers = {"rate": self.rate, "duration": self.duration, "timeout": self.timeout}
+        wrong = [f"{name} {value:g}" for name, value in numbers.items() if not _above(value)]
+        if wrong:
+            raise BadOption(f"{', '.join(wrong)}: must be above 0")
+
+
+def _above(value: float | None) -> bool:
+    return value is None or value > 0
 
 
 class Load:

@@ -1,0 +1,1 @@
+"""The load balancer pair: who has the address, and move it."""

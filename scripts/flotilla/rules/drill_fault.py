@@ -1,0 +1,68 @@
+"""What a fault of a drill is: whom it strikes, with what power, how long, what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Ends(StrEnum):
+    """Who is primary after a fault: another one, the same one, or whichever was quicker back."""
+
+    MOVED = "moved"
+    STAYED = "stayed"
+    EITHER = "either"
+
+
+class Power(StrEnum):
+    """What it takes to make a fault: only to ask for it as operators do, a shell on the host, the
+    EC2 API, or the network itself.
+    """
+
+    OPERATOR = "operator"
+    SHELL = "shell"
+    API = "api"
+    OUTSIDE = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Seconds that clients may be without an acknowledged write: in the median, and at worst.
+
+    ``is_clean``: no client is told of an error but in that time.
+    """
+
+    median: float
+    worst: float
+    is_clean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind of fault. It lasts ``hold_seconds`` at least, and until the store got over it.
+
+    ``may_lose``: the store gives no word on acknowledged writes under it, so their number is told
+    and breaks no promise.
+    """
+
+    name: str
+    about: str
+    power: Power
+    ends: Ends
+    bar: Bar | None = None
+    hold_seconds: float = 0.0
+    may_lose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Whom a fault strikes, or who gets the role: a host or a zone, and the network's words for it.
+
+    ``cut_off`` are clients that the fault itself takes the way to every other zone: what they were
+    told counts, their silence does not.
+    """
+
+    target: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    cut_off: frozenset[str] = frozenset()
