@@ -36,8 +36,8 @@ from flotilla.settings import Settings
 from flotilla.traffic import Background
 
 SCHEMA = "backup_bench"
-# Against the write latency before, tar and zstd, and a dump.
-LATENCY_BAR, THROUGHPUT_BAR, RESTORE_BAR = 1.5, 0.6, 5.0
+# Against the write latency before, tar and zstd, and a dump; and resident memory of the tool.
+LATENCY_BAR, THROUGHPUT_BAR, RESTORE_BAR, MEMORY_BAR_MIB = 1.5, 0.6, 5.0, 256
 RATE, CALM_SECONDS = 50, 20.0
 LONG = 3600.0
 # A mebibyte of text that compresses to a half, as much data does.
@@ -139,6 +139,7 @@ def backup(opened: Session, settings: Settings, replica: str) -> dict[str, Any]:
         "p99_ms": p99,
         "p99_ratio": ratio(p99),
         "failed": seen["failed"],
+        "peak_mib": made["peak_mib"],
     }
 
 
@@ -159,6 +160,7 @@ def restore(opened: Session, replica: str) -> dict[str, Any]:
     return {
         "seconds": made["seconds"],
         "replayed": made["replayed"],
+        "peak_mib": made["peak_mib"],
         "load_seconds": round(seconds, 1),
         "times_faster": round(seconds / made["seconds"], 2),
     }
@@ -171,6 +173,7 @@ def missed(told: dict[str, Any]) -> list[str]:
         *["write latency"] * ((one["p99_ratio"] or 0) > LATENCY_BAR),
         *["backup / tar"] * (one["to_tar"] < THROUGHPUT_BAR),
         *["restore / load"] * (other["times_faster"] < RESTORE_BAR),
+        *["memory"] * (max(one["peak_mib"], other["peak_mib"]) > MEMORY_BAR_MIB),
     ]
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import shutil
 import sys
 import time
@@ -167,7 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> int:
         told = verbs[options.verb](Host(options, os.environ), options)
-        sys.stdout.write(json.dumps(told) + "\n")
+        # Ours, not that of a server which a restore replays into: that has what it is given.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        sys.stdout.write(json.dumps(told | {"peak_mib": peak}) + "\n")
         return 1 if told.get("wrong") else 0
 
     return finish(act)
