@@ -74,9 +74,10 @@ def _asleep(topology: Topology, primary: Member, record: Record) -> bool:
     is promoted takes the term's row, its first write, when somebody can acknowledge that.
     """
     served = (primary.term, primary.term_uuid) == (record.term, primary.uuid)
+    never = primary.term is not None and primary.term < record.term
     whole = (
         primary.uuid == record.uuid
-        and (served or primary.term < record.term)
+        and (served or never)
         and primary.replication is None
         and primary.super_read_only
         and not primary.closed
