@@ -270,7 +270,7 @@ def _meant(settings: Any, plan: str, named: str, again: str, *, yes: bool) -> No
         raise BadOption(
             f"--env-confirmed names {named}, but {environment.VARIABLE} chose {settings.env}",
             untouched="Nothing was changed",
-            next=f"{environment.VARIABLE}={named} {again.replace(settings.env, named)}",
+            next=f"export {environment.VARIABLE}={named}, if that is meant; or {again}",
         )
     meant = yes or bool(named) or settings.env == environment.DEFAULT
     confirm(plan, yes=meant, again=again)
@@ -348,6 +348,7 @@ def _failovers(told: dict[str, Any]) -> str:
             f"{told['runs']} x {told['fault']}, {told['writers']} writers",
             written,
             f"seconds without a write   median {gap['median']}, worst {gap['worst']}",
+            f"  while hosts came back    worst {told['mending_gap_seconds']['worst']}",
             f"two servers at once       worst {told['dual_writable_seconds']['worst']}",
             f"in order again            median {converged['median']}, worst {converged['worst']}",
             f"the old primary           {fates}",

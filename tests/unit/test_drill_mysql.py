@@ -142,7 +142,9 @@ def test_a_frozen_server_goes_on_afterwards_and_a_fenced_host_is_left_alone():
     where, shell = site()
     with struck(STRIKES, where, FAULTS["freeze"], Aim("mysql-2")):
         pass
-    assert ["STOP" in command for _, command in shell.ran] == [True, False]
+    commands = [command for _, command in shell.ran]
+    assert "--on-active=300" in commands[0], "also when we are killed"
+    assert ["STOP" in command for command in commands] == [False, True, False]
     assert "CONT" in shell.ran[-1][1]
     with struck(STRIKES, where, FAULTS["freeze"], Aim("mysql-2")):
         shell.down.add("mysql-2")
@@ -178,9 +180,9 @@ def test_a_fault_is_undone_when_the_run_breaks():
     ("options", "says"),
     [
         ({"fault": "earthquake"}, "choose from: kill, freeze"),
-        ({"fault": "kill", "runs": 0}, "1 or more"),
-        ({"fault": "kill", "writers": 0}, "1 or more"),
-        ({"fault": "kill", "stop_seconds": -1.0}, "0 or more"),
+        ({"fault": "kill", "runs": 0}, "is 1 to"),
+        ({"fault": "kill", "writers": 0}, "is 1 to"),
+        ({"fault": "kill", "stop_seconds": -1.0}, "is 0 to 600"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_a_bad_option(options, says):

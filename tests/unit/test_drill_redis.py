@@ -13,7 +13,8 @@ from flotilla.drill import redis as drill
 from flotilla.drill.strikes import STRIKES
 from flotilla.errors import BadOption
 from flotilla.rules import drill_writes
-from flotilla.rules.drill_redis import FAULTS, elsewhere, promised
+from flotilla.rules.drill_fault import elsewhere
+from flotilla.rules.drill_redis import FAULTS, promised
 
 RUN: dict[str, Any] = {
     "write_gap_seconds": 1.0,
@@ -59,7 +60,7 @@ def test_what_may_be_lost_is_told_all_the_same():
     [
         ({"fault": "earthquake"}, "choose from: kill, freeze"),
         ({"fault": "disk-full"}, "choose from: kill, freeze"),
-        ({"fault": "kill", "runs": 0}, "1 or more"),
+        ({"fault": "kill", "runs": 0}, "is 1 to"),
         ({"fault": "kill", "wait_replicas": 2}, "0 or 1"),
         ({"fault": "kill", "wait_replicas": -1}, "0 or 1"),
     ],

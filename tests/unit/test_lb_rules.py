@@ -65,6 +65,7 @@ RUN: dict[str, Any] = {
     "outage_seconds": 1.0,
     "served": 100,
     "failed": 3,
+    "failed_beyond": 0,
     "retried": 0,
     "converged_seconds": 1.5,
     "ended_seconds": 20.0,
@@ -75,11 +76,32 @@ RUN: dict[str, Any] = {
 }
 
 
+def traffic(gap: float, failed: int) -> dict[str, Any]:
+    return {"gap_seconds": gap, "served": 900, "failed": failed, "retried": 0, "failures": {}}
+
+
+@pytest.mark.parametrize(("failed", "beyond"), [(0, 0), (150, 0), (500, 300)])
+def test_failures_that_no_outage_explains_are_told(failed, beyond):
+    """Half of all connections failing is no outage: somebody is always served."""
+    seen = drill_lb.Seen(
+        traffic=traffic(1.0, failed),
+        struck=0.0,
+        ended=20.0,
+        converged=1.0,
+        old="lb-1",
+        new="lb-2",
+        rate=50,
+        patience_seconds=1.0,
+    )
+    assert drill_lb.figures(seen)["failed_beyond"] == beyond
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"outage_seconds": 4.1}, "nobody was served for 4.10 s"),
         ({"served": 0}, "no request was served"),
+        ({"failed_beyond": 7}, "7 requests failed beyond"),
         ({"converged_seconds": None}, "by itself"),
         ({"new": "lb-1"}, "still with lb-1"),
         ({"not_mended": "lb-1 cannot be asked"}, "put back"),
@@ -110,7 +132,7 @@ def test_the_median_of_all_runs_has_a_bar_of_its_own():
     ("options", "says"),
     [
         ({"fault": "earthquake"}, "choose from: haproxy-kill"),
-        ({"fault": "freeze", "runs": 0}, "1 or more"),
+        ({"fault": "freeze", "runs": 0}, "is 1 to"),
         ({"fault": "freeze", "rate": 5}, "10 to 1000"),
     ],
 )

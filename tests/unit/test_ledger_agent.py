@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from flotilla.agent.ledger import Book
 from flotilla.agent.ledger_mysql import Order
 from flotilla.errors import HostFailed
 from flotilla.ledger import Ledger, entries
-from flotilla.rules.ledger import Fate
+from flotilla.rules.ledger import Entry, Fate
 
 # Nobody listens there: every try fails at the door, which is an entry as well.
 NOBODY = Order(
@@ -94,6 +95,39 @@ def test_what_a_writer_saw_is_there_though_its_process_was_killed(shell):
         began = time.monotonic()
         assert len(ledger.stop()) >= 4
         assert time.monotonic() - began < 9, "nobody waits for who is dead"
+
+
+def test_writers_whom_nobody_wants_any_more_end(shell):
+    """Whoever started them takes their folder away when it goes wrong, and waits for nothing."""
+    with Ledger("here", shell, NOBODY):
+        pid = int((shell.folder / "pid").read_text())
+    until(lambda: not Path(f"/proc/{pid}").exists(), 15.0)
+
+
+def test_what_a_full_disk_refused_is_written_when_there_is_room(tmp_path):
+    """No entry twice, none in halves."""
+
+    class Full:
+        def __init__(self, room):
+            self.room, self.text = room, b""
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            taken = data[: self.room]
+            self.text, self.room = self.text + taken, self.room - len(taken)
+            return len(taken)
+
+    book = Book(tmp_path / "entries")
+    book._file = disk = Full(room=50)
+    told = [Entry(f"r-a.0-{number}", 1.0, 1.5, Fate.ACKED) for number in range(5)]
+    for entry in told:
+        book.add(entry)
+    with pytest.raises(OSError, match="No space"):
+        book.flush()
+    disk.room = 10_000
+    book.flush()
+    assert list(entries(disk.text.decode())) == told
 
 
 def test_a_password_is_in_no_argument(shell):

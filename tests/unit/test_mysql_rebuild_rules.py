@@ -78,6 +78,11 @@ def test_a_primary_that_nobody_is_left_to_acknowledge_to_is_copied_as_it_is(whol
     # Promoted when nobody could acknowledge, it never took its term's row.
     promoted = replace(record, term=record.term + 1)
     assert decided(asleep, promoted, "mysql-2").asleep
+    # It lacks writes of its own, which somebody has: its disk is one of before.
+    lost = {("mysql-3", "mysql-1"): f"{record.uuid}:100-120"}
+    assert refusal(replace(asleep, surplus=lost), record, "mysql-2")
+    older = {("mysql-3", "mysql-1"): "u-before:100-120"}
+    assert decided(replace(asleep, surplus=older), record, "mysql-2").asleep
     # One that is not known to be whole, or is no primary of this term, is nobody's source.
     for spoilt in ({"term": 7}, {"closed": True}, {"uuid": "another"}, {"super_read_only": False}):
         wrong = with_member(asleep, "mysql-1", **spoilt)

@@ -274,3 +274,13 @@ def test_every_phase_has_its_own_percentiles_kinds_and_reasons() -> None:
     assert phases["start"]["kinds"]["post"]["retried"] == 1
     assert phases["during"]["kinds"]["close"]["p50_ms"] == 400.0
     assert phases["during"]["failures"] == {"post: status 502": 1}
+
+
+def test_an_outage_at_either_end_of_a_run_is_one():
+    """Counted between answers only, a fleet that never serves again would look well."""
+    tally = Tally(["close"], 100.0)
+    assert tally.report(107.0)["gap_seconds"] == 7.0
+    for at in (102.0, 102.5, 103.0):
+        tally.served("close", "start", at, 0.01)
+    assert tally.report(103.1)["gap_seconds"] == 2.0
+    assert tally.report(120.0)["gap_seconds"] == 17.0

@@ -88,11 +88,15 @@ class Way(Protocol):
 
 
 class Book:
-    """The file of entries. A line is with the kernel before the next write begins."""
+    """The file of entries. A line is with the kernel before the next write begins; while the disk
+    has no room, in memory.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        # Unbuffered: what a full disk refused must not be written a second time later.
+        self._file: IO[bytes] = path.open("ab", buffering=0)
         self._lock = threading.Lock()
+        self._rest = b""
 
     def add(self, entry: Entry) -> None:
         """Keep one entry."""
@@ -100,7 +104,15 @@ class Book:
             [entry.id, entry.started, entry.ended, entry.fate, entry.error, entry.server]
         )
         with self._lock:
-            self._file.write(line + "\n")
+            self._rest += line.encode() + b"\n"
+            with suppress(OSError):
+                self._rest = self._rest[self._file.write(self._rest) :]
+
+    def flush(self) -> None:
+        """Write what there was no room for. Raises OSError where there is none still."""
+        with self._lock:
+            while self._rest:
+                self._rest = self._rest[self._file.write(self._rest) :]
 
 
 class Writer(threading.Thread):
@@ -169,11 +181,13 @@ def _work(order: Order, ways: list[Way], folder: Path) -> None:
     for writer in writers:
         writer.start()
     end = time.monotonic() + order.limit_seconds
-    while time.monotonic() < end and not (folder / "stop").exists():
+    # No folder any more: whoever started us gave up, and wants nothing written.
+    while time.monotonic() < end and folder.exists() and not (folder / "stop").exists():
         time.sleep(STOP_POLL_SECONDS)
     stop.set()
     for writer in writers:
         writer.join(2 * ANSWER_SECONDS)
+    book.flush()
     (folder / "done").touch()
     end = time.monotonic() + FORGOTTEN_SECONDS
     while folder.exists() and time.monotonic() < end:

@@ -16,9 +16,10 @@ from flotilla.agent.ledger import ANSWER_SECONDS, READY_SECONDS, RETRY_SECONDS, 
 from flotilla.rules.ledger import Fate
 
 FAILURES = (redis.exceptions.RedisError, OSError)
-# The one error of a server that is no refusal: a client that waits for replicas is told so by a
-# primary that is one no more. Its write is there, or was.
-UNDECIDED = "UNBLOCKED"
+# A field that every writer's host puts before it begins. With it the hash outlives its other
+# fields, and its time is over when nobody came to read it.
+READY = "ready"
+KEPT_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +46,21 @@ class Way:
 
     def write(self, name: str) -> None:
         """See ``ledger.Way``."""
-        order, sent = self._order, False
+        order, sent, stored = self._order, False, False
         try:
             if self._client is None:
                 self._client = connect(order)
                 self.server = at_the_end_of(self._client)
             sent = True
             self._client.hset(order.key, name, self.server)
+            stored = True
             if order.wait_replicas:
                 have = self._client.wait(order.wait_replicas, order.wait_ms)
                 if have < order.wait_replicas:
                     raise NotWrittenError(Fate.UNKNOWN, f"{have} replicas have it")
         except FAILURES as error:
-            is_refusal = sent and is_told(error)
+            # Refused to wait (it is a replica by now), it has the write, or had it.
+            is_refusal = sent and not stored and is_told(error)
             fate = Fate.UNKNOWN if sent and not is_refusal else Fate.FAILED
             raise NotWrittenError(fate, named(error), is_refusal=is_refusal) from error
 
@@ -96,7 +99,7 @@ def is_told(error: BaseException) -> bool:
     # A server that still loads its data says so; to the library that is a broken connection.
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return True
-    return isinstance(error, redis.exceptions.ResponseError) and UNDECIDED not in str(error)
+    return isinstance(error, redis.exceptions.ResponseError)
 
 
 def named(error: BaseException) -> str:
@@ -112,7 +115,8 @@ def demand_writes(order: Order) -> None:
     while True:
         try:
             with closing(connect(order)) as client:
-                client.delete(order.key)
+                client.hset(order.key, READY, order.label)
+                client.expire(order.key, KEPT_SECONDS)
         except FAILURES:
             if time.monotonic() > end:
                 raise

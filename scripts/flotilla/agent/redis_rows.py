@@ -10,15 +10,17 @@ import json
 import sys
 from contextlib import closing
 
-from flotilla.agent.ledger_redis import Order, connect
+from flotilla.agent.ledger_redis import READY, Order, connect
 
 
 def main() -> None:
     """Read, print, delete."""
     order = Order(**json.loads(sys.stdin.readline()))
     with closing(connect(order)) as client:
-        json.dump(client.hgetall(order.key), sys.stdout)
+        found = client.hgetall(order.key)
         client.delete(order.key)
+    found.pop(READY, None)
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

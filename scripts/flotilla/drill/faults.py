@@ -233,11 +233,16 @@ def missed(result: str, reason: str) -> FlotillaError:
 
 
 def undo(undoing: list[Callable[[], None]]) -> None:
-    """Undo everything, the newest first; each is tried even when another one fails."""
-    errors = []
+    """Undo everything, the newest first; each is tried even when another one fails, or when
+    somebody has no patience and interrupts it.
+    """
+    errors: list[BaseException] = []
     while undoing:
+        one = undoing.pop()
         try:
-            undoing.pop()()
+            one()
+        except KeyboardInterrupt as error:
+            errors.insert(0, error)
         except FlotillaError as error:
             errors.append(error)
     if errors:

@@ -6,11 +6,13 @@ one VRRP master, and the other one ready.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Self
 
 from flotilla import inventory
 from flotilla.aws import edge
@@ -19,11 +21,11 @@ from flotilla.drill import strikes, writes
 from flotilla.drill.commands import told as typed
 from flotilla.drill.faults import Outside
 from flotilla.drill.pair import Pair
-from flotilla.drill.strikes import Site, Strike
+from flotilla.drill.strikes import Site, Strike, spared
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.hosts.ssh import Runner, prepare
 from flotilla.rules import drill_lb as rules
-from flotilla.rules.drill_fault import Aim, Ends, Fault
+from flotilla.rules.drill_fault import Aim, Ends, Fault, elsewhere
 from flotilla.rules.drill_lb import FAULTS
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
@@ -129,30 +131,31 @@ class Drill:
 
     def run(self, fault: Fault, rate: int) -> dict[str, Any]:
         """One fault under clients; its figures."""
+        self._prepare(fault)
         old = self._whole()
         aim = self._aim(fault, old)
-        with self._clients(rate) as traffic:
+        with self._clients(rate) as traffic, Watch(self._pair) as watch:
             time.sleep(CALM_SECONDS)
             struck = time.time()
             with self._struck(fault, aim):
-                converged, moves = self._followed(fault, old, struck)
+                converged = self._followed(fault, old, struck)
             if converged is None:
                 # Who was cut off may have been our own way to everybody; or nobody was to move.
                 converged = self._awaited("")
             time.sleep(AFTER_SECONDS)
-            moves += self._pair.owners()
             not_mended = self._mended(old)
             report = traffic.stop()
+            moves = watch.seen
         seen = rules.Seen(
             traffic=report,
             struck=struck,
             ended=time.time(),
             converged=converged,
             old=old,
-            new=moves[-1],
-            moves=[
-                one for one, before in zip(moves, [None, *moves], strict=False) if one != before
-            ],
+            new=moves[-1] if moves else "",
+            rate=rate,
+            patience_seconds=PATIENCE_SECONDS,
+            moves=moves,
         )
         return rules.figures(seen) | {"not_mended": not_mended}
 
@@ -177,18 +180,17 @@ class Drill:
         )
         return strikes.struck(STRIKES, site, fault, aim)
 
-    def _followed(self, fault: Fault, old: str, struck: float) -> tuple[float | None, list[str]]:
-        """Let the fault last; when all was in order but for ``old``, and who had the address."""
-        moves, converged = [old], None
+    def _followed(self, fault: Fault, old: str, struck: float) -> float | None:
+        """Let the fault last; when all was in order but for ``old``."""
+        converged = None
         while time.time() < struck + CONVERGE_SECONDS:
             if fault.ends is Ends.MOVED and converged is None:
                 converged = time.time() if not self._disorder(old) else None
             held = time.time() >= struck + fault.hold_seconds
             if held and (converged is not None or fault.ends is not Ends.MOVED):
                 break
-            moves += self._pair.owners()
             time.sleep(LOOK_SECONDS)
-        return converged, moves
+        return converged
 
     def _disorder(self, but: str) -> str:
         try:
@@ -228,13 +230,57 @@ class Drill:
                 untouched="Nothing was struck",
                 next="fab lb.status",
             ) from None
-        return self._pair.owners()[0]
+        return next(iter(self._pair.owners()), "")
+
+    def _prepare(self, fault: Fault) -> None:
+        """Have the address in a zone without the primary of MySQL, before the zone is struck: that
+        one's failover is not what is measured here, and would end with a host that was stopped.
+        """
+        if fault.name != "zone":
+            return
+        zones = {name: host.zone for name, host in self._hosts.items()}
+        if elsewhere(self._whole(), zones, spared(self._settings, self._snapshot)):
+            typed(self._settings, "lb.failover", "--yes")
 
     def _aim(self, fault: Fault, old: str) -> Aim:
         found = rules.aim(fault, old, {name: host.zone for name, host in self._hosts.items()})
         if isinstance(found, str):
-            raise Refused(found, untouched="Nothing was struck", next="another --fault")
+            raise Refused(found, untouched="Nothing was struck", next=HELP)
         return found
+
+
+class Watch:
+    """Who has the address, looked at all the time in a thread; ``seen`` is the order of owners."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._seen: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def seen(self) -> list[str]:
+        """Names, each once for as long as it had the address; "" for none of ours."""
+        self._look()
+        return [name for name, _ in groupby(self._seen)]
+
+    def _run(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        # EC2 may be away for a moment; while the address is on its way it is with nobody.
+        with suppress(FlotillaError):
+            self._seen += self._pair.owners()
 
 
 def line(number: int, runs: int, run: Mapping[str, Any]) -> str:
@@ -259,6 +305,7 @@ def _signal(unit: str, name: str) -> Strike:
 
 
 def _freeze_haproxy(site: Site, aim: Aim) -> None:
+    site.on(aim.target, strikes.thawed_later(UNIT))
     site.later(aim.target, f"systemctl kill --kill-whom=all --signal=CONT {UNIT} || true")
     _signal(UNIT, "STOP")(site, aim)
 

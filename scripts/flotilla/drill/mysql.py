@@ -31,6 +31,8 @@ Say = Callable[[str], None]
 # Room on the file system that is to be filled: enough for a server to start and to write a while,
 # and for InnoDB's redo log, which takes up to 100 MiB (innodb_redo_log_capacity) as it turns.
 ROOM_BYTES = 384 << 20
+# EC2 itself takes a minute, and gives up a stop that is not forced after some.
+MOST_STOP_SECONDS = 600.0
 HELP = "fab --help drill.mysql"
 
 
@@ -59,9 +61,9 @@ class Options:
     def demand(self) -> None:
         """Raise BadOption for what cannot be rehearsed."""
         writes.demand(FAULTS, self.fault, runs=self.runs, writers=self.writers, next_=HELP)
-        if self.stop_seconds < 0:
+        if not 0 <= self.stop_seconds <= MOST_STOP_SECONDS:
             raise BadOption(
-                f"stop-seconds {self.stop_seconds:g} is 0 or more",
+                f"stop-seconds {self.stop_seconds:g} is 0 to {MOST_STOP_SECONDS:g}",
                 untouched="Nothing was changed",
                 next=HELP,
             )

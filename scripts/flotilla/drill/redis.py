@@ -12,13 +12,12 @@ from flotilla.drill import strikes, writes
 from flotilla.drill.faults import Outside
 from flotilla.drill.redis_clients import Clients
 from flotilla.drill.redis_group import Group
-from flotilla.drill.strikes import STRIKES, Site
+from flotilla.drill.strikes import STRIKES, Site, spared
 from flotilla.errors import BadOption
 from flotilla.hosts.ssh import Runner, prepare
-from flotilla.mysql import store
 from flotilla.redis import ledger
-from flotilla.rules.drill_fault import Aim, Fault
-from flotilla.rules.drill_redis import FAULTS, elsewhere, promised
+from flotilla.rules.drill_fault import Aim, Fault, elsewhere
+from flotilla.rules.drill_redis import FAULTS, promised
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 from flotilla.words import counted
@@ -144,12 +143,9 @@ class Drill(writes.Drill):
         """See ``writes.Drill``. A zone is struck that has no primary of MySQL: its failover is not
         what is measured here, and would end with a host that was stopped.
         """
-        record = store.records(self._settings).read()
-        if fault.name != "zone" or record is None:
+        if fault.name != "zone":
             return
-        databases = self._snapshot.by_role("mysql")
-        spared = next((h.zone for h in databases if h.instance_id == record.instance_id), "")
         zones = {name: host.zone for name, host in self._hosts.items()}
-        to = elsewhere(self.whole().primary, zones, spared)
+        to = elsewhere(self.whole().primary, zones, spared(self._settings, self._snapshot))
         if to is not None:
             self._subject.give(to)

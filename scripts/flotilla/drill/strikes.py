@@ -16,11 +16,14 @@ from flotilla.aws.session import client, described
 from flotilla.drill.faults import Outside, undo
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.ssh import Runner
+from flotilla.mysql import store
 from flotilla.rules.drill_fault import Aim, Fault
 from flotilla.settings import Settings
-from flotilla.snapshot import Host
+from flotilla.snapshot import Host, Snapshot
 
 SHELL_SECONDS = 60.0
+# Longer than any fault lasts that is undone in time.
+FORGOTTEN_SECONDS = 300.0
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class Site:
     give: Callable[[str], None]
     outside: Outside | None = None
     undoing: list[Callable[[], None]] = field(default_factory=list)
+    # What a drill that goes on does itself, at its end.
+    breaking: list[Callable[[], None]] = field(default_factory=list)
 
     def on(self, host: str, command: str) -> None:
         """Run a command as root. Raises HostFailed, Unreachable."""
@@ -59,7 +64,14 @@ def _kill(site: Site, aim: Aim) -> None:
     site.on(aim.target, f"systemctl kill --kill-whom=main --signal=KILL {site.unit}")
 
 
+def thawed_later(unit: str) -> str:
+    """A command that has a unit go on by itself after a while: our own undo may be killed."""
+    go_on = f"systemctl kill --kill-whom=all --signal=CONT {unit}"
+    return f"systemd-run --quiet --collect --on-active={FORGOTTEN_SECONDS:g} {go_on}"
+
+
 def _freeze(site: Site, aim: Aim) -> None:
+    site.on(aim.target, thawed_later(site.unit))
     # A unit that systemd has started anew meanwhile runs already: CONT does nothing to it.
     site.later(aim.target, f"systemctl kill --kill-whom=main --signal=CONT {site.unit} || true")
     site.on(aim.target, f"systemctl kill --kill-whom=main --signal=STOP {site.unit}")
@@ -71,8 +83,27 @@ def _restart(site: Site, aim: Aim) -> None:
 
 def _stop(site: Site, aim: Aim) -> None:
     host = site.members[aim.target]
+    site.breaking.append(lambda: _start(site, host))
     with described(site.settings, f"stop {host.name}"):
         client(site.settings, "ec2").stop_instances(InstanceIds=[host.instance_id], Force=True)
+
+
+def _start(site: Site, host: Host) -> None:
+    """Have a host that was stopped start, and wait for nothing: the drill is over."""
+    ec2 = client(site.settings, "ec2")
+    with described(site.settings, f"start {host.name}"):
+        until_stopped = ec2.get_waiter("instance_stopped")
+        until_stopped.wait(
+            InstanceIds=[host.instance_id], WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+        )
+        ec2.start_instances(InstanceIds=[host.instance_id])
+
+
+def spared(settings: Settings, snapshot: Snapshot) -> str:
+    """The zone of the MySQL primary, "" when nobody is."""
+    record = store.records(settings).read()
+    hosts = snapshot.by_role("mysql")
+    return next((h.zone for h in hosts if record and h.instance_id == record.instance_id), "")
 
 
 def outside(kind: str) -> Strike:
@@ -108,10 +139,14 @@ STRIKES: Mapping[str, Strike] = {
 def struck(strikes: Mapping[str, Strike], site: Site, fault: Fault, aim: Aim) -> Iterator[None]:
     """The fault is made, and undone at the end of the block, also by Ctrl-C.
 
-    Raises FlotillaError; what was done by then is undone.
+    Raises FlotillaError; what was done by then is undone, and a host that was stopped is started,
+    for nobody else will do that now.
     """
     try:
         strikes[fault.name](site, aim)
         yield
+    except BaseException:
+        undo(site.breaking)
+        raise
     finally:
         undo(site.undoing)

@@ -32,6 +32,8 @@ CONVERGE_SECONDS = 120.0
 BEGUN_SECONDS = 5.0
 WHOLE_SECONDS = 60.0
 PROBE_SECONDS = 0.05
+# A run takes half a minute at least; a writer is a thread, and a connection.
+MOST_RUNS, MOST_WRITERS = 1000, 64
 
 
 class Drill(ABC):
@@ -196,7 +198,7 @@ class Drill(ABC):
             {host.name: host.zone for host in self._apps},
         )
         if isinstance(found, str):
-            raise Refused(found, untouched="Nothing was struck", next="another --fault")
+            raise Refused(found, untouched="Nothing was struck", next=self.board)
         return found
 
 
@@ -205,8 +207,8 @@ def demand(faults: Mapping[str, Fault], fault: str, *, runs: int, writers: int, 
     why = ""
     if fault not in faults:
         why = f"there is no fault {fault!r}; choose from: {', '.join(faults)}"
-    elif runs < 1 or writers < 1:
-        why = f"runs {runs} and writers {writers} are 1 or more"
+    elif not 1 <= runs <= MOST_RUNS or not 1 <= writers <= MOST_WRITERS:
+        why = f"runs {runs} is 1 to {MOST_RUNS}, writers {writers} is 1 to {MOST_WRITERS}"
     if why:
         raise BadOption(why, untouched="Nothing was changed", next=next_)
 
@@ -218,7 +220,7 @@ def demand_power(fault: Fault, outside: Outside | None, env: str, more: str = ""
             f"the fault {fault.name} cannot be made in environment {env}{more}",
             why="it is made outside of the hosts, and nothing here has that power over them",
             untouched="Nothing was changed",
-            next="another --fault",
+            next="fab lab.up, to have that power in a lab",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flotilla.errors import BadOption, Refused
+from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.replace.pair import Pair
@@ -50,31 +50,39 @@ def failover(
     if plan is None:
         return {"changed": False, "old": source, "new": None, "seconds": 0.0}
     confirmed(
-        f"{settings.prefix}: the address goes from {plan.source} to {' or '.join(plan.others)};"
-        " open connections are cut"
+        f"{settings.prefix}: the address goes from {plan[0].source} to"
+        f" {' or '.join(plan[0].others)}; open connections are cut"
     )
     with Lock(settings, LOCK, reason=COMMAND) as lock, recorded(settings, COMMAND, said) as steps:
         with steps.step("look again"):
-            plan = _planned(pair, plan.source)
+            plan = _planned(pair, plan[0].source)
         if plan is None:
             return {"changed": False, "old": source, "new": None, "seconds": 0.0}
         lock.check()
         began = time.monotonic()
-        with steps.step(f"move away from {plan.source}"):
-            pair.move(next(one for one in pair.look() if one.name == plan.source))
+        with steps.step(f"move away from {plan[0].source}"):
+            pair.give_away(plan[1])
         with steps.step("verify"):
-            new = next(one.name for one in pair.look() if one.owner)
+            new = next((one.name for one in pair.look() if one.owner), None)
+        if new is None:
+            raise HostFailed(
+                f"the address left {plan[0].source} and is with none of the load balancers",
+                "nobody is served until one of them claims it, which they do every 5 s",
+                next="fab fleet.logs lb --unit flotilla-address",
+            )
         steps.result = {
             "changed": True,
-            "old": plan.source,
+            "old": plan[0].source,
             "new": new,
             "seconds": round(time.monotonic() - began, 1),
         }
         return steps.result
 
 
-def _planned(pair: Pair, source: str | None) -> rules.Move | None:
-    looked = [_member(one) for one in pair.look()]
+def _planned(pair: Pair, source: str | None) -> tuple[rules.Move, Balancer] | None:
+    """The move, and whom it is away from; None for nothing to do."""
+    seen = pair.look()
+    looked = [_member(one) for one in seen]
     try:
         found = rules.move(looked, source)
     except LookupError:
@@ -90,7 +98,9 @@ def _planned(pair: Pair, source: str | None) -> rules.Move | None:
             "Nothing was changed",
             "fab lb.status",
         )
-    return found
+    if found is None:
+        return None
+    return found, next(one for one in seen if one.name == found.source)
 
 
 def _member(one: Balancer) -> rules.Member:

@@ -120,11 +120,13 @@ def _account(password: str) -> list[Statement]:
 
 
 def _unlogged(server: Server, statements: Sequence[Statement]) -> None:
-    # read_only stays on: nobody but root is let in meanwhile.
+    """To be called under the lease: nobody else opens or closes the server meanwhile."""
+    closed = server.query("SELECT @@GLOBAL.super_read_only AS closed")[0]["closed"]
     try:
         server.batch(
             [
-                "SET GLOBAL super_read_only = OFF",
+                # read_only stays on: nobody but root is let in meanwhile.
+                *(["SET GLOBAL super_read_only = OFF"] if closed else []),
                 "SET SESSION sql_log_bin = 0",
                 *statements,
                 "SET SESSION sql_log_bin = 1",
@@ -133,7 +135,9 @@ def _unlogged(server: Server, statements: Sequence[Statement]) -> None:
         )
     finally:
         server.close()
-        server.query("SET GLOBAL super_read_only = ON", seconds=10)
+        # One that serves by now goes on serving.
+        if closed:
+            server.query("SET GLOBAL super_read_only = ON", seconds=10)
 
 
 def copy(

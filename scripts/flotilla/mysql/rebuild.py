@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flotilla.errors import HostFailed
+from flotilla.errors import HostFailed, Refused
 from flotilla.hosts.mysql import look, position, subtract
 from flotilla.lock import Lock
 from flotilla.mysql import clone, reports, steps, store, surplus
@@ -100,21 +100,41 @@ class Rebuilding:
                     clone.close(self._cluster.server(self._name))
                 # Closed by now, it can hold no more than this; and it may hold more than planned.
                 saved = self._save(plan, progress, give_up=give_up)
+                password = tokens.token_urlsafe(24)
+                if plan.asleep:
+                    # Under the lease: nobody opens that server meanwhile.
+                    self._admit(plan, password, progress)
             own.check()
-            self._copy(plan, progress)
+            if not plan.asleep:
+                self._admit(plan, password, progress)
+            self._copy(plan, password, progress)
             own.check()
-            with leased(self._settings, self._reason) as lease:
-                plan = self.plan()
-                self._return(plan, lease, progress)
-        fate = f"{self._name} was rebuilt from {plan.donor.name} and follows {plan.primary.name}"
-        if plan.asleep:
+            now = self._followed(plan, progress)
+        fate = f"{self._name} was rebuilt from {plan.donor.name} and follows {now.primary.name}"
+        if now.asleep:
             # Its own watcher opens it, now that somebody acknowledges.
-            with progress(f"wait for {plan.primary.name}"):
-                self._await_awake(plan)
+            with progress(f"wait for {now.primary.name}"):
+                self._await_awake(now)
         if saved:
-            primary = self._cluster.server(plan.primary.name)
+            primary = self._cluster.server(now.primary.name)
             reports.complete(primary, self._name, lambda report: report.returned(saved, fate))
         return Rebuilt(self._name, plan.donor.name, saved)
+
+    def _followed(self, plan: Rebuild, progress: Progress) -> Rebuild:
+        """Let the copy in, under whoever is primary by now; the plan of now."""
+        try:
+            with leased(self._settings, self._reason) as lease:
+                now = self.plan()
+                self._return(now, lease, progress, is_unlogged=plan.asleep)
+                return now
+        except Refused as error:
+            # Refused says that nothing was changed, and by now much was.
+            raise HostFailed(
+                f"{self._name} is a copy of {plan.donor.name} and was not let in: {error.what}",
+                error.why,
+                f"{self._name} stays closed and kept out; the others are as they were",
+                f"{error.next}, then fab mysql.rebuild {self._name}",
+            ) from error
 
     def _await_awake(self, plan: Rebuild) -> None:
         server = self._cluster.server(plan.primary.name)
@@ -158,10 +178,10 @@ class Rebuilding:
         lease.check()
         self._records.bar(barred, term=plan.term, fence=lease.term)
 
-    def _return(self, plan: Rebuild, lease: Lock, progress: Progress) -> None:
+    def _return(self, plan: Rebuild, lease: Lock, progress: Progress, *, is_unlogged: bool) -> None:
         server = self._cluster.server(self._name)
         primary = self._cluster.server(plan.primary.name)
-        if plan.asleep:
+        if is_unlogged:
             for one in (primary, server):
                 clone.expel_here(one)
         else:
@@ -184,16 +204,17 @@ class Rebuilding:
         found = subtract(primary, {"mine": position(member), "theirs": theirs})
         return found.get(("mine", "theirs"), "")
 
-    def _copy(self, plan: Rebuild, progress: Progress) -> None:
-        server = self._cluster.server(self._name)
+    def _admit(self, plan: Rebuild, password: str, progress: Progress) -> None:
         primary, donor = (self._cluster.server(one.name) for one in (plan.primary, plan.donor))
-        password = tokens.token_urlsafe(24)
-        with progress(f"admit {server.name} to {donor.name}"):
+        with progress(f"admit {self._name} to {donor.name}"):
             if plan.asleep:
                 clone.admit_here(donor, password)
             else:
                 clone.admit(primary, donor, password)
-        with progress(f"copy {donor.name} to {server.name}"):
+
+    def _copy(self, plan: Rebuild, password: str, progress: Progress) -> None:
+        server = self._cluster.server(self._name)
+        with progress(f"copy {plan.donor.name} to {server.name}"):
             # The copy ends in a restart. Under its old UUID, as a later primary, it would number
             # its writes as it numbered those that were lost with its data: whoever still held one
             # of those would skip the new one.

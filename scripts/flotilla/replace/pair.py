@@ -132,9 +132,16 @@ class Pair:
             ) from None
 
     def move(self, source: Balancer) -> None:
-        """Move the address away from ``source``, which goes on as a passive one.
+        """Move the address away from ``source``, and wait until that one can take over again."""
+        self.give_away(source)
+        self._until_fit({source.instance_id})
+        self._until_moved(source)
 
-        Also when we are killed in the middle: its host starts keepalived again by itself.
+    def give_away(self, source: Balancer) -> None:
+        """Move the address away from ``source``, in whatever state that one is.
+
+        Its keepalived runs again afterwards, also when we are killed in the middle: then its host
+        starts it by itself.
         """
         with self._reached() as (runner, _):
             self._tell(runner, source.name, _BACK)
@@ -143,7 +150,6 @@ class Pair:
                 self._until_moved(source)
             finally:
                 self._tell(runner, source.name, "systemctl start keepalived")
-        self._until_fit({source.instance_id})
         self._until_moved(source)
 
     def _until_moved(self, source: Balancer) -> None:

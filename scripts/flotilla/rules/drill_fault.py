@@ -66,3 +66,13 @@ class Aim:
     target: str
     options: Mapping[str, str] = field(default_factory=dict)
     cut_off: frozenset[str] = frozenset()
+
+
+def elsewhere(primary: str, members: Mapping[str, str], spared: str) -> str | None:
+    """Who is to be primary before a zone is struck, so that zone ``spared`` is not.
+
+    ``members`` has zones by name. None where it is well as it is, or nobody is elsewhere.
+    """
+    if members[primary] != spared:
+        return None
+    return next((name for name, zone in sorted(members.items()) if zone != spared), None)

@@ -66,13 +66,3 @@ FAULTS = {
 def promised(fault: Fault, *, waits: bool) -> Fault:
     """The fault with what holds for clients that ask for an acknowledgement of a replica."""
     return replace(fault, may_lose=fault.may_lose and not waits)
-
-
-def elsewhere(primary: str, members: dict[str, str], spared: str) -> str | None:
-    """Who is to be primary before a zone is struck, so that zone ``spared`` is not.
-
-    ``members`` has zones by name. None where it is well as it is, or nobody is elsewhere.
-    """
-    if members[primary] != spared:
-        return None
-    return next((name for name, zone in sorted(members.items()) if zone != spared), None)

@@ -71,12 +71,18 @@ def _asleep(topology: Topology, primary: Member, record: Record) -> bool:
     other member is to be made anew, and the first one from this server as it is.
 
     It may have served in its term and have come back closed, or never have served in it: whoever
-    is promoted takes the term's row, its first write, when somebody can acknowledge that.
+    is promoted takes the term's row, its first write, when somebody can acknowledge that. What
+    others hold of older primaries was given up when it was promoted. But one that lacks writes of
+    its own, which others have, lost its tail (a disk of before), and is nobody's source.
     """
+    lacks = any(
+        record.uuid in gtids for (_, to), gtids in topology.surplus.items() if to == primary.name
+    )
     served = (primary.term, primary.term_uuid) == (record.term, primary.uuid)
     never = primary.term is not None and primary.term < record.term
     whole = (
         primary.uuid == record.uuid
+        and not lacks
         and (served or never)
         and primary.replication is None
         and primary.super_read_only

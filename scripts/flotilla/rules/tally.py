@@ -17,6 +17,7 @@ class Count:
     lateness: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     retried: int = 0
+    first_served: float | None = None
     last_served: float | None = None
     gap: float = 0.0
 
@@ -26,12 +27,21 @@ class Count:
         self.retried += retries
         if self.last_served is not None:
             self.gap = max(self.gap, at - self.last_served)
+        self.first_served = at if self.first_served is None else min(self.first_served, at)
         self.last_served = at if self.last_served is None else max(at, self.last_served)
 
     def failed(self, reason: str, retries: int) -> None:
         """A request was given up."""
         self.failures[reason] += 1
         self.retried += retries
+
+    def longest_gap(self, begun: float, ended: float) -> float:
+        """The longest time without an answer, from ``begun`` to ``ended``: an outage that lasts to
+        the end is one, too.
+        """
+        if self.first_served is None or self.last_served is None:
+            return max(0.0, ended - begun)
+        return max(self.gap, self.first_served - begun, ended - self.last_served)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures; times in milliseconds, ``gap_seconds`` between two answers.
@@ -108,6 +118,7 @@ class Tally:
         return {
             "seconds": round(now - self.started, 3),
             **self.total.as_dict(),
+            "gap_seconds": round(self.total.longest_gap(self.started, now), 3),
             "failures": dict(self.total.failures.most_common()),
             "kinds": {name: count.as_dict() for name, count in self.kinds.items()},
             "phases": phases,
