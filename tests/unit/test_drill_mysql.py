@@ -293,6 +293,19 @@ def test_when_the_fault_takes_our_own_sight_it_is_undone_in_time_and_looked_at_t
     assert found == pytest.approx(30.0, abs=0.6)
 
 
+class Full(Sky):
+    """mysql-2 takes over, and mysql-1 does not start while its disk is full."""
+
+    def view(self, but: str = "") -> View:
+        view = super().view(but)
+        return view if but or self.now < self._moved else replace(view, why="mysql-1 is silent")
+
+
+def test_who_cannot_come_back_is_not_waited_for_once_somebody_else_serves(monkeypatch):
+    found = got_over(Full(moved=30.0), "disk-full", monkeypatch)
+    assert found == pytest.approx(FAULTS["disk-full"].hold_seconds, abs=0.6)
+
+
 def test_who_may_stay_is_not_called_in_order_before_the_fault_had_its_time(monkeypatch):
     sky = Sky(moved=1e6)
     found = got_over(sky, "too-many-connections", monkeypatch)

@@ -161,18 +161,23 @@ class Drill(ABC):
             if held and (converged is not None or (is_struck and not is_seen)):
                 break
             if (held or moved) and converged is None:
-                is_seen, is_over = self._seen(but=before.primary if moved else "")
+                is_seen, is_over = self._seen(fault, before.primary)
                 converged = time.time() if is_over else None
             time.sleep(self.look_seconds)
         return converged
 
-    def _seen(self, but: str) -> tuple[bool, bool]:
-        """Whether anybody can be asked, and whether nothing is out of order without ``but``."""
+    def _seen(self, fault: Fault, old: str) -> tuple[bool, bool]:
+        """Whether anybody can be asked, and whether nothing is out of order: once somebody else is
+        primary, without ``old``, which may not be able to come back while the fault lasts.
+        """
         try:
-            view = self._subject.view(but)
+            view = self._subject.view(old if fault.ends is Ends.MOVED else "")
+            if fault.ends is Ends.EITHER and view.why and view.primary not in {"", old}:
+                view = self._subject.view(old)
         except FlotillaError:
             return False, False
-        return bool(view.names), not view.why and view.primary != but
+        may_be_old = fault.ends is not Ends.MOVED
+        return bool(view.names), not view.why and (may_be_old or view.primary != old)
 
     def whole(self) -> View:
         """The cluster, in order. Raises Refused when it is not."""
