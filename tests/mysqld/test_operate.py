@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mysqld.operators import Hands, operator
-from mysqld.test_failover import is_whole_without, nothing_is_lost, writes_go_on
+from mysqld.test_failover import is_whole_without, nothing_is_lost, writable, writes_go_on
 from mysqld.trio import Trio
 from mysqld.writers import Writers
 
 from flotilla.errors import HostFailed, Refused
-from flotilla.mysql import operate_failover, operate_maintain, operate_record, store
+from flotilla.mysql import operate_failover, operate_maintain, operate_record, store, takeover
 from flotilla.mysql.leasing import leased
 from flotilla.mysql.rejoin import Rejoining
 from flotilla.mysql.session import Session
@@ -220,3 +220,44 @@ def test_with_an_accepted_loss_the_one_that_is_left_takes_over_and_serves_once_a
 def rejoin(trio: Trio, name: str) -> None:
     with trio.cluster() as cluster, leased(trio.settings, "a test") as lock:
         Rejoining(trio.settings, cluster, name).apply(lock, lambda _: nullcontext())
+
+
+def test_one_that_is_kept_out_takes_over_where_nobody_else_is_left_and_only_in_so_many_words(
+    trio: Trio, hands: Hands
+) -> None:
+    """Both replicas were quarantined when the primary died for good."""
+    trio.rows("mysql-1", "CREATE TABLE guestbook.orders (id INT PRIMARY KEY)")
+    for name in ("mysql-2", "mysql-3"):
+        until(lambda name=name: has_orders(trio, name), seconds=10)
+        with closing(trio[name].session()) as server:
+            takeover.revoke(server)
+            server.query("STOP REPLICA")
+            server.query("SET GLOBAL super_read_only = OFF")
+            server.query("INSERT INTO guestbook.orders VALUES (7)" if name == "mysql-3" else "DO 0")
+            server.query("SET GLOBAL super_read_only = ON")
+    out = {trio[name].instance_id: f"{name} is odd" for name in ("mysql-2", "mysql-3")}
+    with store.lock(trio.settings, "a test") as lock:
+        trio.records.bar(out, term=1, fence=lock.term)
+    trio.primary.kill()
+    trio["mysql-2"].kill()
+    with pytest.raises(Refused, match="all are kept out") as refused:
+        fail_over(trio, accept_loss=True)
+    assert refused.value.next.endswith("fab mysql.failover --to mysql-3 --accept-loss")
+    with pytest.raises(Refused):
+        fail_over(trio, to="mysql-3")
+    plans: list[str] = []
+    with pytest.raises(HostFailed, match="term 2 belongs to mysql-3"):
+        fail_over(trio, to="mysql-3", accept_loss=True, confirmed=plans.append)
+    assert "mysql-3 is kept out (mysql-3 is odd)" in plans[0]
+    assert writable(trio) == []
+    trio.start(["mysql-2"])
+    rejoin(trio, "mysql-2")
+    fail_over(trio)
+    assert trio.record.instance_id == trio["mysql-3"].instance_id
+    trio.rows("mysql-3", "INSERT INTO guestbook.orders VALUES (8)")
+    orders = "SELECT id FROM guestbook.orders ORDER BY id"
+    until(lambda: trio.rows("mysql-2", orders) == [{"id": 7}, {"id": 8}], seconds=10)
+
+
+def has_orders(trio: Trio, name: str) -> bool:
+    return bool(trio.rows(name, "SHOW TABLES IN guestbook LIKE 'orders'"))

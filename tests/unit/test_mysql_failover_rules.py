@@ -282,6 +282,41 @@ def test_nobody_is_promoted_to_wait_for_acknowledgements_for_ever():
     assert "0 members could acknowledge" in refused(promotion(run, state, found(TWO))).what
 
 
+OUT = replace(STATE, barred={"i-mysql-3": "only it holds u3:1-2"})
+
+
+def test_who_is_kept_out_is_named_where_nobody_else_answers():
+    refusal = refused(begin(state=OUT, gone="12", accept_loss=True))
+    assert "mysql-3: only it holds u3:1-2" in refusal.what
+    assert "fab mysql.failover --to mysql-3 --accept-loss" in refusal.next
+    assert "--to mysql-3" in refused(begin(state=OUT, gone="12")).next
+    assert isinstance(begin(state=OUT, gone="12", to="mysql-3"), Refusal)
+
+
+def test_an_operator_may_take_one_that_is_kept_out_where_nobody_else_answers():
+    """It proves nothing about the old primary, so the fence comes first of all."""
+    run = opened(state=OUT, gone="12", accept_loss=True, to="mysql-3")
+    assert [step.member for step in run.steps if step.act is Act.REVOKE] == ["mysql-3"]
+    decision = promotion(run, OUT, found(THREE, owed={"mysql-3": "u1:88-90"}))
+    assert isinstance(decision, Promotion)
+    assert (decision.new, decision.steps[0].act) == (THREE, Act.FENCED)
+    assert decision.given_up == "u1:88-90"
+    assert decision.barred.keys() == {"i-mysql-1", "i-mysql-2"}
+
+
+def test_one_that_is_kept_out_is_not_taken_while_somebody_better_answers():
+    run = opened(state=OUT, gone="1", accept_loss=True, to="mysql-3")
+    assert run.asked == ("mysql-2",)
+    assert "mysql-3 cannot" in refused(promotion(run, OUT, found(TWO))).what
+
+
+@pytest.mark.parametrize("half", [{"closed": True}, {"executed": ""}])
+def test_nobody_is_promoted_without_its_data(half):
+    run = opened(state=OUT, gone="12", accept_loss=True, to="mysql-3")
+    refusal = refused(promotion(run, OUT, found(replica("mysql-3", **half), fenced="stopped")))
+    assert "its data is not there" in refusal.what
+
+
 # --- over many states
 
 

@@ -299,16 +299,23 @@ def _price(opened: Session, plan: Takeover) -> list[str]:
     """What an operator gives up with ``accept_loss``, as far as it is known."""
     found = plan.opening
     absent = [name for name in found.ackers if name not in plan.seen.reachable]
+    state = demanded(store.records(opened.settings).state())
     lines = []
     if absent:
         lines.append(
             f"! {', '.join(absent)} may hold acknowledged writes that nobody else has: how many is"
             " known only when they are back, and they are given up"
         )
+    if found.barred_to:
+        why = next(state.barred[p.instance_id] for p in found.places if p.name == found.barred_to)
+        lines.append(
+            f"! {found.barred_to} is kept out ({why}): it may lack any write acknowledged since,"
+            " and what only it holds will be on all others"
+        )
     if found.to:
-        asked = [name for name in found.ackers if name in plan.seen.reachable]
-        state = demanded(store.records(opened.settings).state())
-        held = read(opened.cluster, asked, state.record.uuid, state.baseline).topology
-        lacks = ",".join(held.surplus.get((name, found.to), "") for name in asked).strip(",")
-        lines.append(f"! {found.to} lacks {count(lacks)} transactions that others hold {lacks}")
+        asked = [name for name in found.asked if name in plan.seen.reachable]
+        seen = read(opened.cluster, asked, state.record.uuid, state.baseline)
+        surplus = [seen.topology.surplus.get((name, found.to), "") for name in asked]
+        lacks = ",".join(filter(None, [*surplus, seen.owed.get(found.to, "")]))
+        lines.append(f"! {found.to} lacks {count(lacks)} transactions known of {lacks}".rstrip())
     return lines or ["! nothing is known to be lost"]

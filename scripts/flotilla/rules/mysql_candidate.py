@@ -84,8 +84,7 @@ def _objections(
 ) -> Iterator[str]:
     if member.name in found.unable:
         yield found.unable[member.name]
-    if member.name in found.errant:
-        yield f"it holds what no primary wrote: {found.errant[member.name]}"
+    yield from _unserviceable(member, found)
     lacks = _lacks(member, asked, found)
     if lacks and not lossy:
         yield f"it lacks {', '.join(lacks)}"
@@ -100,6 +99,15 @@ def _objections(
     follows = member.replication
     if follows and follows.error and follows.applier != "ON" and member.name in found.unapplied:
         yield f"its applier stopped before {found.unapplied[member.name]}: {follows.error}"
+
+
+def _unserviceable(member: Member, found: Found) -> Iterator[str]:
+    """What no operator can choose to live with: there is no data, or it is not ours."""
+    if member.closed or not member.executed:
+        # Cut off in the middle of a copy, or new.
+        yield "its data is not there: it was being replaced, or it is new"
+    if member.name in found.errant:
+        yield f"it holds what no primary wrote: {found.errant[member.name]}"
 
 
 def _lacks(member: Member, asked: Collection[Member], found: Found) -> list[str]:

@@ -71,6 +71,8 @@ class Opening:
 
     ``steps`` are REVOKE, FENCE, POSITIONS in this order; FENCE only once ``shortfall`` is None, so
     that a failover which cannot end does not stop a primary that may still serve somebody.
+    ``barred_to`` is ``to`` where it is barred: it proves nothing, and an operator takes it because
+    nobody else is left.
     """
 
     term: int
@@ -83,6 +85,12 @@ class Opening:
     steps: tuple[Step, ...]
     accept_loss: bool = False
     to: str | None = None
+    barred_to: str = ""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Who may be cut off, asked and promoted."""
+        return (*self.ackers, *([self.barred_to] if self.barred_to else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,8 @@ def opening(
         return _unknown(state)
     ackers = [p for p in places if p is not old and p.instance_id not in state.barred]
     reached = sorted((p for p in ackers if p.name in reachable), key=lambda p: p.rank)
+    out = [p for p in places if p not in (old, *ackers) and p.name in reachable]
+    chosen = [p for p in out if p.name == to] if accept_loss and not reached else []
     opened = Opening(
         term=state.record.term + 1,
         old=old,
@@ -152,15 +162,17 @@ def opening(
         needed=max(1, len(ackers) - wait_for + 1),
         how=How.SERVER if old.name in reachable else How.HOST,
         evidence=verdict.evidence,
-        steps=tuple(_open(old, reached)),
+        steps=tuple(_open(old, reached or chosen)),
         accept_loss=accept_loss,
         to=to,
+        barred_to=chosen[0].name if chosen else "",
     )
     silent = {p.name: "it does not answer" for p in ackers if p not in reached}
     return (
         _premature(state, old, verdict, me, now, manual=manual)
         or (_alone(old, degraded) if degraded and not accept_loss else None)
-        or shortfall(opened, {p.name for p in reached}, silent)
+        or (_only_barred(old, out, state) if out and not (reached or chosen) else None)
+        or shortfall(opened, {p.name for p in reached or chosen}, silent)
         or opened
     )
 
@@ -170,7 +182,7 @@ def shortfall(opened: Opening, cut_off: Collection[str], kept: Mapping[str, str]
 
     With ``accept_loss`` one is enough: then the fence must be proved instead.
     """
-    done = [name for name in opened.ackers if name in cut_off]
+    done = [name for name in opened.asked if name in cut_off]
     if len(done) >= (1 if opened.accept_loss else opened.needed):
         return None
     missing = "; ".join(f"{n}: {kept.get(n, 'not known')}" for n in opened.ackers if n not in done)
@@ -186,8 +198,9 @@ def promotion(
     opened: Opening, state: State, found: Found, *, wait_for: int = 1
 ) -> Promotion | Refusal:
     """Who takes over, or why nobody may."""
-    asked = tuple(m for m in found.topology.members if m.name in found.revoked & {*opened.ackers})
+    asked = tuple(m for m in found.topology.members if m.name in found.revoked & {*opened.asked})
     names = {m.name for m in asked}
+    proving = names & {*opened.ackers}
     short = shortfall(opened, names, {**found.topology.silent, **found.kept})
     if short:
         return short
@@ -203,7 +216,7 @@ def promotion(
     )
     if len(followers) < wait_for and not opened.accept_loss:
         return _unfollowed(new, len(followers), wait_for)
-    proof = _proof(opened, found, names)
+    proof = _proof(opened, found, proving)
     return Promotion(
         term=opened.term,
         old=opened.old,
@@ -214,7 +227,7 @@ def promotion(
         steps=tuple(_promote(opened, new, followers, proof, found)),
         barred=_barred(opened, state, new, followers),
         notes=tuple(_notes(new, followers, wait_for, found)),
-        given_up=_given_up(new, found, is_short=len(names) < opened.needed),
+        given_up=_given_up(new, found, is_short=len(proving) < opened.needed),
     )
 
 
@@ -232,6 +245,16 @@ def _alone(old: Place, degraded: str) -> Refusal:
         f"{old.name} acknowledged writes on its own: {degraded}",
         "they are on no other member",
         f"start {old.name}, or fab mysql.failover --accept-loss",
+    )
+
+
+def _only_barred(old: Place, out: Collection[Place], state: State) -> Refusal:
+    told = "; ".join(f"{p.name}: {state.barred[p.instance_id]}" for p in out)
+    return Refusal(
+        f"nobody who answers may have acknowledged to {old.name}: all are kept out ({told})",
+        "whoever is kept out may lack any write, or hold what nobody should have written",
+        f"start {old.name} or another host; to give up what one of them lacks:"
+        f" fab mysql.failover --to {out[0].name} --accept-loss",
     )
 
 
