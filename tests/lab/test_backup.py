@@ -99,7 +99,9 @@ def test_s3_away_is_told_of_and_costs_nothing(
         end = time.time() + seconds
         databases.watchers("kill --signal=KILL", databases.primary)
         until(lambda: behind(standing_fleet, began) > ALARM_SECONDS, 100, "the alarm's metric")
-        assert any(one["section"] == "backups" for one in findings()), findings()
+        told = [one["what"] for one in findings() if one["subject"] == "backups"]
+        assert any("S3 does not tell" in what for what in told), told
+        assert any("s behind (limit" in what for what in told), told
         fab("mysql.switchover", "--yes", "--writers", "0")
         until(lambda: time.time() > end, seconds, "the time is over")
         databases.heal("api")

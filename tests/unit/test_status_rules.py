@@ -483,6 +483,7 @@ def test_every_finding_has_a_sentence_and_a_command_and_the_worst_is_first(
             "RISK the newest restore drill is 52 h old",
         ),
         (Backups(1e6 - 3600, "", 1e6), "RISK no restore drill was ever made"),
+        (Backups(None, "", 1e6, silent="no route"), "RISK S3 does not tell what is backed up: no"),
     ],
 )
 def test_a_recovery_point_that_is_too_old_is_a_risk(seen, said_):
@@ -491,6 +492,11 @@ def test_a_recovery_point_that_is_too_old_is_a_risk(seen, said_):
     if seen.drilled is None and "drill" not in said_:
         seen = replace(seen, drilled=Drilled(1e6 - 60, ""))
     assert only(replace(world(), hosts=old, backups=seen)).startswith(said_)
+
+
+def test_how_far_the_archive_is_behind_is_told_while_s3_is_away():
+    seen = replace(world(), backups=Backups(None, "it is 99 s behind", 1e6, silent="no route"))
+    assert [one.what for one in findings(seen)][-1] == "it is 99 s behind"
 
 
 def test_good_backups_and_a_new_fleet_without_one_are_well():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime
 
 from flotilla.aws import dynamo
 from flotilla.backup import operate, shared
 from flotilla.backup.bucket import Bucket
-from flotilla.errors import FlotillaError
+from flotilla.errors import FlotillaError, Unreachable
 from flotilla.rules import backup as names
 from flotilla.rules import restore_drill
-from flotilla.rules.archive_duty import objection
+from flotilla.rules.archive_duty import Progress, objection
 from flotilla.rules.backup import Manifest
 from flotilla.rules.gtid import GtidSet
 from flotilla.rules.restore_drill import Drilled
@@ -21,13 +22,21 @@ from flotilla.settings import Settings
 
 
 def backups(settings: Settings) -> Backups:
-    """Raises FlotillaError when S3 or DynamoDB does not answer, or the newest manifest is none."""
-    bucket = operate.bucket(settings)
+    """Raises FlotillaError when DynamoDB does not answer, or the newest manifest is none."""
+    progress = shared.read(dynamo.clusters(settings))[1]
+    now = time.time()
+    try:
+        return _backups(operate.bucket(settings), progress, now)
+    except Unreachable as error:
+        # How far the archive is behind is told all the same: this is when somebody asks.
+        known = replace(progress, missing="") if progress else None
+        return Backups(None, objection(known, GtidSet(), now), now, silent=error.what)
+
+
+def _backups(bucket: Bucket, progress: Progress | None, now: float) -> Backups:
     whole = (entry.key for entry in bucket.list(names.FULL) if entry.key.endswith(names.MANIFEST))
     newest = max((found for key in whole if (found := names.id_of(key))), default=None)
     drilled = _drilled(bucket)
-    progress = shared.read(dynamo.clusters(settings))[1]
-    now = time.time()
     if newest is None:
         return Backups(None, objection(progress, GtidSet(), now), now, drilled)
     key = names.manifest_key(newest)

@@ -17,7 +17,7 @@ the new primary; after that only ``mysql_completion`` is left. Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -248,7 +248,7 @@ def _alone(old: Place, degraded: str) -> Refusal:
     )
 
 
-def _only_barred(old: Place, out: Collection[Place], state: State) -> Refusal:
+def _only_barred(old: Place, out: Sequence[Place], state: State) -> Refusal:
     told = "; ".join(f"{p.name}: {state.barred[p.instance_id]}" for p in out)
     return Refusal(
         f"nobody who answers may have acknowledged to {old.name}: all are kept out ({told})",

@@ -15,11 +15,14 @@ LAG_SECONDS = 10.0
 BACKUP_HOURS = 27.0
 # A new fleet's first one is taken some minutes after its hosts were configured.
 YOUNG_SECONDS = 1800.0
+# A new cluster's archive has begun by then, and an old record of it is of no other fleet any more.
+ARCHIVED_SECONDS = 300.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
 NO_BACKUP, NO_ARCHIVE = "backup-is-missing", "binlog-archive-stops"
 NO_DRILL = "restore-drill-fails"
+NO_ANSWER = "aws-api-does-not-answer"
 KEPT_OUT, NO_FAILOVER = "mysql-host-is-kept-out", "mysql-failover-is-refused"
 
 
@@ -85,18 +88,27 @@ def backups(world: World) -> Iterator[Finding]:
     ages = [host.age_seconds for host in world.by_role("mysql")]
     if found is None or not ages:
         return
-    # One that went wrong did so however young its hosts are.
-    yield from _drills(found, max(ages))
-    if max(ages) < YOUNG_SECONDS:
+    if found.silent:
+        what = f"S3 does not tell what is backed up: {found.silent}"
+        yield risk("backups", what, "fab backup.list", NO_ANSWER)
+    else:
+        # One that went wrong did so however young its hosts are.
+        yield from _drills(found, max(ages))
+        yield from _full(found, max(ages))
+    if found.objection and max(ages) >= ARCHIVED_SECONDS:
+        after = "fab fleet.logs mysql --unit flotilla-archive"
+        yield risk("backups", found.objection, after, NO_ARCHIVE)
+
+
+def _full(found: Backups, age: float) -> Iterator[Finding]:
+    """None, or one that is too old; ``age`` is of the oldest host."""
+    if age < YOUNG_SECONDS:
         return
     after = "fab fleet.logs mysql --unit flotilla-backup"
     if found.newest is None:
         yield risk("backups", "there is no full backup", "fab backup.run", NO_BACKUP)
     elif (hours := (found.at - found.newest) / 3600) > BACKUP_HOURS:
         yield risk("backups", f"the newest full backup is {hours:.0f} h old", after, NO_BACKUP)
-    if found.objection:
-        after = "fab fleet.logs mysql --unit flotilla-archive"
-        yield risk("backups", found.objection, after, NO_ARCHIVE)
 
 
 def _drills(found: Backups, age: float) -> Iterator[Finding]:

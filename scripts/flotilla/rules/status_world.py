@@ -134,12 +134,16 @@ class App:
 class Backups:
     """When the newest full backup was taken (seconds since the epoch, None for never), why the
     archive of binary logs is not what it should be, "" when it is, and the newest restore drill.
+
+    ``silent`` is why S3 did not tell of backups and drills, "" when it did: then only the archive's
+    age is known.
     """
 
     newest: float | None
     objection: str
     at: float
     drilled: Drilled | None = None
+    silent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ class World:
     ``mysql`` is what ``flotilla.mysql.status`` gives, None with ``mysql_error`` when it could not
     be had. ``edge_owner`` is the instance that has the Elastic IP ``edge_address``; both are "" for
     none, None when EC2 could not be asked. ``api_error`` is why AWS could not be asked, "" if it
-    could. ``lock`` says who is changing the fleet now. ``backups`` is None when S3 did not tell.
+    could. ``lock`` says who is changing the fleet now. ``backups`` is None when AWS did not
+    tell.
     """
 
     fleet: str
