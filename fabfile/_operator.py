@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 from invoke.exceptions import Exit
 
 from flotilla import files
-from flotilla.errors import INTERRUPTED, FlotillaError, Refused
+from flotilla.errors import INTERRUPTED, FlotillaError, Refused, Unreachable
 
 _T = TypeVar("_T")
 JSON = {"json": "print one JSON object on stdout and nothing else"}
 TAKE_OVER = {"take-over": "take the lock from a run that is known to be dead"}
+# The plans that were agreed to. A process runs one command, or several in a row.
+_confirmed: list[str] = []
 YES = {"yes": "do it without asking; with no terminal and no --yes, only print the plan"}
 
 
@@ -48,6 +50,9 @@ def attempt(act: Callable[[], _T], *, json: bool = False) -> _T:
     try:
         return act()
     except FlotillaError as error:
+        if isinstance(error, Unreachable) and not error.untouched and not _confirmed:
+            # Nothing is changed before the plan was confirmed.
+            error.untouched = "Nothing was changed"
         raise ended(error, json=json) from error
     except OSError as error:
         raise ended(files.refused(error), json=json) from error
@@ -79,8 +84,12 @@ def typed(task: str, *words: str, **options: object) -> str:
 def confirm(plan: str, *, yes: bool, again: str) -> None:
     """Print the plan and ask. Raises Refused unless the answer, or ``--yes``, is yes."""
     said(plan)
-    if yes:
-        return
+    if not yes:
+        _asked(again)
+    _confirmed.append(plan)
+
+
+def _asked(again: str) -> None:
     if not sys.stdin.isatty():
         raise Refused(
             "this was the plan; there is no terminal to ask on",

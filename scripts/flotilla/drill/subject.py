@@ -64,10 +64,16 @@ def started(settings: Settings, instance_id: str) -> bool:
 
     if state() == "running":
         return False
-    awaited(lambda: state() == "stopped", START_SECONDS, f"{instance_id} is stopped")
-    with described(settings, f"start {instance_id}"):
-        ec2.start_instances(InstanceIds=[instance_id])
-    awaited(lambda: state() == "running", START_SECONDS, f"{instance_id} runs")
+
+    def runs() -> bool:
+        now = state()
+        # A fence goes on until it has seen the host stopped, and may do it once more.
+        if now == "stopped":
+            with described(settings, f"start {instance_id}"):
+                ec2.start_instances(InstanceIds=[instance_id])
+        return now == "running"
+
+    awaited(runs, START_SECONDS, f"{instance_id} runs")
     return True
 
 

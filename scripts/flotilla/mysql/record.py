@@ -160,13 +160,17 @@ class Records:
         try:
             return _state(self.table, item)
         except (KeyError, ValueError, TypeError) as error:
+            found = ", ".join(f"{name} {item.get(name)}" for name in _WHO)
             raise Refused(
                 f"the record of {self.cluster} in table {self.table.name} cannot be read:"
-                f" {error!r}",
+                f" {error!r} in {found}",
                 "without it nobody knows who may take writes",
                 "Nothing was changed",
                 "fab mysql.status",
             ) from error
+
+
+_WHO = ("term", "primary_instance_id", "primary_uuid")
 
 
 def _state(table: Table, item: Item) -> State:

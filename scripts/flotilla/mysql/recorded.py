@@ -14,9 +14,11 @@ from typing import Any
 
 from flotilla import audit
 from flotilla.deploy.journal import Journal
-from flotilla.errors import FlotillaError
+from flotilla.errors import FlotillaError, Unreachable
 from flotilla.settings import Settings
 
+# The step in which a plan is made anew, under the lock: it changes nothing.
+LOOK_AGAIN = "look again"
 # A line for the operator. Given a plan, raises Refused to stop.
 Said = Callable[[str], None]
 Confirmed = Callable[[str], None]
@@ -33,13 +35,21 @@ class Steps:
         self._said = said
         self._total = total
         self._count = 0
+        self._begun = ""
         self.seconds: dict[str, float] = {}
         self.result: dict[str, Any] = {}
+
+    def stands(self) -> str:
+        """What is true of the fleet when somebody did not answer in the middle."""
+        if self._begun in {"", LOOK_AGAIN}:
+            return "Nothing was changed"
+        return f"Cut off at {self._begun!r}; what was done before stands: {self._journal.path}"
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
         """One step: on the disk before it begins, printed when it ended."""
         self._count += 1
+        self._begun = title
         start = time.monotonic()
         self._journal.write("step", title=title)
         yield
@@ -64,6 +74,8 @@ def recorded(settings: Settings, command: str, said: Said, total: int = 0) -> It
     try:
         yield steps
     except BaseException as error:
+        if isinstance(error, Unreachable) and not error.untouched:
+            error.untouched = steps.stands()
         what = error.what if isinstance(error, FlotillaError) else type(error).__name__
         journal.write("end", result="failed", what=what)
         audit.record(settings, command, f"failed: {what}")
