@@ -128,12 +128,15 @@ def _is_closed(databases: Databases, name: str) -> bool:
 
 
 def test_a_frozen_primary_that_wakes_up_takes_nothing(databases: Databases) -> None:
+    """It wakes before EC2 has stopped its host, which may take that long on AWS."""
     old = databases.primary
+    databases.strike("api", "slow-stop", seconds=str(3 * RESUMED_SECONDS))
     with databases.clients() as writing:
         databases.freeze(old)
         databases.moved(old)
         databases.thaw(old)
         time.sleep(RESUMED_SECONDS)
+        databases.heal("api")
         databases.subject.mend(old, writing.revive)
         figures = writing.stop()
     assert figures["write_gap_seconds"] <= 7
