@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.rules import drill_writes as rules
-from flotilla.rules.drill_fault import Aim, Ends
+from flotilla.rules.drill_fault import MEDIAN_RUNS, Aim, Ends
 from flotilla.rules.drill_mysql import FAULTS
 from flotilla.rules.drill_writes import Seen
 from flotilla.rules.ledger import Entry, Fate
@@ -232,11 +232,12 @@ def test_all_runs_together_are_summed_and_their_median_is_held_to_the_bar():
     assert told["lost"] == 0
     assert told["write_gap_seconds"] == {"median": 1.7, "worst": 1.9}
     assert told["old_primary"] == {"rejoined": 3}
-    assert rules.broken_by_all(told, FAULTS["kill"]) == [
+    assert rules.broken_by_all(told, FAULTS["kill"], MEDIAN_RUNS) == [
         "the median write gap is 1.70 s, it may be 1.5 s"
     ]
-    assert rules.broken_by_all(told, FAULTS["freeze"]) == []
-    assert rules.broken_by_all(rules.over_all([]), FAULTS["kill"]) == []
+    assert rules.broken_by_all(told, FAULTS["kill"], MEDIAN_RUNS - 1) == []
+    assert rules.broken_by_all(told, FAULTS["freeze"], MEDIAN_RUNS) == []
+    assert rules.broken_by_all(rules.over_all([]), FAULTS["kill"], MEDIAN_RUNS) == []
 
 
 @given(st.lists(st.sampled_from([f.name for f in FAULTS.values()]), min_size=1, max_size=3))

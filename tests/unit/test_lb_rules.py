@@ -124,8 +124,8 @@ def test_the_median_of_all_runs_has_a_bar_of_its_own():
     fault = FAULTS["freeze"]
     over = drill_lb.over_all([RUN | {"outage_seconds": 2.5}] * 2)
     assert over["most_moves"] == 1
-    assert "2.50 s" in drill_lb.broken_by_all(over, fault)[0]
-    assert drill_lb.broken_by_all(drill_lb.over_all([RUN]), fault) == []
+    assert "2.50 s" in drill_lb.broken_by_all(over, fault, 5)[0]
+    assert drill_lb.broken_by_all(drill_lb.over_all([RUN]), fault, 5) == []
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def failovers(
         for number, run in enumerate(each, 1)
         for why in rules.broken(run, fault)
     ]
-    broken += rules.broken_by_all(over, fault)
+    broken += rules.broken_by_all(over, fault, len(each))
     return {
         "runs": len(each),
         "fault": fault.name,

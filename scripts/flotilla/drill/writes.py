@@ -237,7 +237,7 @@ def summed(each: list[dict[str, Any]], fault: Fault) -> dict[str, Any]:
         for number, run in enumerate(each, 1)
         for why in rules.broken(run, fault)
     ]
-    broken += rules.broken_by_all(over, fault)
+    broken += rules.broken_by_all(over, fault, len(each))
     return {"runs": len(each), "fault": fault.name, **over, "broken": broken, "each": each}
 
 

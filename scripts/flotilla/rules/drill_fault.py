@@ -38,6 +38,17 @@ class Bar:
     is_clean: bool = False
 
 
+# Of fewer runs the median says too little to be held to; each is held to the worst all the same.
+MEDIAN_RUNS = 5
+
+
+def beyond_median(what: str, median: float | None, runs: int, bar: Bar | None) -> list[str]:
+    """The promise that only all runs together can break; ``what`` was measured in seconds."""
+    if bar is None or median is None or runs < MEDIAN_RUNS or median <= bar.median:
+        return []
+    return [f"the median {what} is {median:.2f} s, it may be {bar.median:g} s"]
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One kind of fault. It lasts ``hold_seconds`` at least, and until the store got over it.

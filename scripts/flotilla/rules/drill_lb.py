@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.rules.drill import spread
-from flotilla.rules.drill_fault import Aim, Bar, Ends, Fault, Power
+from flotilla.rules.drill_fault import Aim, Bar, Ends, Fault, Power, beyond_median
 
 # In the lab, where the address is moved at once; on AWS the move itself takes 5 to 6 s.
 _BAR = Bar(2.0, 4.0)
@@ -207,9 +207,6 @@ def over_all(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def broken_by_all(told: Mapping[str, Any], fault: Fault) -> list[str]:
+def broken_by_all(told: Mapping[str, Any], fault: Fault, runs: int) -> list[str]:
     """The promise that only all runs together can break."""
-    median = told["outage_seconds"]["median"]
-    if fault.bar is None or median is None or median <= fault.bar.median:
-        return []
-    return [f"the median outage is {median:.2f} s, it may be {fault.bar.median:g} s"]
+    return beyond_median("outage", told["outage_seconds"]["median"], runs, fault.bar)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.rules.drill import spread
-from flotilla.rules.drill_fault import Aim, Bar, Ends, Fault
+from flotilla.rules.drill_fault import Aim, Bar, Ends, Fault, beyond_median
 from flotilla.rules.ledger import (
     Entry,
     Fate,
@@ -220,9 +220,6 @@ def _beyond_bar(run: Mapping[str, Any], bar: Bar) -> Iterator[str]:
         yield f"clients were told of {run['errors_beyond_gap']} errors beyond that gap"
 
 
-def broken_by_all(told: Mapping[str, Any], fault: Fault) -> list[str]:
+def broken_by_all(told: Mapping[str, Any], fault: Fault, runs: int) -> list[str]:
     """The promise that only all runs together can break."""
-    median = told["write_gap_seconds"]["median"]
-    if fault.bar is None or median is None or median <= fault.bar.median:
-        return []
-    return [f"the median write gap is {median:.2f} s, it may be {fault.bar.median:g} s"]
+    return beyond_median("write gap", told["write_gap_seconds"]["median"], runs, fault.bar)
