@@ -15,6 +15,7 @@ from standing import bring_up_lab, said
 from typed import typed
 
 from flotilla import config, demo, inventory
+from flotilla.drill.subject import started
 from flotilla.mysql.session import session
 from flotilla.settings import Settings
 
@@ -91,6 +92,10 @@ def fleet(rolling: Rolling) -> Iterator[Rolling]:
 @pytest.fixture(scope="module")
 def mysql_tier(standing_fleet: Settings) -> Iterator[Databases]:
     """The standing fleet's database hosts, and sessions on all of them; whole at the end."""
+    # Of a session that was killed, a host may be left that its fence has stopped.
+    for host in inventory.load(standing_fleet, refresh=True).hosts:
+        if host.role == "mysql" and not host.is_active:
+            started(standing_fleet, host.instance_id)
     with session(standing_fleet, fresh=True) as opened:
         made = Databases(standing_fleet, opened)
         yield made

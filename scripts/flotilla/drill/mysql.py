@@ -17,13 +17,14 @@ from flotilla.drill.mysql_clients import Clients
 from flotilla.drill.mysql_cluster import Watched
 from flotilla.drill.mysql_faults import DATA, STRIKES, UNIT, Site
 from flotilla.drill.subject import Alive
-from flotilla.errors import BadOption
+from flotilla.errors import BadOption, Refused
 from flotilla.hosts.mysql import Server
 from flotilla.mysql import store
 from flotilla.mysql.session import Session, session
 from flotilla.rules.drill_fault import Aim, Fault
 from flotilla.rules.drill_mysql import FAULTS
 from flotilla.settings import Settings
+from flotilla.snapshot import Snapshot
 from flotilla.words import counted
 
 Say = Callable[[str], None]
@@ -94,6 +95,7 @@ def failovers(
     slow = " with slow stops" if options.stop_seconds else ""
     writes.demand_power(fault, outside, settings.env, slow)
     with session(settings, fresh=True) as opened, ExitStack() as stack:
+        _demand_running(opened.snapshot)
         drill = Drill(settings, opened, Watched(settings, opened), outside, said)
         stack.enter_context(_slow_stops(outside, options.stop_seconds))
         stack.enter_context(drill.room_given_back())
@@ -183,6 +185,18 @@ class Drill(writes.Drill):
             if self._roomy and self._outside is not None:
                 self._outside.heal(self._roomy)
                 self._subject.mend(self._roomy, lambda _: None)
+
+
+def _demand_running(snapshot: Snapshot) -> None:
+    """A member that is stopped may hold the last writes: nobody would take over without it."""
+    for host in snapshot.hosts:
+        if host.role == "mysql" and not host.is_active:
+            raise Refused(
+                f"the cluster is not whole: {host.name}'s host is {host.state}",
+                why="a drill begins with everything in order, or its figures mean nothing",
+                untouched="Nothing was struck",
+                next=f"fab mysql.rejoin {host.name}",
+            )
 
 
 @contextmanager

@@ -27,7 +27,8 @@ CALM_SECONDS = 1.0
 def status(settings: Settings) -> dict[str, Any]:
     """The cluster as ``flotilla.mysql.status.status`` describes it. Changes nothing."""
     with session(settings, fresh=False) as opened:
-        return board.status(opened.cluster, store.records(settings))
+        stopped = [h for h in opened.snapshot.hosts if h.role == "mysql" and not h.is_active]
+        return board.status(opened.cluster, store.records(settings), stopped=stopped)
 
 
 def ensure(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,16 +18,21 @@ from flotilla.rules.mysql import (
 from flotilla.rules.mysql_flap import blocked_until
 from flotilla.rules.mysql_state import State, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
+from flotilla.snapshot import Host
 
 
 def status(
-    cluster: Cluster, records: Records, *, clock: Callable[[], float] = time.time
+    cluster: Cluster,
+    records: Records,
+    *,
+    stopped: Iterable[Host] = (),
+    clock: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
     """``term``, ``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``,
     ``paused`` ({by, reason, until}), ``blocked_until`` (epoch seconds; the newest failover keeps
     watchers from another one) and ``holder`` (who is changing the cluster), None where not so.
 
-    JSON types only. Raises Unreachable when the record cannot be read.
+    ``stopped`` are members whose hosts do not run. JSON types only. Raises Unreachable when the record cannot be read.
     """
     state = records.state()
     record, barred = (state.record, state.barred) if state else (None, {})
@@ -40,6 +45,9 @@ def status(
         problems = [_named(step.member, step.why) for step in decision.steps]
         problems += decision.notes
         after = "fab mysql.ensure" if decision.steps else ""
+    away = {host.name: _away(host, barred) for host in stopped}
+    problems += away.values()
+    after = after or next((f"fab mysql.rejoin {name}" for name in away), "")
     paused = _paused(state, clock())
     if paused:
         problems.append(f"automatic failover is paused by {paused['by']}: {paused['reason']}")
@@ -50,6 +58,7 @@ def status(
         "members": [
             *(_member(member, topology, primary, record, barred) for member in topology.members),
             *({"name": n, "role": "silent", "why": why} for n, why in topology.silent.items()),
+            *({"name": n, "role": "silent", "why": why} for n, why in away.items()),
         ],
         "problems": problems,
         "next": after,
@@ -57,6 +66,15 @@ def status(
         "blocked_until": blocked_until(state, clock()) if state else None,
         "holder": _holder(state, clock()),
     }
+
+
+def _away(host: Host, barred: Mapping[str, str]) -> str:
+    if host.instance_id in barred:
+        return f"{host.name}'s host is {host.state}; it is kept out: {barred[host.instance_id]}"
+    return (
+        f"{host.name}'s host is {host.state}: it may hold the last writes, so without it nobody"
+        " takes over from a primary that dies"
+    )
 
 
 def _named(member: str, why: str) -> str:
