@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_candidate import Found
 from flotilla.rules.mysql_failover import Act, How, Opening, Promotion, opening, promotion
-from flotilla.rules.mysql_state import Claim, Place, State
+from flotilla.rules.mysql_state import Claim, Place, State, absence
 from flotilla.rules.mysql_topology import Member, Record, Replication, Topology
 from flotilla.rules.mysql_verdict import Kind, Verdict
 
@@ -105,6 +105,15 @@ def test_a_missing_replica_may_hold_the_only_copy_of_an_acknowledged_write():
     assert "1 of 2 members" in refusal.what
     assert "mysql-3: it does not answer" in refusal.what
     assert "--accept-loss" in refusal.next
+
+
+def test_a_stopped_member_is_told_of_as_what_it_costs():
+    """As long as it is not kept out, a failover without it is refused."""
+    assert isinstance(begin(gone="13"), Refusal)
+    assert "nobody takes over" in absence("mysql-3", "stopped", "")
+    state = replace(STATE, barred={"i-mysql-3": "it diverged"})
+    assert isinstance(begin(state=state, gone="13"), Opening)
+    assert absence("mysql-3", "stopped", "it diverged").endswith("it is kept out: it diverged")
 
 
 def test_with_more_waiting_fewer_need_to_be_reached():

@@ -16,7 +16,7 @@ from flotilla.rules.mysql import (
     repair,
 )
 from flotilla.rules.mysql_flap import blocked_until
-from flotilla.rules.mysql_state import State, foreign_claim
+from flotilla.rules.mysql_state import State, absence, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
 from flotilla.snapshot import Host
 
@@ -32,7 +32,8 @@ def status(
     ``paused`` ({by, reason, until}), ``blocked_until`` (epoch seconds; the newest failover keeps
     watchers from another one) and ``holder`` (who is changing the cluster), None where not so.
 
-    ``stopped`` are members whose hosts do not run. JSON types only. Raises Unreachable when the record cannot be read.
+    ``stopped`` are members whose hosts do not run. JSON types only. Raises Unreachable when the
+    record cannot be read.
     """
     state = records.state()
     record, barred = (state.record, state.barred) if state else (None, {})
@@ -45,7 +46,7 @@ def status(
         problems = [_named(step.member, step.why) for step in decision.steps]
         problems += decision.notes
         after = "fab mysql.ensure" if decision.steps else ""
-    away = {host.name: _away(host, barred) for host in stopped}
+    away = {h.name: absence(h.name, h.state, barred.get(h.instance_id, "")) for h in stopped}
     problems += away.values()
     after = after or next((f"fab mysql.rejoin {name}" for name in away), "")
     paused = _paused(state, clock())
@@ -66,15 +67,6 @@ def status(
         "blocked_until": blocked_until(state, clock()) if state else None,
         "holder": _holder(state, clock()),
     }
-
-
-def _away(host: Host, barred: Mapping[str, str]) -> str:
-    if host.instance_id in barred:
-        return f"{host.name}'s host is {host.state}; it is kept out: {barred[host.instance_id]}"
-    return (
-        f"{host.name}'s host is {host.state}: it may hold the last writes, so without it nobody"
-        " takes over from a primary that dies"
-    )
 
 
 def _named(member: str, why: str) -> str:

@@ -91,3 +91,15 @@ def foreign_claim(state: State, me: str, now: float) -> Claim | None:
     if claim is None or not claim.holder or claim.holder == me or now > claim.expires_at:
         return None
     return claim
+
+
+def absence(name: str, state: str, barred: str) -> str:
+    """What it means that a member's host is in this ``state`` of EC2's; ``barred`` is why it is out
+    of the cluster, "" where it is not.
+    """
+    if barred:
+        return f"{name}'s host is {state}; it is kept out: {barred}"
+    return (
+        f"{name}'s host is {state}: it may hold the last writes, so without it nobody takes over"
+        " from a primary that dies"
+    )
