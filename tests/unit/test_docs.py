@@ -136,7 +136,9 @@ def test_the_front_page_is_as_long_as_one_reads() -> None:
 
 def test_role_manuals_are_short_and_list_every_variable_as_it_is() -> None:
     for path in REPO.glob("roles/*/README.md"):
-        assert len(path.read_text().splitlines()) <= 80, name(path)
+        # In the table things are looked up; what is read is the rest.
+        prose = [line for line in path.read_text().splitlines() if not line.startswith("| `")]
+        assert len(prose) <= 60, name(path)
     done = subprocess.run(
         [sys.executable, REPO / "scripts" / "role_docs.py", "--check"],
         capture_output=True,
