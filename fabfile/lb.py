@@ -1,4 +1,4 @@
-"""Load balancers: who has the address, and move it."""
+"""Load balancers: who has the address, move it, and keep them up to date."""
 
 from __future__ import annotations
 
@@ -55,6 +55,40 @@ def failover(
     )
     text = f"{done['new']} has the address" if done["changed"] else "it is not there"
     show(done, json=json, text=text)
+
+
+@task(help={"restart": "restart both, whether they need it or not", **YES, **JSON})
+def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = False) -> None:
+    """Upgrade HAProxy, keepalived and their libraries: first the one without the address.
+
+    The address moves once, before the one that has it is worked on, and that cuts open connections.
+    Upgraded is also what HAProxy is linked with, libssl above all, and restarted whatever runs a
+    file that was replaced. Exit 0 done or nothing to do, 2 one did not come back and the rest was
+    left alone, 3 refused and nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.lb import operate_maintain
+
+    settings = attempt(config.load, json=json)
+    again = typed("lb.patch", restart=restart)
+    done = attempt(
+        lambda: operate_maintain.patch(
+            settings,
+            restart=restart,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=_patched(done))
+
+
+def _patched(done: dict[str, Any]) -> str:
+    if not done["changed"]:
+        return "nothing to do"
+    text = f"{', '.join(done['hosts'])} done in {sum(done['seconds'].values()):.0f} s"
+    moved = " (it moved)" if done["moved"] else ""
+    return f"{text}; {done['owner']} has the address{moved}"
 
 
 def _board(found: dict[str, Any]) -> str:

@@ -56,6 +56,7 @@ def fab(
         (["fleet.run", "uptime"], "--on"),
         (["fleet.run", "uptime", "--on"], "--on"),
         (["deploy.run"], "--version"),
+        (["lb.patch", "--restrat"], "'--restrat'"),
         (["fleet.run", "uptime", "--on", "app", "--seconds", "x"], "--seconds is 'x'"),
         (["fleet.logs", "app", "--lines", "x"], "--lines is 'x'"),
         (["lab.fault", "app-1", "kill", "--option", "x"], "--option is 'x'"),
@@ -154,6 +155,7 @@ def test_a_folder_where_a_file_should_be_is_named(checkout: Path) -> None:
         ("fab mysql.switchover", {"to": None, "writers": None}),
         ("fab mysql.switchover --to mysql-2 --writers 0", {"to": "mysql-2", "writers": 0}),
         ("fab mysql.failover --accept-loss", {"to": "", "accept_loss": True, "yes": False}),
+        ("fab lb.patch --restart", {"restart": True}),
         ("fab mysql.pause --reason 'a b; c'", {"reason": "a b; c"}),
     ],
 )

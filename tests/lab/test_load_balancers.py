@@ -1,0 +1,46 @@
+"""Work on the load balancers while clients are served."""
+
+from __future__ import annotations
+
+import pytest
+from guests import needs_lab
+from typed import fab, typed
+
+from flotilla.aws import edge
+from flotilla.settings import Settings
+from flotilla.traffic import Background
+
+pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.timeout(600)]
+
+# One move of the address; a restart of the one without it is seen by nobody.
+GAP_SECONDS = 4.0
+
+
+def test_both_are_restarted_one_after_the_other_and_the_address_moves_once(
+    standing_fleet: Settings,
+) -> None:
+    before = fab("lb.status")
+    assert before["problems"] == []
+    other = next(one["name"] for one in before["members"] if not one["owner"])
+    plan = typed("lb.patch", "--restart", code=3).stderr
+    assert plan.index(f"{other}: upgrade and restart") < plan.index(f"{before['owner']}: move")
+    with Background("--url", edge.url(standing_fleet), "--rate", "50") as clients:
+        done = fab("lb.patch", "--restart", "--yes")
+        seen = clients.stop()
+    assert sorted(done["hosts"]) == sorted(one["name"] for one in before["members"])
+    assert (done["moved"], done["owner"]) == ([before["owner"]], other)
+    assert seen["gap_seconds"] < GAP_SECONDS
+    after = fab("lb.status")
+    assert (after["owner"], after["problems"]) == (other, [])
+
+
+def test_nothing_is_begun_while_one_of_them_could_not_serve(standing_fleet: Settings) -> None:
+    members = fab("lb.status")["members"]
+    other = next(one["name"] for one in members if not one["owner"])
+    typed("fleet.run", "--on", other, "--sudo", "systemctl stop keepalived")
+    try:
+        refused = fab("lb.patch", "--restart", "--yes", code=3)["error"]
+        assert f"{other} could not serve" in refused["what"]
+        assert refused["untouched"] == "Nothing was changed"
+    finally:
+        typed("fleet.run", "--on", other, "--sudo", "systemctl start keepalived")
