@@ -1,4 +1,4 @@
-"""Load balancers: who has the address, move it, and keep them up to date."""
+"""Load balancers: who has the address, move it, the maintenance page, updates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from invoke.context import Context
 from invoke.tasks import task
 
-from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
+from fabfile._operator import JSON, YES, attempt, confirm, ended, said, show, typed
 
 
 @task(help=JSON)
@@ -55,6 +55,58 @@ def failover(
     )
     text = f"{done['new']} has the address" if done["changed"] else "it is not there"
     show(done, json=json, text=text)
+
+
+@task(
+    help={
+        "on": "answer all requests with the page",
+        "off": "serve clients again",
+        "reason": "why; whoever looks at the fleet meanwhile reads it, clients do not",
+        **YES,
+        **JSON,
+    }
+)
+def maintenance(
+    _: Context,
+    *,
+    on: bool = False,
+    off: bool = False,
+    reason: str = "",
+    yes: bool = False,
+    json: bool = False,
+) -> None:
+    """Put up the maintenance page, or take it down: on both load balancers or on none.
+
+    Requests are answered 503 with Retry-After, but for the health page. It outlives a reload, and a
+    move of the address. Nothing is reloaded and no connection is cut. Exit 0 done or nothing to do,
+    2 one could not be told and the other is as it was, 3 refused and nothing changed, 4
+    unreachable, 5 neither or both of --on and --off.
+    """
+    from flotilla import config
+    from flotilla.errors import BadOption
+    from flotilla.lb import maintenance as page
+
+    settings = attempt(config.load, json=json)
+    if on == off:
+        wrong = BadOption(
+            "say --on or --off, one of them",
+            untouched="Nothing was changed",
+            next="fab lb.maintenance --on --reason <text>",
+        )
+        raise ended(wrong, json=json)
+    again = typed("lb.maintenance", on=on, off=off, reason=reason)
+    done = attempt(
+        lambda: page.change(
+            settings,
+            on=on,
+            reason=reason,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = "clients get the maintenance page" if done["on"] else "clients are served"
+    show(done, json=json, text=text if done["changed"] else f"nothing to do: {text}")
 
 
 @task(help={"restart": "restart both, whether they need it or not", **YES, **JSON})

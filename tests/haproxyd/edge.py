@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import socket
 import subprocess
@@ -10,12 +11,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from templates.conftest import render_template
+import yaml
+from templates.conftest import REPOSITORY, render_template
 from unit.ports import free_port
 
+from flotilla.hosts.haproxy import Runtime, local
+from flotilla.rules.lb_maintenance import MAP
 from flotilla.wait import until
 
+ROLE = REPOSITORY / "roles" / "haproxy"
 SERVERS = {"app-1": "127.0.70.1", "app-2": "127.0.70.2"}
 _ACCOUNTS = re.compile(r" user haproxy group haproxy|^    (user|group) haproxy\n", re.MULTILINE)
 _APPLICATION = """
@@ -48,10 +54,31 @@ class Edge:
     port: int
     # What has to come first on every connection.
     greeting: bytes = b""
+    # Where its configuration, its pages and its sockets are.
+    folder: Path = Path()
+    servers: tuple[subprocess.Popen[bytes], ...] = ()
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def runtime(self) -> Runtime:
+        """Its socket; files that it is asked about are those of ``folder``."""
+        ask = local(self.folder / "admin.sock")
+        return Runtime("lb-1", lambda text: ask(text.replace(MAP, str(self.map))))
+
+    @property
+    def map(self) -> Path:
+        """The file that says whether there is maintenance."""
+        return self.folder / "maintenance.map"
+
+    def reload(self) -> None:
+        """As systemd does it on a load balancer: by the role's own script."""
+        script = _reloader()
+        script.MASTER_SOCKET = str(self.folder / "master.sock")
+        script.STATE_FILE = self.folder / "state"
+        script.CONFIGURATION = self.folder / "haproxy.cfg"
+        assert script.reload(0) == 0
 
     def connected(self, source: str = "127.0.71.1", seconds: float = 10.0) -> socket.socket:
         """A connection from an address."""
@@ -76,10 +103,15 @@ def running(folder: Path, **variables: object) -> Iterator[Edge]:
         haproxy_stats_port=stats,
         **variables,
     )
-    page = folder / "503.http"
-    page.write_text(render_template("haproxy", "503.http.j2", host="lb-1"))
+    for file in _pages():
+        name = Path(str(file["dest"])).name
+        page = render_template("haproxy", str(file["src"]), host="lb-1", __haproxy_file=file)
+        (folder / name).write_text(page)
+    (folder / "maintenance.map").touch()
     text = _ACCOUNTS.sub("", text)
-    text = text.replace("/etc/haproxy/errors/flotilla-503.http", str(page))
+    text = text.replace("/etc/haproxy/errors/", f"{folder}/")
+    text = text.replace(MAP, str(folder / "maintenance.map"))
+    text = text.replace("/var/lib/haproxy/state", str(folder / "state"))
     text = text.replace("bind :80", f"bind 127.0.70.10:{port}")
     text = text.replace("/run/haproxy/admin.sock", str(folder / "admin.sock"))
     text = text.replace("    chroot /var/lib/haproxy\n", "")
@@ -87,15 +119,32 @@ def running(folder: Path, **variables: object) -> Iterator[Edge]:
     path = folder / "haproxy.cfg"
     path.write_text(text)
     proxied = b"PROXY TCP4 127.0.71.1 127.0.70.10 1111 80\r\n"
-    made = Edge(
-        "127.0.70.10", port, proxied if variables.get("haproxy_edge_proxy_protocol") else b""
-    )
     with ExitStack() as stack:
-        for address in SERVERS.values():
-            stack.enter_context(_process(sys.executable, "-c", _APPLICATION, address, str(behind)))
-        stack.enter_context(_process("haproxy", "-db", "-f", str(path)))
+        servers = [
+            stack.enter_context(_process(sys.executable, "-c", _APPLICATION, one, str(behind)))
+            for one in SERVERS.values()
+        ]
+        master = f"{folder / 'master.sock'}"
+        stack.enter_context(_process("haproxy", "-W", "-S", master, "-f", str(path)))
+        greeting = proxied if variables.get("haproxy_edge_proxy_protocol") else b""
+        made = Edge("127.0.70.10", port, greeting, folder, tuple(servers))
         until(lambda: _serves(made), seconds=20, every=0.1)
         yield made
+
+
+def _pages() -> list[dict[str, object]]:
+    """What the role renders of error and maintenance pages."""
+    files = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__haproxy_baked_files"]
+    return [file for file in files if "/errors/" in file["dest"]]
+
+
+def _reloader() -> Any:
+    spec = importlib.util.spec_from_file_location("reloader", ROLE / "files/haproxy_reload.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _serves(edge: Edge) -> bool:
@@ -108,10 +157,15 @@ def _serves(edge: Edge) -> bool:
 
 
 @contextmanager
-def _process(*argv: str) -> Iterator[None]:
+def _process(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        yield
+        yield process
     finally:
-        process.kill()
-        process.wait()
+        # HAProxy's master ends its workers, if it is asked to.
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
+
 import pytest
 from guests import needs_lab
 from typed import fab, typed
@@ -44,3 +47,37 @@ def test_nothing_is_begun_while_one_of_them_could_not_serve(standing_fleet: Sett
         assert refused["untouched"] == "Nothing was changed"
     finally:
         typed("fleet.run", "--on", other, "--sudo", "systemctl start keepalived")
+
+
+def test_the_maintenance_page_goes_with_the_address_and_outlives_a_reload(
+    standing_fleet: Settings,
+) -> None:
+    url = edge.url(standing_fleet)
+    assert fab("lb.status")["maintenance"] is None
+    typed("lb.maintenance", "--on", "--reason", "a rehearsal", code=3)
+    assert page(url)[0] == 200, "that was the plan, and nothing else"
+    done = fab("lb.maintenance", "--on", "--reason", "a rehearsal", "--yes")
+    try:
+        assert done["hosts"][-1] == fab("lb.status")["owner"]
+        assert page(url) == (503, "300")
+        typed("fleet.run", "--on", "lb", "--sudo", "systemctl reload haproxy")
+        assert page(url) == (503, "300")
+        fab("lb.failover", "--yes")
+        assert page(url) == (503, "300")
+        assert page(url + standing_fleet.application.health_path)[0] == 200
+        assert fab("lb.status")["maintenance"]["reason"] == "a rehearsal"
+        assert any("a rehearsal" in one["what"] for one in fab("fleet.status")["findings"])
+    finally:
+        fab("lb.maintenance", "--off", "--yes")
+    assert page(url)[0] == 200
+    assert fab("lb.maintenance", "--off", "--yes")["changed"] is False
+    assert fab("lb.status")["problems"] == []
+
+
+def page(url: str) -> tuple[int, str | None]:
+    """The status and Retry-After of one request."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, None
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Retry-After"]

@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from flotilla.rules import haproxy_file
+from flotilla.rules.lb_maintenance import MAP
 
 Render = Callable[..., str]
 
@@ -69,8 +70,9 @@ def test_the_alive_answer_is_for_this_host_only(edge: str) -> None:
     answers = [
         line for line in section(edge, "frontend edge") if line.startswith("http-request return")
     ]
-    assert len(answers) == 2
-    assert all("local_alive_question from_this_host" in line for line in answers)
+    ours = [line for line in answers if MAP not in line]
+    assert len(ours) == 2
+    assert all("local_alive_question from_this_host" in line for line in ours)
 
 
 def test_a_load_balancer_asks_the_others_and_not_itself(edge: str) -> None:
@@ -157,10 +159,15 @@ def test_readers_fall_back_to_the_host_the_writer_uses(local: str) -> None:
 def test_haproxy_accepts_the_configuration(
     render: Render, checked_by: Callable[..., CompletedProcess[str]], host: str, tmp_path: Path
 ) -> None:
-    page = tmp_path / "503.http"
-    page.write_text(render("haproxy", "503.http.j2", host=host))
+    for code in (502, 503, 504):
+        page = render("haproxy", "error.http.j2", host=host, __haproxy_file={"code": code})
+        (tmp_path / f"flotilla-{code}.http").write_text(page)
+    page = render("haproxy", "maintenance.html.j2", host=host)
+    (tmp_path / "flotilla-maintenance.html").write_text(page)
+    (tmp_path / "maintenance.map").touch()
     text = render("haproxy", "haproxy.cfg.j2", host=host)
-    text = text.replace("/etc/haproxy/errors/flotilla-503.http", str(page))
+    text = text.replace("/etc/haproxy/errors/", f"{tmp_path}/")
+    text = text.replace(MAP, str(tmp_path / "maintenance.map"))
     # The check looks the accounts up; the package makes them, a workstation may lack them.
     accounts = re.compile(r" user haproxy group haproxy|^    (user|group) haproxy\n", re.MULTILINE)
     text = accounts.sub("", text)
@@ -168,11 +175,34 @@ def test_haproxy_accepts_the_configuration(
     assert result.returncode == 0, result.stderr
 
 
-def test_the_error_page_is_a_whole_http_answer(render: Render) -> None:
-    head, _, body = render("haproxy", "503.http.j2", host="lb-1").partition("\n\n")
-    assert head.startswith("HTTP/1.0 503 ")
+@pytest.mark.parametrize(("code", "processed"), [(502, "may"), (503, "Nothing"), (504, "may")])
+def test_an_error_page_is_a_whole_http_answer_and_says_what_became_of_the_request(
+    render: Render, code: int, processed: str
+) -> None:
+    page = render("haproxy", "error.http.j2", host="lb-1", __haproxy_file={"code": code})
+    head, _, body = page.partition("\n\n")
+    assert head.startswith(f"HTTP/1.0 {code} ")
     assert "Cache-Control: no-cache" in head
+    # Asking again soon is safe only where nothing was done.
+    assert ("Retry-After: 5" in head) is (code == 503)
     assert body.startswith("<!doctype html>")
+    assert processed in body
+
+
+def test_pages_of_ones_own_take_the_place_of_ours(render: Render) -> None:
+    own = {"haproxy_edge_error_html": "<p>ours", "haproxy_edge_maintenance_html": "<p>later"}
+    page = render("haproxy", "error.http.j2", host="lb-1", __haproxy_file={"code": 503}, **own)
+    assert page.startswith("HTTP/1.0 503 ")
+    assert page.endswith("\n\n<p>ours\n")
+    assert render("haproxy", "maintenance.html.j2", host="lb-1", **own) == "<p>later\n"
+
+
+def test_the_maintenance_page_comes_before_the_application_and_after_keepalived(edge: str) -> None:
+    lines = section(edge, "frontend edge")
+    said = next(n for n, line in enumerate(lines) if MAP in line)
+    assert max(n for n, line in enumerate(lines) if "local_alive_question" in line) < said
+    assert "hdr Retry-After 300" in lines[said]
+    assert lines[said].endswith("!{ path /healthz }")
 
 
 def test_the_role_and_the_discovery_write_the_same_lines(render: Render) -> None:

@@ -121,6 +121,9 @@ def test_without_a_terminal_or_a_stdout_nothing_breaks(closed: str) -> None:
         (["fleet.provision", "--shrink", "redsi"], "--shrink is redsi"),
         (["images.bake", "--only", ""], "there is no image ''"),
         (["app.release", "--version", ""], "version ''"),
+        (["lb.maintenance"], "say --on or --off"),
+        (["lb.maintenance", "--on", "--off"], "say --on or --off"),
+        (["lb.maintenance", "--on", "--reason", "x" * 201], "--reason has 201 letters"),
         (["app.release", "--version", "v1", "--artifact", "s3://x"], "is no s3://BUCKET/KEY"),
     ],
 )
@@ -156,6 +159,7 @@ def test_a_folder_where_a_file_should_be_is_named(checkout: Path) -> None:
         ("fab mysql.switchover --to mysql-2 --writers 0", {"to": "mysql-2", "writers": 0}),
         ("fab mysql.failover --accept-loss", {"to": "", "accept_loss": True, "yes": False}),
         ("fab lb.patch --restart", {"restart": True}),
+        ("fab lb.maintenance --on --reason 'a b; c'", {"on": True, "reason": "a b; c"}),
         ("fab mysql.pause --reason 'a b; c'", {"reason": "a b; c"}),
     ],
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
-from flotilla.errors import BadOption, HostFailed, Refused
+from flotilla.errors import BadOption, FlotillaError, HostFailed, Refused
+from flotilla.lb import maintenance
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.replace.pair import Pair
 from flotilla.rules import lb as rules
+from flotilla.rules import lb_maintenance
 from flotilla.rules.replace_pair import Balancer
 from flotilla.settings import Settings
 
@@ -20,18 +23,28 @@ LOCK = "lb"
 
 
 def seen(settings: Settings) -> dict[str, Any]:
-    """{owner, members: [{name, zone, fit, owner}], problems, next}; JSON types.
+    """{owner, members: [{name, zone, fit, owner}], maintenance, problems, next}; JSON types.
+
+    ``maintenance`` is {by, at, reason} of the page that clients get, None for none.
 
     Raises Unreachable.
     """
     looked = Pair(settings, say=lambda _: None).look()
     found = rules.problems([_member(one) for one in looked])
+    notice = None
+    try:
+        views = maintenance.seen(settings)
+        found += lb_maintenance.problems(views)
+        notice = next((kept.running for kept in views.values() if kept.running), None)
+    except FlotillaError as error:
+        found.append(f"whether there is maintenance cannot be told: {error.what}")
     return {
         "owner": next((one.name for one in looked if one.owner), None),
         "members": [
             {"name": one.name, "zone": one.zone, "fit": one.fit, "owner": one.owner}
             for one in looked
         ],
+        "maintenance": asdict(notice) if notice else None,
         "problems": found,
         "next": "fab fleet.status" if found else "",
     }

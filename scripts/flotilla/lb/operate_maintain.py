@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-from flotilla import inventory
 from flotilla.errors import HostFailed, Refused
-from flotilla.hosts.access import prepare
 from flotilla.hosts.ssh import Runner
 from flotilla.lb.maintain import Maintenance
 from flotilla.lb.operate import LOCK as ADDRESS
+from flotilla.lb.reach import reached
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.replace.pair import Pair
@@ -53,7 +51,7 @@ def patch(settings: Settings, *, restart: bool, confirmed: Confirmed, said: Said
     """
     pair = Pair(settings, say=said)
     hosts = _in_order(pair)
-    with _reached(settings) as runner:
+    with reached(settings) as (runner, _):
         needed = _needs(runner, [host.name for host in hosts], restart=restart)
         reasons = {name: need.reasons for name, need in needed.items()}
         if not reasons:
@@ -147,14 +145,6 @@ UPGRADE = (
     f"DEBIAN_FRONTEND=noninteractive {_APT} -y -o Dpkg::Options::=--force-confold"
     f" install --only-upgrade {_INSTALLED}"
 )
-
-
-@contextmanager
-def _reached(settings: Settings) -> Iterator[Runner]:
-    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
-    prepare(settings, snapshot)
-    with Runner(settings, snapshot) as runner:
-        yield runner
 
 
 def _outcome(

@@ -37,6 +37,7 @@ def findings(world: World) -> list[Finding]:
         _hosts,
         status_traffic.edge,
         status_traffic.balancers,
+        status_traffic.maintenance,
         status_traffic.following,
         status_traffic.servers,
         status_traffic.apps,

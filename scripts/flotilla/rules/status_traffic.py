@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from flotilla.rules import lb_maintenance
+from flotilla.rules.lb_maintenance import Kept
 from flotilla.rules.rotation import Server
 from flotilla.rules.status_finding import (
     NO_WRITES,
@@ -26,6 +28,7 @@ SILENT_SECONDS = 30.0
 
 LOST, SLOW, LOCKED = "load-balancer-is-lost", "site-is-slow-or-down", "lock-is-held"
 FAILED_DEPLOY, UNFOLLOWED = "deploy-failed", "load-balancer-does-not-follow"
+MAINTENANCE = "show-a-maintenance-page"
 
 
 def edge(world: World) -> Iterator[Finding]:
@@ -89,6 +92,14 @@ def balancers(world: World) -> Iterator[Finding]:
             what = f"{balancer.name} has no server to give requests to"
             after = "fab fleet.logs app --unit app"
             yield Finding(Severity.DOWN if has_it else Severity.RISK, balancer.name, what, after)
+
+
+def maintenance(world: World) -> Iterator[Finding]:
+    """The maintenance page: on purpose, and nobody is served all the same."""
+    asked = [one for one in world.balancers if one.servers is not None]
+    views = {one.name: Kept(one.maintenance, one.maintenance) for one in asked}
+    for problem in lb_maintenance.problems(views):
+        yield down("edge", problem, "fab lb.maintenance --off", MAINTENANCE)
 
 
 def following(world: World) -> Iterator[Finding]:

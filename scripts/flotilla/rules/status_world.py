@@ -11,6 +11,7 @@ from typing import Any
 
 from flotilla.rules import redis
 from flotilla.rules.images import Image
+from flotilla.rules.lb_maintenance import Notice
 from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.rotation import Server
 
@@ -99,6 +100,7 @@ class Balancer:
 
     ``servers`` is None, with ``error``, when the socket did not answer; ``traffic`` is None when
     the statistics page did not. ``vrrp`` is "" and ``follows`` None when nothing on the host knows.
+    ``maintenance`` is who put up the page that clients get instead, None for nobody.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Balancer:
     traffic: Traffic | None = None
     error: str = ""
     follows: Follows | None = None
+    maintenance: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 from flotilla.deploy.world import TOOL
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.hosts import haproxy, redis
+from flotilla.rules import lb_maintenance
+from flotilla.rules.lb_maintenance import MAP, Notice
 from flotilla.rules.redis import Member
 from flotilla.rules.rotation import Server
 from flotilla.rules.status_world import App, Balancer, Disk, Follows, Report, Traffic
@@ -43,6 +45,7 @@ def command(settings: Settings, role: str) -> str:
     if role == "lb":
         wanted["edge"] = EDGE_STATE
         wanted["discovery"] = DISCOVERY_REPORT
+        wanted["questions"] = {"maintenance": f"show map {MAP}"}
     if role == "app":
         site = "http://127.0.0.1"
         wanted["app"] = {
@@ -85,6 +88,7 @@ def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> 
         "vrrp": edge.get("vrrp", ""),
         "note": edge.get("note", edge.get("error", "")),
         "follows": _follows(answer.get("discovery"), answer["at"]),
+        "maintenance": _maintenance(answer.get("maintenance") or {}),
     }
     try:
         rows = haproxy.parse_stat(_stat(answer), host.name)
@@ -96,6 +100,14 @@ def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> 
         if row["pxname"] == BACKEND and row["svname"] not in _AGGREGATES
     }
     return Balancer(host.name, host.instance_id, **known, servers=servers, traffic=traffic)
+
+
+def _maintenance(answer: Mapping[str, Any]) -> Notice | None:
+    """Who put up the maintenance page; None also where HAProxy does not say."""
+    try:
+        return lb_maintenance.running(answer.get("stat", ""))
+    except ValueError:
+        return None
 
 
 def _follows(found: Any, now: float) -> Follows | None:

@@ -2,9 +2,9 @@
 
 Only Python's standard library, of any version since 3.11; nothing is installed. Its one argument is
 a JSON object: ``units`` and ``disks`` (paths) to look at, and which of ``haproxy`` (socket path),
-``app`` (release tool, version_url, ready_url), ``redis`` (reporter), ``edge`` (state file) and
-``discovery`` (report file) there are. Each part that cannot be had is ``{"error": why}``; the
-others are there all the same.
+``questions`` (to that socket, by name), ``app`` (release tool, version_url, ready_url), ``redis``
+(reporter), ``edge`` (state file) and ``discovery`` (report file) there are. Each part that cannot
+be had is ``{"error": why}``; the others are there all the same.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def disk(path: str) -> dict[str, Any]:
     }
 
 
-def haproxy(path: str) -> dict[str, str]:
-    """``show stat`` of the runtime socket, unparsed."""
+def haproxy(path: str, command: str = "show stat") -> dict[str, str]:
+    """What the runtime socket answers, unparsed."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(SECONDS)
         connection.connect(path)
-        connection.sendall(b"show stat\n")
+        connection.sendall(command.encode() + b"\n")
         connection.shutdown(socket.SHUT_WR)
         parts = iter(lambda: connection.recv(65536), b"")
         return {"stat": b"".join(parts).decode(errors="replace")}
@@ -117,6 +117,8 @@ def main() -> None:
     }
     if "haproxy" in wanted:
         found["haproxy"] = tried(haproxy, wanted["haproxy"])
+    for name, question in wanted.get("questions", {}).items():
+        found[name] = tried(haproxy, wanted["haproxy"], question)
     if "edge" in wanted:
         found["edge"] = tried(read_json, wanted["edge"])
     if "discovery" in wanted:
