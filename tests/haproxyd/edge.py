@@ -57,6 +57,7 @@ class Edge:
     # Where its configuration, its pages and its sockets are.
     folder: Path = Path()
     servers: tuple[subprocess.Popen[bytes], ...] = ()
+    tls_port: int = 0
 
     @property
     def url(self) -> str:
@@ -66,6 +67,11 @@ class Edge:
         """Its socket; files that it is asked about are those of ``folder``."""
         ask = local(self.folder / "admin.sock")
         return Runtime("lb-1", lambda text: ask(text.replace(MAP, str(self.map))))
+
+    @property
+    def pem(self) -> Path:
+        """Certificate, chain and key, where it has one."""
+        return self.folder / "edge.pem"
 
     @property
     def map(self) -> Path:
@@ -86,13 +92,17 @@ class Edge:
 
 
 @contextmanager
-def running(folder: Path, **variables: object) -> Iterator[Edge]:
-    """A load balancer and its servers, ended afterwards. ``variables`` are the role's.
+def running(folder: Path, *, pem: str = "", **variables: object) -> Iterator[Edge]:
+    """A load balancer and its servers, ended afterwards. ``variables`` are the role's; with ``pem``
+    it has that certificate.
 
     Clients are at other addresses of loopback than 127.0.0.1, which is exempt from limits; so here
     it is that address alone.
     """
-    port, behind, stats = free_port(), free_port(), free_port()
+    port, behind, stats, tls_port = free_port(), free_port(), free_port(), free_port()
+    if pem:
+        (folder / "edge.pem").write_text(pem)
+        variables["haproxy_edge_certificate_path"] = str(folder / "edge.pem")
     text = render_template(
         *("haproxy", "haproxy.cfg.j2"),
         host="lb-1",
@@ -113,6 +123,7 @@ def running(folder: Path, **variables: object) -> Iterator[Edge]:
     text = text.replace(MAP, str(folder / "maintenance.map"))
     text = text.replace("/var/lib/haproxy/state", str(folder / "state"))
     text = text.replace("bind :80", f"bind 127.0.70.10:{port}")
+    text = text.replace("bind :443", f"bind 127.0.70.10:{tls_port}")
     text = text.replace("/run/haproxy/admin.sock", str(folder / "admin.sock"))
     text = text.replace("    chroot /var/lib/haproxy\n", "")
     text = text.replace("127.0.0.0/8", "127.0.0.1")
@@ -127,7 +138,7 @@ def running(folder: Path, **variables: object) -> Iterator[Edge]:
         master = f"{folder / 'master.sock'}"
         stack.enter_context(_process("haproxy", "-W", "-S", master, "-f", str(path)))
         greeting = proxied if variables.get("haproxy_edge_proxy_protocol") else b""
-        made = Edge("127.0.70.10", port, greeting, folder, tuple(servers))
+        made = Edge("127.0.70.10", port, greeting, folder, tuple(servers), tls_port)
         until(lambda: _serves(made), seconds=20, every=0.1)
         yield made
 
@@ -151,7 +162,8 @@ def _serves(edge: Edge) -> bool:
     try:
         with edge.connected() as stream:
             stream.sendall(edge.greeting + b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
-            return stream.recv(64).startswith(b"HTTP/1.1 200")
+            # With a certificate, a redirect.
+            return stream.recv(64).startswith((b"HTTP/1.1 200", b"HTTP/1.1 308"))
     except OSError:
         return False
 

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from flotilla import files
 from flotilla.discovery.balancer import Balancer, Places
-from flotilla.discovery.source import Ec2
+from flotilla.discovery.certificates import Certificates
+from flotilla.discovery.source import Ec2, Metrics
 from flotilla.errors import FlotillaError
 from flotilla.hosts import haproxy
 from flotilla.rules.discovery import (
@@ -32,6 +33,7 @@ from flotilla.rules.discovery import (
     decide,
     released,
 )
+from flotilla.rules.lb_certificate import Certificate
 
 # Between two looks at HAProxy, each of which saves the servers' states: what a crash may forget.
 TURN_SECONDS = 0.25
@@ -60,7 +62,8 @@ class Report:
     """What `fab fleet.status` reads: times in seconds since the epoch, 0 for never.
 
     ``trouble`` is why nothing is followed now, "" if it is; ``notes`` what was left undone for
-    safety; ``changes`` the last orders, newest first: {"at", "kind", "name", "address", "why"}.
+    safety; ``changes`` the last orders, newest first: {"at", "kind", "name", "address", "why"};
+    ``certificates`` are those in use.
     """
 
     at: float = 0.0
@@ -70,6 +73,7 @@ class Report:
     trouble: str = ""
     notes: tuple[str, ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
+    certificates: tuple[Certificate, ...] = ()
 
 
 class Service:
@@ -83,13 +87,14 @@ class Service:
         *,
         every: float,
         limits: Limits,
+        certificates: Certificates | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._source, self._balancer = source, balancer
         self._memory_file, self._report_file = folder / "memory.json", folder / "report.json"
-        self._every, self._limits = every, limits
+        self._every, self._limits, self._certificates = every, limits, certificates
         self._clock, self._now, self._chance = clock, now, chance
         self._pool = ThreadPoolExecutor(1, "ec2")
         self._answer: Future[list[Host]] | None = None
@@ -124,6 +129,8 @@ class Service:
             self._tell(f"EC2 gave no answer: {error}")
             return
         self._failures = 0
+        if self._certificates:
+            self._report.certificates = self._certificates.look()
         try:
             notes = self._follow(hosts)
         except (FlotillaError, OSError) as error:
@@ -201,6 +208,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=80, help="where the application's hosts listen")
     parser.add_argument("--every", type=float, default=2.5, help="seconds between two looks")
     parser.add_argument("--most-percent", type=int, default=Limits().most_percent)
+    parser.add_argument("--namespace", default="", help="of the metrics; without one, none is put")
     parser.add_argument("--folder", type=Path, default=Path("/var/lib/flotilla-discovery"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -213,6 +221,7 @@ def main() -> None:
         options.folder,
         every=options.every,
         limits=Limits(most_percent=options.most_percent),
+        certificates=Certificates(runtime, Metrics(options.namespace).put),
     )
     while True:
         service.turn()

@@ -72,6 +72,31 @@ class Ec2:
         return True
 
 
+class Metrics:
+    """Figures of the load balancers in CloudWatch; without a namespace, nowhere."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    @cached_property
+    def _cloudwatch(self) -> Any:
+        return _client("cloudwatch")
+
+    def put(self, name: str, value: float) -> None:
+        """Store one value; whatever fails is raised."""
+        if self._namespace:
+            self._cloudwatch.put_metric_data(
+                Namespace=self._namespace,
+                MetricData=[
+                    {
+                        "MetricName": name,
+                        "Dimensions": [{"Name": "Role", "Value": "lb"}],
+                        "Value": value,
+                    }
+                ],
+            )
+
+
 def _client(service: str) -> Any:
     import boto3  # noqa: PLC0415  half a second that tests of the rest need not pay
     from botocore.config import Config  # noqa: PLC0415

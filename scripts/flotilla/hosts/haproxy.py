@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from flotilla.errors import HostFailed, Refused, Unreachable
+from flotilla.rules import lb_certificate
 from flotilla.rules.capacity import Load
+from flotilla.rules.lb_certificate import Certificate
 from flotilla.rules.rotation import Counters, Server
 from flotilla.rules.soak import Sample
 
@@ -229,6 +231,12 @@ class Runtime:
         if "Version" not in found:
             raise HostFailed(f"{self.name}: not an answer to 'show info': {text[:80]!r}")
         return found
+
+    def certificates(self) -> tuple[Certificate, ...]:
+        """Those that it serves."""
+        files = lb_certificate.files(self._send("show ssl cert"))
+        found = (lb_certificate.certificate(self._send(f"show ssl cert {one}")) for one in files)
+        return tuple(filter(None, found))
 
     def demand_admin(self) -> None:
         """Refuse a socket that lists servers but cannot change them."""

@@ -38,6 +38,7 @@ def findings(world: World) -> list[Finding]:
         status_traffic.edge,
         status_traffic.balancers,
         status_traffic.maintenance,
+        status_traffic.certificates,
         status_traffic.following,
         status_traffic.servers,
         status_traffic.apps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from flotilla.rules import lb_maintenance
+from flotilla.rules import lb_certificate, lb_maintenance
 from flotilla.rules.lb_maintenance import Kept
 from flotilla.rules.rotation import Server
 from flotilla.rules.status_finding import (
@@ -100,6 +100,12 @@ def maintenance(world: World) -> Iterator[Finding]:
     views = {one.name: Kept(one.maintenance, one.maintenance) for one in asked}
     for problem in lb_maintenance.problems(views):
         yield down("edge", problem, "fab lb.maintenance --off", MAINTENANCE)
+
+
+def certificates(world: World) -> Iterator[Finding]:
+    """Certificates that run out, or that were renewed on one load balancer only."""
+    served = {one.name: one.certificates for one in world.balancers}
+    yield from lb_certificate.findings(served, world.at)
 
 
 def following(world: World) -> Iterator[Finding]:

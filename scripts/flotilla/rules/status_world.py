@@ -11,6 +11,7 @@ from typing import Any
 
 from flotilla.rules import redis
 from flotilla.rules.images import Image
+from flotilla.rules.lb_certificate import Certificate
 from flotilla.rules.lb_maintenance import Notice
 from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.rotation import Server
@@ -100,7 +101,8 @@ class Balancer:
 
     ``servers`` is None, with ``error``, when the socket did not answer; ``traffic`` is None when
     the statistics page did not. ``vrrp`` is "" and ``follows`` None when nothing on the host knows.
-    ``maintenance`` is who put up the page that clients get instead, None for nobody.
+    ``maintenance`` is who put up the page that clients get instead, None for nobody;
+    ``certificates`` are those that it serves.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Balancer:
     error: str = ""
     follows: Follows | None = None
     maintenance: Notice | None = None
+    certificates: tuple[Certificate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ class World:
     be had. ``edge_owner`` is the instance that has the Elastic IP ``edge_address``; both are "" for
     none, None when EC2 could not be asked. ``api_error`` is why AWS could not be asked, "" if it
     could. ``lock`` says who is changing the fleet now. ``backups`` is None when AWS did not
-    tell.
+    tell. ``at`` is when all this was, by the operator's clock.
     """
 
     fleet: str
@@ -176,6 +179,7 @@ class World:
     redis_errors: Mapping[str, str] = field(default_factory=dict)
     api_error: str = ""
     lock: str = ""
+    at: float = 0.0
     backups: Backups | None = None
 
     @property

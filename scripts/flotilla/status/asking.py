@@ -12,6 +12,7 @@ from flotilla.deploy.world import TOOL
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.hosts import haproxy, redis
 from flotilla.rules import lb_maintenance
+from flotilla.rules.lb_certificate import Certificate
 from flotilla.rules.lb_maintenance import MAP, Notice
 from flotilla.rules.redis import Member
 from flotilla.rules.rotation import Server
@@ -88,6 +89,7 @@ def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> 
         "vrrp": edge.get("vrrp", ""),
         "note": edge.get("note", edge.get("error", "")),
         "follows": _follows(answer.get("discovery"), answer["at"]),
+        "certificates": _certificates(answer.get("discovery")),
         "maintenance": _maintenance(answer.get("maintenance") or {}),
     }
     try:
@@ -108,6 +110,12 @@ def _maintenance(answer: Mapping[str, Any]) -> Notice | None:
         return lb_maintenance.running(answer.get("stat", ""))
     except ValueError:
         return None
+
+
+def _certificates(found: Any) -> tuple[Certificate, ...]:
+    """Those that the load balancer says it serves."""
+    told = found.get("certificates", ()) if isinstance(found, Mapping) else ()
+    return tuple(Certificate(**one) for one in told)
 
 
 def _follows(found: Any, now: float) -> Follows | None:

@@ -95,6 +95,7 @@ def _balancer(balancer: Balancer) -> Document:
         else None,
         "traffic": asdict(balancer.traffic) if balancer.traffic else None,
         "follows": asdict(balancer.follows) if balancer.follows else None,
+        "certificates": [asdict(one) for one in balancer.certificates],
         "maintenance": asdict(balancer.maintenance) if balancer.maintenance else None,
     }
 

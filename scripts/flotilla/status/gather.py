@@ -228,6 +228,7 @@ def _world(settings: Settings, snapshot: Snapshot, found: Mapping[str, Any]) -> 
             "",
         ),
         lock=_lock(found["lock"], now),
+        at=now,
         backups=found["backups"] if isinstance(found["backups"], rules.Backups) else None,
     )
 

@@ -1,0 +1,65 @@
+"""Reloads and a new certificate under clients that keep their connections: nobody notices."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+
+import pytest
+import yaml
+from haproxyd.certificates import certificate
+from haproxyd.clients import clients
+from haproxyd.edge import ROLE, Edge, running
+
+from flotilla.rules import lb_certificate
+
+OLD, NEW = 1001, 1002
+RELOADS = 10
+
+
+def test_haproxy_says_which_certificate_it_has_and_when_it_ends(tmp_path) -> None:
+    with running(tmp_path, pem=certificate(OLD, days=20.0)) as edge:
+        runtime = edge.runtime()
+        (found,) = runtime.certificates()
+        assert int(found.serial, 16) == OLD
+        assert found.file == str(edge.pem)
+        left = lb_certificate.days_left([found], time.time())
+        assert left == pytest.approx(20.0, abs=0.01)
+        edge.pem.write_text(certificate(NEW))
+        assert runtime.certificates() == (found,), "the file is not what clients get"
+        edge.reload()
+        assert [int(one.serial, 16) for one in runtime.certificates()] == [NEW]
+
+
+def test_without_a_certificate_haproxy_names_none(edge: Edge) -> None:
+    assert edge.runtime().certificates() == ()
+
+
+def test_ten_reloads_and_a_new_certificate_fail_no_request(tmp_path) -> None:
+    with running(tmp_path, pem=certificate(OLD)) as edge, clients(edge) as seen:
+        time.sleep(2)
+        for number in range(RELOADS):
+            if number == RELOADS // 2:
+                edge.pem.write_text(certificate(NEW))
+            edge.reload()
+            time.sleep(1)
+        time.sleep(2)
+    for kind, found in seen.items():
+        assert found.failed == 0, f"{kind}: {found}"
+        assert found.served > 200, f"{kind}: {found}"
+        assert set(found.certificates) == {OLD, NEW}, f"{kind}: {found}"
+
+
+def test_the_roles_check_finds_out_a_key_of_another_certificate(tmp_path) -> None:
+    mark = "-----BEGIN PRIVATE KEY"
+    good, other = certificate(OLD), certificate(NEW)
+    mixed = good.partition(mark)[0] + mark + other.partition(mark)[2]
+    known = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__haproxy_certificate_check"]
+    for pem, is_good in ((good, True), (mixed, False), ("", False), (good[:300], False)):
+        file = tmp_path / "new.pem"
+        file.write_text(pem)
+        argv = shlex.split(known.replace("%s", str(file)))
+        done = subprocess.run(argv, capture_output=True, check=False)
+        assert (done.returncode == 0) is is_good
+        assert b"PRIVATE" not in done.stderr
