@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import random
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -100,7 +102,8 @@ def clients(edge: Edge, *, keep_alive: int = 10, sessions: int = 4) -> Iterator[
 
     Some 200 requests a second of each kind.
     """
-    node = shutil.which("node")
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    node = shutil.which("node", path=here)
     if node is None:
         pytest.skip("Node.js is not installed")
     seen: dict[str, Any] = {}

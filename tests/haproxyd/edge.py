@@ -23,6 +23,7 @@ from flotilla.wait import until
 
 ROLE = REPOSITORY / "roles" / "haproxy"
 SERVERS = {"app-1": "127.0.70.1", "app-2": "127.0.70.2"}
+ADDRESSES = {"lb-1": "127.0.70.10", "lb-2": "127.0.70.11"}
 _ACCOUNTS = re.compile(r" user haproxy group haproxy|^    (user|group) haproxy\n", re.MULTILINE)
 _APPLICATION = """
 import sys
@@ -58,6 +59,7 @@ class Edge:
     folder: Path = Path()
     servers: tuple[subprocess.Popen[bytes], ...] = ()
     tls_port: int = 0
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -92,26 +94,29 @@ class Edge:
 
 
 @contextmanager
-def running(folder: Path, *, pem: str = "", **variables: object) -> Iterator[Edge]:
+def running(
+    folder: Path, *, name: str = "lb-1", pem: str = "", **variables: object
+) -> Iterator[Edge]:
     """A load balancer and its servers, ended afterwards. ``variables`` are the role's; with ``pem``
-    it has that certificate.
+    it has that certificate. Those of two names may run at once.
 
     Clients are at other addresses of loopback than 127.0.0.1, which is exempt from limits; so here
     it is that address alone.
     """
     port, behind, stats, tls_port = free_port(), free_port(), free_port(), free_port()
+    address = ADDRESSES[name]
+    known: dict[str, object] = {"haproxy_edge_peers": {}, "haproxy_edge_peers_port": free_port()}
     if pem:
         (folder / "edge.pem").write_text(pem)
         variables["haproxy_edge_certificate_path"] = str(folder / "edge.pem")
     text = render_template(
         *("haproxy", "haproxy.cfg.j2"),
-        host="lb-1",
+        host=name,
         haproxy_edge_servers=SERVERS,
         haproxy_edge_server_port=behind,
-        haproxy_edge_peers={},
-        haproxy_stats_address="127.0.0.1",
+        haproxy_stats_address=address,
         haproxy_stats_port=stats,
-        **variables,
+        **known | variables,
     )
     for file in _pages():
         name = Path(str(file["dest"])).name
@@ -122,8 +127,8 @@ def running(folder: Path, *, pem: str = "", **variables: object) -> Iterator[Edg
     text = text.replace("/etc/haproxy/errors/", f"{folder}/")
     text = text.replace(MAP, str(folder / "maintenance.map"))
     text = text.replace("/var/lib/haproxy/state", str(folder / "state"))
-    text = text.replace("bind :80", f"bind 127.0.70.10:{port}")
-    text = text.replace("bind :443", f"bind 127.0.70.10:{tls_port}")
+    text = text.replace("bind :80", f"bind {address}:{port}")
+    text = text.replace("bind :443", f"bind {address}:{tls_port}")
     text = text.replace("/run/haproxy/admin.sock", str(folder / "admin.sock"))
     text = text.replace("    chroot /var/lib/haproxy\n", "")
     text = text.replace("127.0.0.0/8", "127.0.0.1")
@@ -136,10 +141,10 @@ def running(folder: Path, *, pem: str = "", **variables: object) -> Iterator[Edg
             for one in SERVERS.values()
         ]
         master = f"{folder / 'master.sock'}"
-        stack.enter_context(_process("haproxy", "-W", "-S", master, "-f", str(path)))
+        process = stack.enter_context(_process("haproxy", "-W", "-S", master, "-f", str(path)))
         greeting = proxied if variables.get("haproxy_edge_proxy_protocol") else b""
-        made = Edge("127.0.70.10", port, greeting, folder, tuple(servers), tls_port)
-        until(lambda: _serves(made), seconds=20, every=0.1)
+        made = Edge(address, port, greeting, folder, tuple(servers), tls_port, process)
+        until(lambda: _serves(made) and _is_led(made), seconds=20, every=0.1)
         yield made
 
 
@@ -156,6 +161,14 @@ def _reloader() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _is_led(edge: Edge) -> bool:
+    """Whether the master listens: its worker serves before that."""
+    try:
+        return "worker" in local(edge.folder / "master.sock")("show proc\n")
+    except OSError:
+        return False
 
 
 def _serves(edge: Edge) -> bool:

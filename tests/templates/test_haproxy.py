@@ -80,6 +80,22 @@ def test_a_load_balancer_asks_the_others_and_not_itself(edge: str) -> None:
     assert servers == ["server lb-2 10.77.2.2:8404"]
 
 
+def test_load_balancers_share_what_they_know_of_clients_at_private_addresses(edge: str) -> None:
+    assert "localpeer lb-1" in section(edge, "global")
+    assert section(edge, "peers edges") == [
+        "peer lb-1 10.77.2.1:8405",
+        "peer lb-2 10.77.2.2:8405",
+    ]
+    assert section(edge, "backend clients")[0].endswith(" peers edges")
+
+
+def test_where_nothing_is_limited_nothing_is_shared(render: Render, local: str) -> None:
+    none = {"haproxy_edge_client_connections": 0, "haproxy_edge_client_requests_per_second": 0}
+    for text in (render("haproxy", "haproxy.cfg.j2", host="lb-1", **none), local):
+        assert "\npeers " not in text
+        assert "stick-table" not in text
+
+
 def test_statistics_listen_on_the_private_address_only(edge: str, local: str) -> None:
     assert "bind 10.77.2.1:8404" in section(edge, "frontend stats")
     assert "bind 10.77.3.2:8404" in section(local, "frontend stats")
