@@ -49,6 +49,16 @@ def test_nothing_is_begun_while_one_of_them_could_not_serve(standing_fleet: Sett
         typed("fleet.run", "--on", other, "--sudo", "systemctl start keepalived")
 
 
+def test_ten_reloads_fail_no_request(standing_fleet: Settings) -> None:
+    mix = ("--rate", "100", "--mix", "keep-alive=1,close=1")
+    with Background("--url", edge.url(standing_fleet), *mix) as clients:
+        for _ in range(10):
+            typed("fleet.run", "--on", "lb", "--sudo", "systemctl reload haproxy")
+        seen = clients.stop()
+    assert seen["failed"] == 0, seen["failures"]
+    assert seen["served"] > 500
+
+
 def test_the_maintenance_page_goes_with_the_address_and_outlives_a_reload(
     standing_fleet: Settings,
 ) -> None:
