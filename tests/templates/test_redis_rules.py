@@ -205,3 +205,30 @@ def test_a_move_is_over_when_everybody_follows(info, name, says):
     found = rules.unsettled(info, name, NEAR)
     assert says in found
     assert bool(found) is bool(says)
+
+
+# --- what a Sentinel sees -------------------------------------------------------------------------
+
+HOSTS = {"redis-1": ONE, "redis-2": TWO, "redis-3": THREE}
+
+
+def row(address: str, flags: str) -> dict[str, str]:
+    return {"ip": address, "flags": flags}
+
+
+def test_a_sentinel_that_sees_everybody_has_nothing_to_tell():
+    servers = [row(ONE, "master"), row(TWO, "slave"), row(THREE, "slave")]
+    others = [row(TWO, "sentinel"), row(THREE, "sentinel")]
+    assert rules.unseen(HOSTS, servers, others, me="redis-1") == []
+
+
+@pytest.mark.parametrize("flags", ["s_down,slave", "slave,s_down,disconnected", "disconnected"])
+def test_whoever_is_down_or_unknown_is_named_and_who_is_gone_for_good_is_not(flags):
+    servers = [row(ONE, "master"), row(TWO, flags), row("10.77.5.9", "s_down,slave")]
+    others = [row(TWO, "s_down,sentinel"), row("10.77.5.9", "s_down,sentinel")]
+    assert rules.unseen(HOSTS, servers, others, me="redis-1") == [
+        "Redis of redis-2",
+        "Redis of redis-3",
+        "Sentinel of redis-2",
+        "Sentinel of redis-3",
+    ]

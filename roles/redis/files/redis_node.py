@@ -6,13 +6,13 @@
     redis_node.py health                 HTTP service, GET /primary: 200 or 503 with the reason
     redis_node.py status                 one JSON object on stdout
     redis_node.py apply                  bring running services to the files Ansible owns
+    redis_node.py unread                 names of the settings that only a restart would bring
     redis_node.py move [--to HOST]       make another host the primary, as planned; on the primary
 
 No role is ever written into a file that Ansible owns: who is primary is a fact of run time.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -22,13 +22,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import redis
+import redis_health
 import redis_move
 import redis_rules as rules
+import redis_settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -38,9 +40,6 @@ HOME = Path("/var/lib/redis")
 DATA = HOME / "data"
 ROLE = Path("/run/redis/role.conf")
 
-# A word older than this counts as none: whoever said it may have changed his mind, or be gone.
-STALE_SECONDS = 1.0
-ASK_EVERY_SECONDS = 0.2
 ASK_TIMEOUT_SECONDS = 0.4
 # How long a start looks for a majority. Long enough for Sentinels that boot at the same time.
 START_SECONDS = 12.0
@@ -220,63 +219,12 @@ def sentinel_options(settings: Settings) -> dict[str, str]:
 # --- health --------------------------------------------------------------------------------------
 
 
-class Watch:
-    """Keeps asking one question in a thread of its own, so that a silent host delays no other."""
-
-    def __init__(self, ask: Callable[[], Any], nothing: Any) -> None:
-        self._ask = ask
-        self._nothing = nothing
-        self._last: tuple[float, Any] = (float("-inf"), nothing)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            # The time before the question: an answer is as old as the state it tells of may be.
-            asked = time.monotonic()
-            try:
-                self._last = (asked, self._ask())
-            except Exception as error:  # the thread must live: its silence would be for ever
-                sys.stderr.write(f"cannot ask: {error}\n")
-            time.sleep(ASK_EVERY_SECONDS)
-
-    def word(self) -> Any:
-        """The last answer, or nothing when it is stale."""
-        asked, answer = self._last
-        return answer if time.monotonic() - asked <= STALE_SECONDS else self._nothing
-
-
 def own_role(client: Any) -> str:
     """The first word of ROLE, empty when Redis does not answer."""
     try:
         return str(client.execute_command("ROLE")[0])
     except redis.exceptions.RedisError:
         return ""
-
-
-def handler(verdict: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
-    """The HTTP side: GET /primary and nothing else."""
-
-    class Health(BaseHTTPRequestHandler):
-        timeout = 5
-
-        def handle(self) -> None:
-            # HAProxy hangs up as soon as it knows enough: its right, and no error of ours.
-            with contextlib.suppress(ConnectionError):
-                super().handle()
-
-        def do_GET(self) -> None:
-            found = verdict() if self.path == "/primary" else {"reason": "ask for /primary"}
-            self.send_response(200 if found.get("primary") else 503 if "primary" in found else 404)
-            body = json.dumps(found).encode() + b"\n"
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """A check several times a second is not worth a line in the journal."""
-
-    return Health
 
 
 def health(settings: Settings) -> int:
@@ -286,9 +234,11 @@ def health(settings: Settings) -> int:
         for name, address in settings.hosts.items()
     }
     own = connect(settings, settings.address, settings.port)
-    role = Watch(lambda: own_role(own), "")
+    role = redis_health.Watch(lambda: own_role(own), "")
     sentinels = {
-        name: Watch(lambda c=client: ask_sentinel(c, settings.cluster), rules.Word(silent=True))
+        name: redis_health.Watch(
+            lambda c=client: ask_sentinel(c, settings.cluster), rules.Word(silent=True)
+        )
         for name, client in clients.items()
     }
 
@@ -299,7 +249,9 @@ def health(settings: Settings) -> int:
         names = {name: word.names or None for name, word in words.items()}
         return {"primary": is_primary, "reason": reason, "role": said or None, "sentinels": names}
 
-    server = ThreadingHTTPServer((settings.address, settings.health_port), handler(verdict))
+    server = ThreadingHTTPServer(
+        (settings.address, settings.health_port), redis_health.handler(verdict)
+    )
     server.daemon_threads = True
     server.serve_forever()
     return 0
@@ -309,7 +261,8 @@ def health(settings: Settings) -> int:
 
 INFO = {
     "replication": ("role", "master_link_status", "master_host", "connected_slaves",
-                    "master_repl_offset", "slave_repl_offset", "min_slaves_good_slaves"),
+                    "master_repl_offset", "slave_repl_offset", "min_slaves_good_slaves",
+                    "master_sync_in_progress"),
     "memory": ("used_memory", "maxmemory"),
     "persistence": ("loading", "aof_enabled", "aof_last_write_status", "aof_last_bgrewrite_status"),
     "clients": ("connected_clients",),
@@ -330,8 +283,9 @@ def status(settings: Settings) -> int:
     words = ask_all(settings)
     found["sentinels"] = {name: word.names or None for name, word in words.items()}
     sentinel = connect(settings, settings.address, settings.sentinel_port)
-    found["quorum_error"] = None
+    found |= {"quorum_error": None, "unseen": None}
     try:
+        found["unseen"] = unseen(settings, sentinel)
         sentinel.execute_command("SENTINEL", "CKQUORUM", settings.cluster)
     except redis.exceptions.RedisError as error:
         found["quorum_error"] = str(error)
@@ -340,11 +294,18 @@ def status(settings: Settings) -> int:
     return 0
 
 
-def owned_lines(text: str) -> list[tuple[str, str]]:
-    """Name and value of every setting in a Redis configuration, in order."""
-    lines = (line.strip() for line in text.splitlines())
-    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#"))
-    return [(name, value.strip().strip('"')) for name, _, value in pairs]
+def unseen(settings: Settings, sentinel: Any) -> list[str]:
+    """What this host's Sentinel takes to be down, or has never heard of."""
+    primary, replicas, others = (
+        sentinel.execute_command("SENTINEL", what, settings.cluster)
+        for what in ("MASTER", "REPLICAS", "SENTINELS")
+    )
+    return rules.unseen(
+        settings.hosts,
+        [redis_move.pairs(row) for row in (primary, *replicas)],
+        [redis_move.pairs(row) for row in others],
+        me=settings.name,
+    )
 
 
 def apply(settings: Settings) -> int:
@@ -353,22 +314,21 @@ def apply(settings: Settings) -> int:
     Exit 0 when all of it holds now; 2 when something needs a restart, named on stderr.
     """
     client = connect(settings, settings.address, settings.port, operator=True)
-    later = []
-    for name, value in owned_lines(OWNED.read_text()):
-        try:
-            client.execute_command("CONFIG", "SET", name, value)
-        except redis.exceptions.ResponseError as error:
-            if client.config_get(name).get(name) != value:
-                later.append(f"{name} ({error})")
-    client.execute_command("ACL", "LOAD")
+    later = redis_settings.apply(client, redis_settings.owned_lines(OWNED.read_text()))
     sentinel = connect(settings, settings.address, settings.sentinel_port, operator=True)
-    sentinel.execute_command("ACL", "LOAD")
     options = {"quorum": settings.sentinel["quorum"], **sentinel_options(settings)}
-    for name, value in options.items():
-        sentinel.execute_command("SENTINEL", "SET", settings.cluster, name, value)
+    redis_settings.apply_sentinel(sentinel, settings.cluster, options)
     if later:
         sys.stderr.write(f"redis: a restart is needed for: {'; '.join(later)}\n")
     return 2 if later else 0
+
+
+def unread(settings: Settings) -> int:
+    """The names of the owned settings that the running Redis does not have, one a line."""
+    client = connect(settings, settings.address, settings.port, operator=True)
+    found = redis_settings.unread(client, redis_settings.owned_lines(OWNED.read_text()))
+    sys.stdout.write("".join(f"{name}\n" for name in found))
+    return 0
 
 
 def places(settings: Settings) -> redis_move.Places:
@@ -412,7 +372,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="choose the role before a start")
     start.add_argument("what", choices=("redis", "sentinel"))
-    actions = {"health": health, "status": status, "apply": apply, "remember": remember}
+    actions = {
+        "health": health,
+        "status": status,
+        "apply": apply,
+        "unread": unread,
+        "remember": remember,
+    }
     for name, action in actions.items():
         commands.add_parser(name, help=(action.__doc__ or "").partition("\n")[0])
     moving = commands.add_parser("move", help="make another host the primary, as planned")

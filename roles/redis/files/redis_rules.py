@@ -131,6 +131,32 @@ def offered(own_role: str, words: Mapping[str, Word], *, me: str) -> tuple[bool,
     return True, heard
 
 
+def unseen(
+    hosts: Mapping[str, str],
+    servers: Sequence[Mapping[str, str]],
+    sentinels: Sequence[Mapping[str, str]],
+    *,
+    me: str,
+) -> list[str]:
+    """The Redis and the Sentinels of ``hosts`` that one Sentinel, of host ``me``, cannot count on.
+
+    ``servers`` and ``sentinels`` are its own rows of them. What it remembers of hosts that are gone
+    is nobody's concern.
+    """
+    up = {row["ip"] for row in servers if _is_up(row)}
+    agreeing = {row["ip"] for row in sentinels if _is_up(row)}
+    found = [f"Redis of {name}" for name, address in hosts.items() if address not in up]
+    return found + [
+        f"Sentinel of {name}"
+        for name, address in hosts.items()
+        if address not in agreeing and name != me
+    ]
+
+
+def _is_up(row: Mapping[str, str]) -> bool:
+    return not {"s_down", "o_down", "disconnected"} & set(row["flags"].split(","))
+
+
 # --- a planned move ------------------------------------------------------------------------------
 
 # How far behind a replica may be when writes are paused for it: some milliseconds of a network.

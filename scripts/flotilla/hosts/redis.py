@@ -52,7 +52,13 @@ def member(host: Host, report: Mapping[str, Any]) -> Member:
         clients=report.get("connected_clients"),
         names=report["sentinels"],
         quorum_error=report["quorum_error"],
+        is_syncing=bool(report.get("master_sync_in_progress")),
+        unseen=_unseen(report.get("unseen")),
     )
+
+
+def _unseen(told: list[str] | None) -> tuple[str, ...] | None:
+    return None if told is None else tuple(told)
 
 
 def _is_persisting(report: Mapping[str, Any]) -> bool | None:

@@ -16,7 +16,8 @@ class Member:
 
     ``role`` is what it says it is, primary or replica, None while Redis does not answer (``error``
     says why). ``names`` is whom each Sentinel names, by host, as heard from this host; None for one
-    that did not answer.
+    that did not answer. ``unseen`` is what this host's own Sentinel takes to be down, None where it
+    was not asked.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Member:
     clients: int | None
     names: Mapping[str, str | None]
     quorum_error: str | None
+    is_syncing: bool = False
+    unseen: tuple[str, ...] | None = None
 
 
 def primary(members: Sequence[Member]) -> Member | None:

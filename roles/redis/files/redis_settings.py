@@ -1,0 +1,60 @@
+"""Bring what Ansible's files say to a running Redis and its Sentinel, and tell what did not arrive.
+
+Most settings take effect at once. Those that Redis reads at its start only are named, never their
+values: passwords are among them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+
+_SIZE = re.compile(r"(\d+)([kmg])(b?)", re.IGNORECASE)
+_POWER = {"k": 1, "m": 2, "g": 3}
+
+
+def owned_lines(text: str) -> list[tuple[str, str]]:
+    """Name and value of every setting in a Redis configuration, in order."""
+    lines = (line.strip() for line in text.splitlines())
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#"))
+    return [(name, value.strip().strip('"')) for name, _, value in pairs]
+
+
+def apply(client: Any, owned: Iterable[tuple[str, str]]) -> list[str]:
+    """Set them on a running Redis; those that need a restart, each with Redis' own reason."""
+    later = []
+    for name, value in owned:
+        try:
+            client.execute_command("CONFIG", "SET", name, value)
+        except redis.exceptions.ResponseError as error:
+            if not holds(client.config_get(name), name, value):
+                later.append(f"{name} ({error})")
+    client.execute_command("ACL", "LOAD")
+    return later
+
+
+def apply_sentinel(client: Any, cluster: str, options: Mapping[str, str]) -> None:
+    """The same for a Sentinel, which takes all of them at once."""
+    client.execute_command("ACL", "LOAD")
+    for name, value in options.items():
+        client.execute_command("SENTINEL", "SET", cluster, name, value)
+
+
+def unread(client: Any, owned: Iterable[tuple[str, str]]) -> list[str]:
+    """The names of those that the running Redis does not have as they are in the file."""
+    return [name for name, value in owned if not holds(client.config_get(name), name, value)]
+
+
+def holds(found: Mapping[str, str], name: str, value: str) -> bool:
+    """Whether CONFIG GET of a setting gave this value, however either is written."""
+    return name in found and _plain(found[name]) == _plain(value)
+
+
+def _plain(value: str) -> str:
+    size = _SIZE.fullmatch(value)
+    if size is None:
+        return value
+    # Redis' own units: 1k is 1000, 1kb is 1024.
+    base = 1024 if size[3] else 1000
+    return str(int(size[1]) * base ** _POWER[size[2].lower()])
