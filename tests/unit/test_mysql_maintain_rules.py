@@ -13,17 +13,16 @@ from flotilla.rules.mysql import Refusal, Repair, repair
 from flotilla.rules.mysql_maintain import (
     Need,
     Rolling,
-    Upgrade,
     begun,
     needs,
     rolling,
     size,
     steps,
     types,
-    upgrades,
     why_not_patch,
 )
 from flotilla.rules.mysql_topology import Record, SemiSync, Topology
+from flotilla.rules.packages import Upgrade, upgrades
 
 SAID = """\
 Inst mysql-server-core-9.7 [9.7.4-1] (9.7.5-1 Debian:unstable [amd64])

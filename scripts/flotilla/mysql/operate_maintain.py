@@ -17,6 +17,7 @@ from flotilla.mysql.switchover import Moved
 from flotilla.rules import mysql_maintain as rules
 from flotilla.rules.mysql import Refusal
 from flotilla.rules.mysql_maintain import Need, Rolling
+from flotilla.rules.packages import upgrades
 from flotilla.settings import Settings
 
 # The same lock as a deploy's and provision's: none may move hosts under the other.
@@ -119,7 +120,7 @@ def _needs(opened: Session, *, restart: bool) -> dict[str, Need]:
     for name, result in seen.results.items():
         lines = result.stdout.splitlines()
         newer = [line for line in lines if line.startswith("/")]
-        need = rules.needs(name, rules.upgrades(lines), newer, anyway=restart)
+        need = rules.needs(name, upgrades(lines), newer, anyway=restart)
         if need:
             found[name] = need
     return found

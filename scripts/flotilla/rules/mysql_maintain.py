@@ -7,29 +7,12 @@ on a cluster that is not whole.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flotilla.rules.mysql import Refusal, Repair, follower_objection
 from flotilla.rules.mysql_topology import Topology
-
-# apt-get -s: "Inst mysql-server-9.7 [9.7.4-1] (9.7.5-1 Debian:unstable [amd64])"
-_UPGRADE = re.compile(r"^Inst (?P<name>\S+) \[(?P<old>[^\]]+)\] \((?P<new>\S+) ")
-
-
-@dataclass(frozen=True, slots=True)
-class Upgrade:
-    """One package that apt would upgrade."""
-
-    package: str
-    old: str
-    new: str
-
-    @property
-    def changes_series(self) -> bool:
-        """Whether more than the last number of the upstream version changes."""
-        return self.package.startswith("mysql-") and _series(self.old) != _series(self.new)
+from flotilla.rules.packages import Upgrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +32,11 @@ class Rolling:
     primary: str | None
 
 
-def upgrades(lines: Iterable[str]) -> tuple[Upgrade, ...]:
-    """What ``apt-get --simulate install --only-upgrade`` would do."""
-    found = (_UPGRADE.match(line) for line in lines)
-    return tuple(Upgrade(one["name"], one["old"], one["new"]) for one in found if one)
-
-
 def needs(
     name: str, planned: Sequence[Upgrade], newer_files: Sequence[str], *, anyway: bool = False
 ) -> Need | None:
     """What a host needs, None for nothing. ``newer_files`` changed after its server started."""
-    reasons = [f"{one.package} {one.old} -> {one.new}" for one in planned]
+    reasons = [str(one) for one in planned]
     reasons += [f"{path} changed after the server was started" for path in newer_files]
     if anyway and not reasons:
         reasons.append("a restart was asked for")
@@ -70,10 +47,10 @@ def why_not_patch(needed: Iterable[Need]) -> Refusal | None:
     """Why these upgrades are not for a rolling restart, or None."""
     series = sorted(
         {
-            f"{one.package} {one.old} -> {one.new}"
+            str(one)
             for need in needed
             for one in need.upgrades
-            if one.changes_series
+            if one.package.startswith("mysql-") and one.changes_series
         }
     )
     if not series:
@@ -145,8 +122,3 @@ def size(configured: int, present: Collection[str], unfinished: Collection[str])
 def _number(name: str) -> int:
     digits = name.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else 0
-
-
-def _series(version: str) -> tuple[str, ...]:
-    upstream = version.rpartition(":")[2].partition("-")[0]
-    return tuple(upstream.split(".")[:2])
