@@ -1,4 +1,4 @@
-"""Redis: who is primary, and move the role."""
+"""Redis: who is primary, move the role, and work on the hosts."""
 
 from __future__ import annotations
 
@@ -50,6 +50,43 @@ def switchover(_: Context, to: str | None = None, *, yes: bool = False, json: bo
     if done["changed"]:
         text += f"; writes were paused for {done['paused_seconds']:.2f} s"
     show(done, json=json, text=text)
+
+
+@task(help={"restart": "restart every host, whether it needs it or not", **YES, **JSON})
+def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = False) -> None:
+    """Upgrade Redis' packages and restart what needs it: replicas first, the primary last.
+
+    One host at a time, and writes go on; the primary hands its role over first. A service is
+    restarted when its program, its unit or a setting is newer than what runs. Exit 0 done or
+    nothing to do, 2 a host did not come back and those after it were left alone, 3 refused and
+    nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.redis import operate_maintain
+
+    settings = attempt(config.load, json=json)
+    again = typed("redis.patch", restart=restart)
+    done = attempt(
+        lambda: operate_maintain.patch(
+            settings,
+            restart=restart,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    show(done, json=json, text=_rolled(done))
+
+
+def _rolled(done: dict[str, Any]) -> str:
+    if not done["changed"]:
+        return "nothing to do"
+    text = f"{', '.join(done['hosts'])} done in {sum(done['seconds'].values()):.0f} s"
+    moves = [
+        f"{move['new']} is primary, writes were paused for {move['paused_seconds']:.2f} s"
+        for move in done["moves"]
+    ]
+    return "; ".join([text, *moves])
 
 
 def _board(found: dict[str, Any]) -> str:

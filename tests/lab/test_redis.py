@@ -41,3 +41,50 @@ def test_who_has_the_role_already_is_left_and_who_is_nobody_is_refused(
     assert "redis-1" in refused["what"]
     plan = typed("redis.switchover", code=3)
     assert primary in plan.stderr
+
+
+def test_every_host_is_restarted_the_primary_last_while_clients_are_served(
+    standing_fleet: Settings,
+) -> None:
+    old = fab("redis.status")["primary"]
+    before = {member["name"]: member for member in fab("redis.status")["members"]}
+    start = time.monotonic()
+    with Background("--url", edge.url(standing_fleet), "--rate", "40") as traffic:
+        done = fab("redis.patch", "--restart", "--yes")
+        time.sleep(3)
+        seen = traffic.stop()
+    assert sorted(done["hosts"]) == sorted(before)
+    assert [move["old"] for move in done["moves"]] == [old]
+    assert (seen["served"] > 0, seen["failed"]) == (True, 0)
+    now = fab("redis.status")
+    assert (now["primary"], now["problems"]) == (done["moves"][0]["new"], [])
+    took = time.monotonic() - start
+    assert all(member["uptime_seconds"] <= took + 1 for member in now["members"])
+    assert fab("redis.patch", "--yes")["changed"] is False, "nothing is newer than what runs"
+    fab("redis.switchover", "--to", old, "--yes")
+
+
+def test_a_unit_that_is_newer_than_its_service_restarts_that_service_only(
+    standing_fleet: Settings,
+) -> None:
+    found = fab("redis.status")
+    replica = next(m["name"] for m in found["members"] if m["name"] != found["primary"])
+    unit = "/etc/systemd/system/redis-sentinel.service.d/flotilla.conf"
+    fab("fleet.run", f"sudo touch {unit}", "--on", replica)
+    done = fab("redis.patch", "--yes")
+    assert done["hosts"] == {replica: [f"{unit} changed after redis-sentinel was started"]}
+    assert done["moves"] == []
+    now = fab("redis.status")
+    assert (now["primary"], now["problems"]) == (found["primary"], [])
+
+
+def test_with_a_sentinel_away_no_host_is_taken_away(standing_fleet: Settings) -> None:
+    found = fab("redis.status")
+    replica = next(m["name"] for m in found["members"] if m["name"] != found["primary"])
+    fab("fleet.run", "sudo systemctl stop redis-sentinel", "--on", replica)
+    try:
+        refused = fab("redis.patch", "--restart", "--yes", code=3)["error"]
+    finally:
+        fab("fleet.run", "sudo systemctl start redis-sentinel", "--on", replica)
+    assert replica in refused["what"]
+    assert refused["untouched"] == "Nothing was changed"

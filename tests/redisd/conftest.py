@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from mysqld.conftest import api, api_server, settings
 from redisd.group import Group, NoImageError, running
+from redisd.operators import Hands, operator
+
+__all__ = ["api", "api_server", "group", "hands", "settings"]
 
 
 @pytest.fixture
@@ -16,3 +21,10 @@ def group(tmp_path) -> Iterator[Group]:
             yield made
     except NoImageError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def hands(group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hands]:
+    """An operator's hands on them."""
+    with operator(group, tmp_path, monkeypatch) as (made, _):
+        yield made

@@ -8,6 +8,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,8 +48,10 @@ class Process:
     def __init__(self, argv: Sequence[str], folder: Path) -> None:
         self._argv, self._log = argv, folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
 
     def start(self) -> None:
+        self.started = time.time()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._argv, stdout=log, stderr=log)
 
@@ -60,6 +63,16 @@ class Process:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def stop(self) -> None:
+        """As systemd does: ask it to end, and wait."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
 
 class Group:
@@ -164,8 +177,10 @@ class Group:
         owned = owned.replace(f"{HOSTS[name]} 127.0.0.1", HOSTS[name])
         owned = owned.replace("/var/lib/redis/data", str(data))
         owned = owned.replace("/etc/redis/users.acl", str(folder / "users.acl"))
-        role = "\n" if name == "redis-1" else f"\nreplicaof {HOSTS['redis-1']} {PORT}\n"
-        (folder / "redis.conf").write_text(owned + role)
+        role = "" if name == "redis-1" else f"replicaof {HOSTS['redis-1']} {PORT}\n"
+        (folder / "redis.conf").write_text("# Redis' own\n")
+        (folder / "flotilla.conf").write_text(owned)
+        (folder / "role.conf").write_text(role)
         settings = self.settings(name)
         lines = [
             f"port {SENTINEL_PORT}",
@@ -182,7 +197,10 @@ class Group:
             f"sentinel sentinel-pass {settings.operator_password}",
         ]
         (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
-        self.servers[name] = Process([*argv, str(folder / "redis.conf")], folder)
+        # The same order as in the role's unit.
+        files = ["redis.conf", "--include", "flotilla.conf", "--include", "role.conf"]
+        own = [f if f.startswith("--") else str(folder / f) for f in files]
+        self.servers[name] = Process([*argv, *own], folder)
         self.sentinels[name] = Process([*argv, str(folder / "sentinel.conf"), "--sentinel"], folder)
 
 

@@ -60,6 +60,7 @@ def fab(
         (["fleet.run", "uptime", "--on", "app", "--seconds", "x"], "--seconds is 'x'"),
         (["fleet.logs", "app", "--lines", "x"], "--lines is 'x'"),
         (["lab.fault", "app-1", "kill", "--option", "x"], "--option is 'x'"),
+        (["redis.patch", "redis-2"], "redis-2"),
     ],
 )
 def test_a_wrong_command_line_is_a_bad_option_and_never_a_traceback(
@@ -74,7 +75,9 @@ def test_a_wrong_command_line_is_a_bad_option_and_never_a_traceback(
         assert json.loads(done.stdout)["error"]["exit_code"] == 5
 
 
-@pytest.mark.parametrize("task", ["fleet.run", "fleet.logs", "deploy.run", "lab.fault"])
+@pytest.mark.parametrize(
+    "task", ["fleet.run", "fleet.logs", "deploy.run", "lab.fault", "redis.patch"]
+)
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_is_told_on_either_side_of_a_task(task: str, word: str) -> None:
     behind, before = fab(task, word), fab("--help", task)
@@ -161,6 +164,7 @@ def test_a_folder_where_a_file_should_be_is_named(checkout: Path) -> None:
         ("fab lb.patch --restart", {"restart": True}),
         ("fab lb.maintenance --on --reason 'a b; c'", {"on": True, "reason": "a b; c"}),
         ("fab mysql.pause --reason 'a b; c'", {"reason": "a b; c"}),
+        ("fab redis.patch --restart", {"restart": True}),
     ],
 )
 def test_a_command_can_be_typed_again_with_all_that_was_given(line: str, given: dict) -> None:

@@ -33,7 +33,7 @@ WHOLE_SECONDS = 30.0
 
 def seen(settings: Settings) -> dict[str, Any]:
     """What ``flotilla.redis.status.status`` tells of the fleet. Raises Unreachable."""
-    with _opened(settings, fresh=False) as (runner, hosts):
+    with opened(settings, fresh=False) as (runner, hosts):
         return status(runner, hosts)
 
 
@@ -45,14 +45,14 @@ def switchover(
     Raises BadOption for no host of that name, Refused when it was not begun or was called off and
     the old primary serves as before, HostFailed when it is not clear how it ended.
     """
-    with _opened(settings, fresh=True) as (runner, hosts):
+    with opened(settings, fresh=True) as (runner, hosts):
         if to is not None and to not in {host.name for host in hosts}:
             raise BadOption(
                 f"there is no Redis host {to!r}; there are {', '.join(h.name for h in hosts)}",
                 untouched="Nothing was changed",
                 next="fab redis.status",
             )
-        plan = _planned(runner, hosts, to)
+        plan = planned(runner, hosts, to)
         if plan.new == plan.old:
             return {"changed": False, "old": to, "new": to, "paused_seconds": 0.0, "seconds": 0.0}
         confirmed(
@@ -64,17 +64,18 @@ def switchover(
             recorded(settings, COMMAND, said) as steps,
         ):
             with steps.step("look again"):
-                plan = _planned(runner, hosts, plan.new)
+                plan = planned(runner, hosts, plan.new)
             lock.check()
             with steps.step(f"move to {plan.new}"):
-                told = _move(runner, plan)
+                told = move(runner, plan)
             with steps.step("verify"):
-                _verify(runner, hosts, plan.new)
+                verify(runner, hosts, plan.new)
             steps.result = told
         return told
 
 
-def _planned(runner: Runner, hosts: list[Host], to: str | None) -> Next:
+def planned(runner: Runner, hosts: list[Host], to: str | None) -> Next:
+    """Who is to be primary after a move. Raises Refused where anything is not in order."""
     members, silent = looked(runner, hosts)
     found = following(members, silent, to)
     if isinstance(found, str):
@@ -87,7 +88,11 @@ def _planned(runner: Runner, hosts: list[Host], to: str | None) -> Next:
     return found
 
 
-def _move(runner: Runner, plan: Next) -> dict[str, Any]:
+def move(runner: Runner, plan: Next) -> dict[str, Any]:
+    """Have the primary's host make the move.
+
+    Raises Refused when it was called off and the old primary serves as before, else HostFailed.
+    """
     words = shlex.join([TOOL, "move", "--to", plan.new])
     result = runner.run(plan.old, words, sudo=True, seconds=MOVE_SECONDS, check=False)
     if result.rc == 0:
@@ -111,7 +116,8 @@ def _move(runner: Runner, plan: Next) -> dict[str, Any]:
     )
 
 
-def _verify(runner: Runner, hosts: list[Host], new: str) -> None:
+def verify(runner: Runner, hosts: list[Host], new: str) -> None:
+    """Wait until ``new`` is primary and nothing is wrong. Raises HostFailed."""
     found: dict[str, Any] = {}
 
     def whole() -> bool:
@@ -129,7 +135,8 @@ def _verify(runner: Runner, hosts: list[Host], new: str) -> None:
 
 
 @contextmanager
-def _opened(settings: Settings, *, fresh: bool) -> Iterator[tuple[Runner, list[Host]]]:
+def opened(settings: Settings, *, fresh: bool) -> Iterator[tuple[Runner, list[Host]]]:
+    """SSH to the Redis hosts. ``fresh`` refuses a list of hosts that is too old to change by."""
     oldest = inventory.max_age(settings) if fresh else None
     snapshot = inventory.load(settings, max_age_seconds=oldest)
     prepare(settings, snapshot)
