@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from redisd.group import HOSTS, PORT, Group, redis_node
+from redisd.operators import Hands
 
 from flotilla.wait import until
 
@@ -164,3 +167,18 @@ def test_a_mover_that_dies_leaves_writes_paused_for_seconds_only(group: Group) -
     with writing(group) as writer:
         until(lambda: len(writer.acked) > 40, seconds=move.PAUSE_MS / 1000 + 10)
     assert set(writer.acked) <= there(group)
+
+
+def test_a_move_whose_operator_is_gone_is_made_to_its_end(group: Group, hands: Hands) -> None:
+    """What it says meets a closed pipe; an error there once ended the pause before the move."""
+    reader, writer_end = os.pipe()
+    os.close(reader)
+    with writing(group) as writer:
+        with os.fdopen(writer_end, "w") as nobody:
+            tool = [hands.home("redis-1") / "node.py", "move", "--to", "redis-2"]
+            done = subprocess.run(tool, stdout=nobody, stderr=nobody, timeout=60, check=False)
+        assert group.primary() == "redis-2", done
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert set(writer.acked) <= there(group)
+    assert writer.gap < 2.0

@@ -21,10 +21,13 @@ endpoint offers it to nobody whom a majority of the Sentinels does not name.
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import redis
@@ -300,6 +303,33 @@ def told(who: str) -> Iterator[None]:
         yield
     except redis.exceptions.RedisError as error:
         raise CalledOffError(f"{who}: {error}") from error
+
+
+def say(text: str) -> None:
+    """A line for whoever looks on. Nobody may, for the operator's connection can end: an error
+    here would end what was begun in the middle.
+    """
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+
+
+def ended(act: Callable[[], Any]) -> int:
+    """Do it, whoever is still there; one JSON object.
+
+    Exit 0 done, 2 it is not clear how it ended, 3 called off and everything is as it was.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        done = act()
+    except CalledOffError as error:
+        say(str(error))
+        return 3
+    except UnclearError as error:
+        say(str(error))
+        return 2
+    json.dump(asdict(done), sys.stdout)
+    sys.stdout.write("\n")
+    return 0
 
 
 def pairs(row: Any) -> dict[str, str]:

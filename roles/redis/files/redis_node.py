@@ -16,12 +16,11 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -345,25 +344,8 @@ def places(settings: Settings) -> redis_move.Places:
 
 
 def move(settings: Settings, to: str | None) -> int:
-    """Move the primary's role; one JSON object.
-
-    Exit 0 moved, 2 it is not clear how it ended, 3 called off and everything is as it was.
-    """
-
-    def say(text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-
-    try:
-        told = redis_move.Move(places(settings), say=say).run(to)
-    except redis_move.CalledOffError as error:
-        say(str(error))
-        return 3
-    except redis_move.UnclearError as error:
-        say(str(error))
-        return 2
-    json.dump(asdict(told), sys.stdout)
-    sys.stdout.write("\n")
-    return 0
+    """Move the primary's role; exit codes as ``redis_move.ended``."""
+    return redis_move.ended(lambda: redis_move.Move(places(settings), say=redis_move.say).run(to))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -389,8 +371,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "start":
         return start_redis(settings) if chosen.what == "redis" else start_sentinel(settings)
     if chosen.command == "move":
-        # The operator's connection may end; the move does not end with it.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return move(settings, chosen.to)
     return actions[chosen.command](settings)
 
