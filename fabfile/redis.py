@@ -78,6 +78,33 @@ def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = 
     show(done, json=json, text=_rolled(done))
 
 
+@task(positional=["host"], help={"host": "the Redis host whose data is thrown away", **YES, **JSON})
+def rebuild(_: Context, host: str, *, yes: bool = False, json: bool = False) -> None:
+    """Empty a replica whose data or append-only file is broken, and copy everything again.
+
+    Its old data is moved aside and kept until the copy is whole; until then Sentinel does not make
+    it the primary. Exit 0 done, 2 begun and not ended (the same command begins again), 3 refused
+    (it is the primary, or no other replica keeps up) and nothing changed, 4 unreachable, 5 no such
+    host.
+    """
+    from flotilla import config
+    from flotilla.redis import operate_rebuild
+
+    settings = attempt(config.load, json=json)
+    again = typed("redis.rebuild", host)
+    done = attempt(
+        lambda: operate_rebuild.rebuild(
+            settings,
+            host,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"{host} is a copy of {done['primary']}: {done['keys']} keys in {done['seconds']:.0f} s"
+    show(done, json=json, text=text)
+
+
 def _rolled(done: dict[str, Any]) -> str:
     if not done["changed"]:
         return "nothing to do"

@@ -88,3 +88,27 @@ def test_with_a_sentinel_away_no_host_is_taken_away(standing_fleet: Settings) ->
         fab("fleet.run", "sudo systemctl start redis-sentinel", "--on", replica)
     assert replica in refused["what"]
     assert refused["untouched"] == "Nothing was changed"
+
+
+def test_a_replica_whose_file_is_broken_is_made_a_copy_again(standing_fleet: Settings) -> None:
+    found = fab("redis.status")
+    replica = next(m["name"] for m in found["members"] if m["name"] != found["primary"])
+    broken = "sudo find /var/lib/redis/data/appendonlydir -name '*.aof' -o -name '*.rdb'"
+    spoil = f"sudo systemctl kill -s KILL redis-server; {broken} | sudo xargs truncate -s 5"
+    fab("fleet.run", spoil, "--on", replica)
+    with Background("--url", edge.url(standing_fleet), "--rate", "40") as traffic:
+        done = fab("redis.rebuild", replica, "--yes")
+        seen = traffic.stop()
+    assert (done["host"], done["primary"]) == (replica, found["primary"])
+    assert (seen["served"] > 0, seen["failed"]) == (True, 0)
+    now = fab("redis.status")
+    assert (now["primary"], now["problems"]) == (found["primary"], [])
+    left = fab("fleet.run", "sudo ls /var/lib/redis", "--on", replica)
+    assert "data.before" not in str(left)
+
+
+def test_the_primary_s_data_is_not_thrown_away(standing_fleet: Settings) -> None:
+    primary = fab("redis.status")["primary"]
+    refused = fab("redis.rebuild", primary, "--yes", code=3)["error"]
+    assert f"{primary} is the primary" in refused["what"]
+    assert refused["untouched"] == "Nothing was changed"

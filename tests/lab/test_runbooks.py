@@ -150,6 +150,7 @@ def variables(rolling: Rolling, board: dict[str, Any]) -> dict[str, str]:
         "MYSQL_PRIMARY": mysql["primary"],
         "MYSQL_REPLICA": next(m["name"] for m in mysql["members"] if m["name"] != mysql["primary"]),
         "REDIS_PRIMARY": redis["primary"],
+        "REDIS_REPLICA": next(m["name"] for m in redis["members"] if m["name"] != redis["primary"]),
         "LB_MASTER": next(lb["name"] for lb in board["lb"] if lb["vrrp"] == "MASTER"),
         "VERSION": rolling.version,
         "PREVIOUS": rolling.other,

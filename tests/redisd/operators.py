@@ -31,7 +31,7 @@ from flotilla.snapshot import Host
 from flotilla.wait import until
 
 # What a session opens with, by the modules whose commands find this group instead of a fleet.
-MODULES = ("operate", "operate_maintain")
+MODULES = ("operate", "operate_maintain", "operate_rebuild")
 _NODE = f"""\
 #!{sys.executable}
 import pathlib, shutil, sys
@@ -50,7 +50,7 @@ with socket.socket(socket.AF_UNIX) as end:
     end.connect({socket!r})
     end.sendall((json.dumps([{name!r}, *sys.argv[1:]]) + "\\n").encode())
     code, text = json.loads(end.makefile().readline())
-sys.stdout.write(text)
+(sys.stderr if code else sys.stdout).write(text)
 sys.exit(code)
 """
 # Its cache is a file of what it would upgrade.
@@ -71,7 +71,7 @@ class Hands:
     """What a session's Runner does, for ``group``. ``did`` is what systemctl was told, by host.
 
     ``unreachable`` holds names of hosts; ``on`` may hold something that happens once, before
-    systemctl does what it is told: ``{"redis-2: stop": act}``.
+    systemctl does what it is told, or instead if it returns why not: ``{"redis-2: stop": act}``.
     """
 
     def __init__(self, group: Group, folder: Path) -> None:
@@ -158,8 +158,8 @@ class Hands:
         services = [word.removesuffix(".service") for word in words[1:]]
         self.did.append(f"{name}: {' '.join([words[0], *services])}")
         act = self.on.pop(f"{name}: {words[0]}", None)
-        if act is not None:
-            act()
+        if act is not None and (failure := act()):
+            return 1, f"{failure}\nSee journalctl for details.\n"
         for service in services:
             process = self._process(name, service)
             if words[0] == "stop":

@@ -232,3 +232,61 @@ def test_whoever_is_down_or_unknown_is_named_and_who_is_gone_for_good_is_not(fla
         "Sentinel of redis-2",
         "Sentinel of redis-3",
     ]
+
+
+# --- a rebuild ------------------------------------------------------------------------------------
+
+
+def info(*replicas: tuple[str, str, int], role: str = "master") -> dict[str, object]:
+    rows = [{"ip": ip, "state": state, "lag": lag} for ip, state, lag in replicas]
+    return {"role": role, "slave_repl_offset": 7, **{f"slave{n}": r for n, r in enumerate(rows)}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "says"),
+    [
+        (info((TWO, "online", 0), (THREE, "online", 1)), ""),
+        (info((THREE, "online", 3)), ""),
+        (info((TWO, "online", 0)), "no other replica keeps up"),
+        (info((TWO, "online", 0), (THREE, "wait_bgsave", 0)), "no other replica keeps up"),
+        (info((THREE, "online", 9)), "no other replica keeps up"),
+        (info((THREE, "online", 0), role="slave"), "is no primary"),
+    ],
+)
+def test_data_is_thrown_away_where_another_replica_has_all_of_it(seen, says):
+    found = rules.keep_data(seen, named=ONE, me=TWO)
+    assert says in found
+    assert bool(found) is bool(says)
+
+
+def test_the_primary_s_data_is_kept():
+    assert "it is the primary" in rules.keep_data(info((TWO, "online", 0)), named=ONE, me=ONE)
+
+
+COPIED = {
+    "role": "slave",
+    "master_link_status": "up",
+    "loading": 0,
+    "aof_enabled": 1,
+    "aof_rewrite_in_progress": 0,
+    "aof_last_bgrewrite_status": "ok",
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, ""),
+        ({"role": "master"}, "follows nobody"),
+        ({"master_link_status": "down"}, "link"),
+        ({"master_link_status": "down", "master_sync_in_progress": 1}, "under way"),
+        ({"aof_rewrite_in_progress": 1}, "being written"),
+        ({"aof_rewrite_scheduled": 1}, "being written"),
+        ({"aof_last_bgrewrite_status": "err"}, "was not written"),
+        ({"aof_enabled": 0}, "was not written"),
+    ],
+)
+def test_a_copy_is_whole_when_it_is_on_the_disk(fields, says):
+    found = rules.uncopied(COPIED | fields)
+    assert says in found
+    assert bool(found) is bool(says)

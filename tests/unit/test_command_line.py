@@ -61,6 +61,7 @@ def fab(
         (["fleet.logs", "app", "--lines", "x"], "--lines is 'x'"),
         (["lab.fault", "app-1", "kill", "--option", "x"], "--option is 'x'"),
         (["redis.patch", "redis-2"], "redis-2"),
+        (["redis.rebuild"], "'host'"),
     ],
 )
 def test_a_wrong_command_line_is_a_bad_option_and_never_a_traceback(

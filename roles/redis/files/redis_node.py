@@ -7,6 +7,7 @@
     redis_node.py status                 one JSON object on stdout
     redis_node.py apply                  bring running services to the files Ansible owns
     redis_node.py unread                 names of the settings that only a restart would bring
+    redis_node.py rebuild                throw this replica's data away and copy the primary's
     redis_node.py move [--to HOST]       make another host the primary, as planned; on the primary
 
 No role is ever written into a file that Ansible owns: who is primary is a fact of run time.
@@ -28,6 +29,7 @@ from typing import Any
 import redis
 import redis_health
 import redis_move
+import redis_rebuild
 import redis_rules as rules
 import redis_settings
 from redis.backoff import NoBackoff
@@ -348,6 +350,14 @@ def move(settings: Settings, to: str | None) -> int:
     return redis_move.ended(lambda: redis_move.Move(places(settings), say=redis_move.say).run(to))
 
 
+def rebuild(settings: Settings) -> int:
+    """Replace this replica's data by a copy of the primary's."""
+    disk = redis_rebuild.Disk(DATA, HOME / "redis.conf", put)
+    named = rules.named_by_majority(ask_all(settings))
+    run = redis_rebuild.Rebuild(places(settings), disk, named=named)
+    return redis_move.ended(run.run)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do it."""
     parser = argparse.ArgumentParser(description="what a Redis host does for itself")
@@ -360,6 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "apply": apply,
         "unread": unread,
         "remember": remember,
+        "rebuild": rebuild,
     }
     for name, action in actions.items():
         commands.add_parser(name, help=(action.__doc__ or "").partition("\n")[0])

@@ -213,3 +213,48 @@ def _unfit(one: Candidate) -> str:
     if one.behind > BEHIND_BYTES:
         return f"it is {one.behind} bytes behind, {BEHIND_BYTES} are the limit"
     return ""
+
+
+# --- a rebuild ------------------------------------------------------------------------------------
+
+# A replica whose last word is older does not count as one: what a primary is told by default.
+GOOD_LAG_SECONDS = 3
+
+
+def keep_data(info: Mapping[str, Any], *, named: str, me: str) -> str:
+    """Why the data on host ``me`` must not be thrown away now; empty for nothing.
+
+    ``named`` is whom a majority of the Sentinels names, ``info`` its INFO replication.
+    """
+    if named == me:
+        return "a majority of the Sentinels names this host: it is the primary"
+    if info["role"] != "master":
+        return f"{named} is named by the Sentinels and is no primary"
+    replicas = [row for name, row in info.items() if _is_replica(name)]
+    good = [
+        row
+        for row in replicas
+        if row["ip"] != me and row["state"] == "online" and int(row["lag"]) <= GOOD_LAG_SECONDS
+    ]
+    return "" if good else f"no other replica keeps up with {named}: it would refuse writes"
+
+
+def uncopied(info: Mapping[str, Any]) -> str:
+    """What a host still lacks to be a whole copy, by its INFO; empty for nothing.
+
+    Of whom is Sentinel's to say: the primary may be another one by now.
+    """
+    if info["role"] != "slave":
+        return "it follows nobody"
+    if info.get("loading") or info.get("master_sync_in_progress"):
+        return "the copy is under way"
+    if info.get("master_link_status") != "up":
+        return "its link to the primary is down"
+    if info.get("aof_rewrite_in_progress") or info.get("aof_rewrite_scheduled"):
+        return "its append-only file is being written"
+    written = info.get("aof_enabled") and info.get("aof_last_bgrewrite_status") == "ok"
+    return "" if written else "its append-only file was not written"
+
+
+def _is_replica(name: str) -> bool:
+    return name.startswith("slave") and name[len("slave") :].isdecimal()

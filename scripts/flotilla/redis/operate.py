@@ -25,6 +25,8 @@ from flotilla.wait import DeadlineError, until
 
 COMMAND = "fab redis.switchover"
 LOCK = "redis"
+# The same lock as a deploy's and provision's: none may move hosts under the other.
+MOVERS = "deploy"
 TOOL = "/usr/local/lib/flotilla/redis_node.py"
 # Longer than the tool waits for Sentinel in all its steps.
 MOVE_SECONDS = 150.0

@@ -10,7 +10,7 @@ from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.redis.maintain import Maintenance, in_order, not_in_order
-from flotilla.redis.operate import LOCK, TOOL, opened
+from flotilla.redis.operate import LOCK, MOVERS, TOOL, opened
 from flotilla.redis.status import looked
 from flotilla.rules import redis_maintain as rules
 from flotilla.rules.redis_maintain import SENTINEL, SERVER, Need
@@ -18,8 +18,6 @@ from flotilla.settings import Settings
 from flotilla.snapshot import Host
 
 COMMAND = "fab redis.patch"
-# The same lock as a deploy's and provision's: none may move hosts under the other.
-MOVERS = "deploy"
 UPGRADE_SECONDS = 900.0
 # Loading a large append-only file takes its time.
 START_SECONDS = 900.0
