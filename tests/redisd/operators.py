@@ -174,11 +174,19 @@ class Hands:
         what = service.removeprefix("redis-").replace("server", "redis")
         if subprocess.run([node, "start", what], check=False).returncode:
             return False
+        self._at_home(name)
         process.start()
         server = service == "redis-server"
         client = self._group.client(name) if server else self._group.sentinel(name)
         until(lambda: _answers(client), seconds=20, every=0.05)
         return not server or not subprocess.run([node, "remember"], check=False).returncode
+
+    def _at_home(self, name: str) -> None:
+        """What a Sentinel without memory was given, with this host's folders and one address."""
+        path = self.home(name) / "sentinel.conf"
+        if path.exists():
+            text = path.read_text().replace(f"{HOSTS[name]} 127.0.0.1", HOSTS[name])
+            path.write_text(text.replace("/etc/redis/", f"{self.home(name)}/"))
 
     def _shown(self, name: str, service: str, what: str) -> str:
         if what == "FragmentPath":

@@ -132,7 +132,7 @@ class Rebuild:
     def _empty(self) -> None:
         try:
             self._service("stop")
-            if not self._disk.aside.exists():
+            if self._disk.data.exists() and not self._disk.aside.exists():
                 self._disk.data.rename(self._disk.aside)
             else:
                 shutil.rmtree(self._disk.data, ignore_errors=True)

@@ -112,6 +112,8 @@ class Maintenance:
         with self._steps.step(f"move the primary's role from {plan.old} to {plan.new}"):
             told = move(self._runner, plan)
             verify(self._runner, self._hosts, plan.new)
+            # A Sentinel takes a moment to find everybody again after a change of primary.
+            self._back(plan.old)
         self._done.append(f"the role of {plan.old}")
         return told
 
