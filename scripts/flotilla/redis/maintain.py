@@ -130,10 +130,8 @@ class Maintenance:
                 last = self._clock()
             return not wrong or self._clock() - last > BACK_SECONDS
 
-        try:
+        with suppress(DeadlineError):
             until(well, seconds=COPY_SECONDS, every=0.5, clock=self._clock, sleep=self._sleep)
-        except DeadlineError:
-            last = float("-inf")
         if wrong:
             raise HostFailed(
                 f"{name} is not where it was {self._clock() - start:.0f} s after the work on it: "
