@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flotilla.rules.mysql_maintain import upgrades
+from flotilla.rules.packages import upgrades
 from flotilla.rules.replace_pair import Balancer
 
 # What a host prints before a line about a process that runs what is no longer on the disk.
