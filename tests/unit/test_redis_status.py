@@ -126,6 +126,14 @@ def test_without_a_majority_there_is_no_primary() -> None:
             {"redis_3": {"quorum_error": "NOQUORUM 1 usable Sentinels"}},
             "redis-3: its Sentinel could not agree on a failover (NOQUORUM 1 usable Sentinels)",
         ),
+        (
+            {"redis_1": {"sentinels": AGREED | {"redis-3": None}}},
+            "redis-3: its Sentinel does not answer",
+        ),
+        (
+            {"redis_1": {"sentinels": AGREED | {"redis-2": "10.77.5.2"}}},
+            "redis-2: its Sentinel names 10.77.5.2",
+        ),
     ],
 )
 def test_one_thing_wrong_is_one_sentence(

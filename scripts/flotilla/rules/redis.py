@@ -6,7 +6,7 @@ every other host follows it. Each departure is one sentence that names the hosts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -68,7 +68,20 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     found += [f"{m.name}: Redis does not answer ({m.error})" for m in members if m.role is None]
     for member in members:
         found += [f"{member.name}: {sentence}" for sentence in _member(member, chosen)]
-    return found
+    heard = {member.name for member in members if member.role is not None}
+    return found + (_dissent(chosen, heard) if chosen else [])
+
+
+def _dissent(chosen: Member, heard: Collection[str]) -> list[str]:
+    """Sentinels that do not name the primary, as it hears them itself; of hosts that do not answer
+    at all enough was said.
+    """
+    asked = {name: said for name, said in chosen.names.items() if name in heard}
+    return [
+        f"{name}: its Sentinel {f'names {said}' if said else 'does not answer'}"
+        for name, said in sorted(asked.items())
+        if said != chosen.address
+    ]
 
 
 @dataclass(frozen=True, slots=True)
