@@ -57,6 +57,17 @@ def test_a_restarted_primary_is_granted_its_role_again_once_somebody_acknowledge
     assert advice.needs_lease
 
 
+def test_a_primary_that_was_closed_for_nothing_lets_its_replicas_in_before_it_waits_for_them():
+    """A failover that came to nothing leaves it offline: nobody could ever acknowledge to it."""
+    closed = replace(RESTARTED, offline=True)
+    advice = ruled(closed, peers=Peers(closed))
+    assert (advice.do, advice.needs_lease) == (Do.REOPEN, True)
+    claimed = replace(STATE, claim=Claim("mysql-2", 8, NOW + 9))
+    assert ruled(closed, claimed, peers=Peers(closed)).do is Do.WAIT
+    copied = replace(closed, closed=True)
+    assert ruled(copied, peers=Peers(copied)).do is Do.WAIT
+
+
 def test_a_primary_that_acknowledges_alone_is_made_to_wait_whoever_is_there():
     alone = replace(SERVING, semi_sync=SemiSync())
     assert ruled(alone, peers=Peers(alone)).do is Do.GRANT

@@ -258,6 +258,14 @@ def test_an_applier_that_would_stop_there_again_is_not_tried_again_and_again(err
     assert any("fab mysql.rebuild mysql-2" in note for note in plan.notes) is not is_tried
 
 
+def test_a_primary_that_is_offline_is_opened_for_its_replicas_before_they_follow():
+    model = whole()
+    topology = with_member(model.look(), "mysql-1", offline=True, super_read_only=True)
+    plan = repair(topology, model.record)
+    assert isinstance(plan, Repair)
+    assert next((s.verb, s.member) for s in plan.steps) == (Verb.REOPEN, "mysql-1")
+
+
 def test_a_replica_that_waits_for_acknowledgements_is_freed_before_it_applies():
     model = whole()
     model.restart("mysql-2")

@@ -52,13 +52,16 @@ WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_wait_sessions', 'Rpl_semi_sync_sou
 # log says so every ten minutes. A commit may take long for other reasons, hence both; and a thread
 # may show a long time for other reasons than its commit (a replica's shows its lag), so nothing may
 # have been executed meanwhile either. Once a server that had room again, and commits to show for
-# it, was taken for stalled by an error of minutes before.
-_STALLED = """
+# it, was taken for stalled by an error of minutes before; and once an idle one, whose
+# clone_gtid_thread shows that state for ever: only a client's thread counts.
+STALLED = """
 SELECT MAX(t.PROCESSLIST_TIME) AS seconds, @@GLOBAL.gtid_executed AS done,
   (SELECT LEFT(e.DATA, 80) FROM performance_schema.error_log e
      WHERE e.ERROR_CODE = 'MY-000035' AND e.LOGGED > NOW(6) - INTERVAL 660 SECOND
      ORDER BY e.LOGGED DESC LIMIT 1) AS why
-FROM performance_schema.threads t WHERE t.PROCESSLIST_STATE = 'waiting for handler commit'
+FROM performance_schema.threads t
+WHERE t.PROCESSLIST_STATE = 'waiting for handler commit'
+  AND t.TYPE = 'FOREGROUND' AND t.PROCESSLIST_USER IS NOT NULL
 """
 _SHORT_STALL_SECONDS = 3
 # A server that was just started waits for nobody either, and takes no write.
@@ -195,7 +198,7 @@ class Regard:
 
     def _stalled(self, seconds: float) -> tuple[str, float]:
         """Why no commit ends, and for how long that has been so."""
-        row = self._server.query(_STALLED, seconds=seconds)[0]
+        row = self._server.query(STALLED, seconds=seconds)[0]
         lasts, now = float(row["seconds"] or 0), self._clock()
         waits = bool(row["why"]) and lasts >= _SHORT_STALL_SECONDS
         if not waits:

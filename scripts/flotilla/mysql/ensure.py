@@ -76,6 +76,7 @@ class Ensure:
             Verb.BOOTSTRAP: lambda: self._bootstrap(step.member),
             Verb.FOLLOW: lambda: steps.follow(server, source, self._known),
             Verb.REPOINT: lambda: steps.repoint(server, source),
+            Verb.REOPEN: lambda: steps.reopen(server),
             Verb.RESUME: lambda: steps.resume(server),
             Verb.ACKNOWLEDGE: lambda: steps.acknowledge(server),
             Verb.GRANT: lambda: steps.grant(server, plan.term, plan.primary.uuid),

@@ -87,6 +87,11 @@ def acknowledge(server: Server) -> None:
     )
 
 
+def reopen(server: Server) -> None:
+    """Let clients and replicas in again, to read."""
+    server.query("SET GLOBAL offline_mode = OFF", seconds=GRANT_SECONDS)
+
+
 def resume(server: Server) -> None:
     """Start what is stopped, both halves."""
     server.query("START REPLICA", seconds=DRAIN_SECONDS)

@@ -32,6 +32,7 @@ class Verb(StrEnum):
     BOOTSTRAP = "bootstrap"
     FOLLOW = "follow"
     REPOINT = "repoint"
+    REOPEN = "reopen"
     RESUME = "resume"
     ACKNOWLEDGE = "acknowledge"
     GRANT = "grant"
@@ -332,12 +333,7 @@ def _mend(topology: Topology, primary: Member, term: int) -> Iterator[Step]:
     for member in followers:
         if member.semi_sync.source:
             yield Step(Verb.SOURCE_OFF, member.name, "a replica must not wait for acknowledgements")
-    if primary.replication is not None:
-        yield Step(
-            Verb.DETACH, primary.name, f"it is primary but set to follow {primary.replication.host}"
-        )
-    if primary.term is None:
-        yield Step(Verb.BOOTSTRAP, primary.name, "it has no ops schema yet")
+    yield from _ready(primary)
     for member in followers:
         yield from _follow(member, primary)
     objection = primary_objection(primary, Record(term, primary.instance_id, primary.uuid))
@@ -346,6 +342,19 @@ def _mend(topology: Topology, primary: Member, term: int) -> Iterator[Step]:
     if topology.unusable or primary.term is None:
         names = ", ".join(sorted(topology.unusable)) or "all"
         yield Step(Verb.ACCOUNTS, primary.name, f"accounts to create or correct: {names}")
+
+
+def _ready(primary: Member) -> Iterator[Step]:
+    """What must be so before anybody can follow it."""
+    if primary.replication is not None:
+        yield Step(
+            Verb.DETACH, primary.name, f"it is primary but set to follow {primary.replication.host}"
+        )
+    if primary.term is None:
+        yield Step(Verb.BOOTSTRAP, primary.name, "it has no ops schema yet")
+    if primary.offline and primary.super_read_only and not primary.closed:
+        why = "nobody can follow it while it is offline; it stays read-only"
+        yield Step(Verb.REOPEN, primary.name, why)
 
 
 def _follow(member: Member, primary: Member) -> Iterator[Step]:

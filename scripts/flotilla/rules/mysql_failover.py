@@ -86,6 +86,7 @@ class Opening:
     accept_loss: bool = False
     to: str | None = None
     barred_to: str = ""
+    wait_for: int = 1
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -166,6 +167,7 @@ def opening(
         accept_loss=accept_loss,
         to=to,
         barred_to=chosen[0].name if chosen else "",
+        wait_for=wait_for,
     )
     silent = {p.name: "it does not answer" for p in ackers if p not in reached}
     return (
@@ -180,11 +182,15 @@ def opening(
 def shortfall(opened: Opening, cut_off: Collection[str], kept: Mapping[str, str]) -> Refusal | None:
     """Why too few members are, or can be, cut off from the old primary; None when enough are.
 
-    With ``accept_loss`` one is enough: then the fence must be proved instead.
+    With ``accept_loss`` one is enough: then the fence must be proved instead. Without it, so many
+    must be left behind the new primary that it can take writes: where not, the old one is not
+    closed for nothing (a primary with one replica in order was, and stayed closed).
     """
     done = [name for name in opened.asked if name in cut_off]
-    if len(done) >= (1 if opened.accept_loss else opened.needed):
+    if len(done) >= (1 if opened.accept_loss else max(opened.needed, opened.wait_for + 1)):
         return None
+    if len(done) >= opened.needed:
+        return _unfollowed(opened, " or ".join(done), len(done) - 1)
     missing = "; ".join(f"{n}: {kept.get(n, 'not known')}" for n in opened.ackers if n not in done)
     return Refusal(
         f"only {len(done)} of {len(opened.ackers)} members that may acknowledge to"
@@ -215,7 +221,7 @@ def promotion(
         m for m in asked if m.name != new.name and (m.name, new.name) not in found.topology.surplus
     )
     if len(followers) < wait_for and not opened.accept_loss:
-        return _unfollowed(new, len(followers), wait_for)
+        return _unfollowed(opened, new.name, len(followers))
     proof = _proof(opened, found, proving)
     return Promotion(
         term=opened.term,
@@ -302,12 +308,12 @@ def _nobody(opened: Opening, table: tuple[tuple[str, str], ...]) -> Refusal:
     )
 
 
-def _unfollowed(new: Member, followers: int, wait_for: int) -> Refusal:
+def _unfollowed(opened: Opening, new: str, followers: int) -> Refusal:
     return Refusal(
-        f"{new.name} holds everything, but {followers} members could acknowledge to it,"
-        f" {wait_for} must",
+        f"{new} may hold everything, but {followers} members could acknowledge to it,"
+        f" {opened.wait_for} must",
         "every write would wait for ever",
-        _LOOK,
+        f"start {opened.old.name}, or fab mysql.failover --accept-loss",
     )
 
 

@@ -36,13 +36,15 @@ class Do(StrEnum):
     REPOINT = "repoint"  # the applier first, then the stream
     RESUME = "resume"
     ACKNOWLEDGE = "acknowledge"
-    REOPEN = "reopen"  # offline_mode off, on a member that follows
+    REOPEN = "reopen"  # offline_mode off, on a member that is read-only
     GRANT = "grant"
 
 
 # Each of these lets acknowledgements or writes begin, so it is done under the lease only: whoever
 # goes by a look at a free lease may be overtaken by a failover before his statement arrives.
-OPENING = frozenset({Do.FOLLOW, Do.REPOINT, Do.RESUME, Do.ACKNOWLEDGE, Do.GRANT, Do.DETACH})
+OPENING = frozenset(
+    {Do.FOLLOW, Do.REPOINT, Do.RESUME, Do.ACKNOWLEDGE, Do.REOPEN, Do.GRANT, Do.DETACH}
+)
 # These only take away, so neither a pause nor somebody else's lease stops them.
 CLOSING = frozenset({Do.CLOSE, Do.SOURCE_OFF, Do.NOTHING})
 
@@ -125,6 +127,9 @@ def _as_primary(me: Member, record: Record, peers: Peers, wait_for: int) -> Iter
         yield Advice(Do.DETACH, f"primary by the record, yet it follows {me.replication.host}")
     alone = me.is_writable and not me.semi_sync.source
     if len(peers.acknowledgers) < wait_for and not alone:
+        if me.offline and me.super_read_only and not me.closed:
+            # Closed for a failover that came to nothing: whoever is to acknowledge is turned away.
+            yield Advice(Do.REOPEN, "nobody can follow it while it is offline; it stays read-only")
         count = len(peers.acknowledgers)
         yield Advice(Do.WAIT, f"{count} members acknowledge to it, a commit waits for {wait_for}")
     # One that tells OK for what nobody else has is made to wait at once, whoever is there.
