@@ -54,8 +54,7 @@ with socket.socket(socket.AF_UNIX) as end:
 sys.exit(code)
 """
 # Its cache is a file of what it would upgrade.
-_APT = """\
-#!/bin/sh
+_APT = """#!/bin/sh
 case "$*" in
   *"-s install"*) cat "{root}/upgrades" 2>/dev/null || true ;;
   *install*)
