@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fabric
 import paramiko
 import pytest
 from hypothesis import given
@@ -346,6 +347,19 @@ def test_a_slow_command_is_ended_on_the_host(runner):
     with pytest.raises(HostFailed, match=r"app-1: `sleep 30` was ended after 0.5 s"):
         runner.run("app-1", "sleep 30", seconds=0.5)
     assert time.monotonic() - start < 20
+
+
+def test_a_bastion_that_hangs_up_as_soon_as_it_answered_is_unreachable(servers, monkeypatch):
+    """It restarts its server while it boots: an error of the socket's is no error of ours."""
+    opened = fabric.Connection.open
+
+    def hung_up(self: fabric.Connection) -> None:
+        opened(self)
+        self.transport.sock.close()
+
+    monkeypatch.setattr(fabric.Connection, "open", hung_up)
+    with servers.runner() as one, pytest.raises(Unreachable, match="bastion-1"):
+        one.run("bastion-1", "true")
 
 
 def test_a_host_that_stops_answering_is_unreachable_after_the_deadline(

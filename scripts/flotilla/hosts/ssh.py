@@ -238,13 +238,14 @@ class Runner:
                 with self._guard:
                     self._connections[host.instance_id] = connection
             if not connection.is_connected:
+                # All of it: a server that is just booting may hang up as soon as it has answered.
                 with _unreachable(host, "while connecting"):
                     connection.open()
-                # Fabric opens the way through without a time limit; paramiko's own is an hour.
-                connection.transport.channel_timeout = self._seconds
-                connection.transport.set_keepalive(5)
-                if through is None:
-                    _tune(connection.transport.sock)
+                    # Fabric opens the way through without a time limit; paramiko's is an hour.
+                    connection.transport.channel_timeout = self._seconds
+                    connection.transport.set_keepalive(5)
+                    if through is None:
+                        _tune(connection.transport.sock)
             return connection
 
     def _new(
