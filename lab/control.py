@@ -73,6 +73,10 @@ def up(where: Layout, tell: Tell) -> dict[str, Any]:
             process.wait(_DOWN_SECONDS)
             raise
         except LabError as error:
+            # It may hold the lock for a moment longer, and is not to be taken for somebody else: one
+            # that found a port taken was waited for, by asking at that port (a minute, exit 0).
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_DOWN_SECONDS)
             # Somebody else may have been faster.
             if error.exit_code != Unmet.exit_code or preflight.owner(where) is None:
                 raise
