@@ -73,8 +73,8 @@ def up(where: Layout, tell: Tell) -> dict[str, Any]:
             process.wait(_DOWN_SECONDS)
             raise
         except LabError as error:
-            # It may hold the lock for a moment longer, and is not to be taken for somebody else: one
-            # that found a port taken was waited for, by asking at that port (a minute, exit 0).
+            # It may hold the lock for a moment longer, and is nobody else: one that found a port
+            # taken was waited for, by asking at that very port (a minute, then exit 0).
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_DOWN_SECONDS)
             # Somebody else may have been faster.
