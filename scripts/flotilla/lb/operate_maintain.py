@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flotilla.errors import HostFailed, Refused
+from flotilla.hosts import packages
 from flotilla.hosts.ssh import Runner
 from flotilla.lb.maintain import Maintenance
 from flotilla.lb.operate import LOCK as ADDRESS
@@ -24,14 +25,12 @@ LOCK = "deploy"
 UPGRADE_SECONDS = 900.0
 RESTART_SECONDS = 120.0
 
-_APT = "apt-get -q -o DPkg::Lock::Timeout=120"
 # Both, and the libraries they are linked with: what TLS needs mending in is libssl. libsystemd only
 # passes on what is logged, and would bring all of systemd along.
-_INSTALLED = (
-    "$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\\n' haproxy keepalived"
+_INSTALLED = packages.installed(
+    "haproxy keepalived"
     " $(dpkg-query -W -f '${Depends}\\n' haproxy keepalived | tr ',|' '\\n\\n'"
     " | sed -n '/libsystemd/d; s/^ *\\(lib[^ ]*\\).*/\\1/p' | sort -u) 2>/dev/null"
-    " | sed -n 's/^ii *//p')"
 )
 # A file that was replaced while a process has it open is "(deleted)" there. HAProxy's main process
 # starts itself anew at every reload.
@@ -133,18 +132,10 @@ def survey(*, fresh: bool) -> str:
     """Prints a line for each package that would be upgraded, and for each file that was replaced
     under a process.
     """
-    update = f"{_APT} -qq update >/dev/null; " if fresh else ""
-    # grep fails where nothing would be upgraded, which is an answer.
-    return (
-        f"set -e; {update}plan=$({_APT} -s install --only-upgrade {_INSTALLED});"
-        f" printf '%s\\n' \"$plan\" | grep '^Inst ' || true; {_STALE}"
-    )
+    return f"set -e; {packages.planned(_INSTALLED, fresh=fresh)}; {_STALE}"
 
 
-UPGRADE = (
-    f"DEBIAN_FRONTEND=noninteractive {_APT} -y -o Dpkg::Options::=--force-confold"
-    f" install --only-upgrade {_INSTALLED}"
-)
+UPGRADE = packages.upgrade(_INSTALLED)
 
 
 def _outcome(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flotilla.aws.resize import retype
+from flotilla.hosts import packages
 from flotilla.lock import Lock
 from flotilla.mysql import operate_rebuild as hands
 from flotilla.mysql.ensure import refused
@@ -25,10 +26,7 @@ LOCK = "deploy"
 UPGRADE_SECONDS = 900.0
 
 # Every package of the server and its clients that is installed, in the form apt takes.
-_INSTALLED = (
-    "$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\\n' 'mysql*' | sed -n 's/^ii *//p')"
-)
-_APT = "apt-get -q -o DPkg::Lock::Timeout=120"
+_INSTALLED = packages.installed("'mysql*'")
 # What decides how the server runs: whatever changed after it was started was not read by it. Of a
 # package's file only the time of its inode tells when it came; the other is when it was built.
 _CHANGED = (
@@ -128,23 +126,15 @@ def _needs(opened: Session, *, restart: bool) -> dict[str, Need]:
 
 def _survey(settings: Settings) -> str:
     """Prints a line for each package that would be upgraded, and the path of each newer file."""
-    # grep fails where nothing would be upgraded, which is an answer.
-    simulated = f"{_APT} -s install --only-upgrade {_suite(settings)} {_INSTALLED}"
-    return (
-        f"set -e; {_APT} -qq update >/dev/null;"
-        f" plan=$({simulated}); printf '%s\\n' \"$plan\" | grep '^Inst ' || true; {_CHANGED}"
-    )
+    return f"set -e; {packages.planned(_INSTALLED, options=_suite(settings))}; {_CHANGED}"
 
 
 def _upgrade(settings: Settings) -> str:
-    return (
-        f"DEBIAN_FRONTEND=noninteractive {_APT} -y -o Dpkg::Options::=--force-confold"
-        f" install --only-upgrade {_suite(settings)} {_INSTALLED}"
-    )
+    return packages.upgrade(_INSTALLED, options=_suite(settings))
 
 
 def _suite(settings: Settings) -> str:
-    return f"-t {shlex.quote(settings.mysql.apt.suite)}"
+    return f" -t {shlex.quote(settings.mysql.apt.suite)}"
 
 
 def _text(

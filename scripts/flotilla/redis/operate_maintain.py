@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flotilla.errors import HostFailed, Refused
+from flotilla.hosts import packages
 from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
@@ -23,20 +24,8 @@ UPGRADE_SECONDS = 900.0
 START_SECONDS = 900.0
 
 # Every package of Redis that is installed, in the form apt takes.
-_INSTALLED = (
-    "$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\\n' 'redis*' | sed -n 's/^ii *//p')"
-)
-_APT = "apt-get -q -o DPkg::Lock::Timeout=120"
-# grep fails where nothing would be upgraded, which is an answer.
-_PACKAGES = f"""\
-{_APT} -qq update >/dev/null
-plan=$({_APT} -s install --only-upgrade {_INSTALLED})
-printf '%s\\n' "$plan" | grep '^Inst ' || true
-"""
-_UPGRADE = (
-    f"DEBIAN_FRONTEND=noninteractive {_APT} -y -o Dpkg::Options::=--force-confold"
-    f" install --only-upgrade {_INSTALLED}"
-)
+_INSTALLED = packages.installed("'redis*'")
+_UPGRADE = packages.upgrade(_INSTALLED)
 # What is on the disk and not in the running service. Of a package's file only the time of its inode
 # tells when it came; the other is when it was built. All of Redis is one program under many names,
 # so links are followed. Seconds alone would not do: a program that came and was started within the
@@ -118,7 +107,7 @@ def _plan(
 
 def _needs(runner: Runner, hosts: Sequence[Host], *, restart: bool) -> dict[str, Need]:
     """By host name, what each host needs; hosts that need nothing are left out."""
-    survey = f"set -e\n{_PACKAGES}{newer((SERVER, SENTINEL))}"
+    survey = f"set -e\n{packages.planned(_INSTALLED)}\n{newer((SERVER, SENTINEL))}"
     seen = runner.run_on(hosts, survey, sudo=True, seconds=UPGRADE_SECONDS)
     try:
         seen.raise_errors()

@@ -40,7 +40,7 @@ def need(surveyed: Iterable[str], *, anyway: bool = False) -> Need | None:
     """
     lines = list(surveyed)
     planned = upgrades(lines)
-    reasons = [f"{one.package} {one.old} -> {one.new}" for one in planned]
+    reasons = [str(one) for one in planned]
     words = [line.split() for line in lines]
     stale = sorted({tuple(found[1:]) for found in words if found[:1] == [STALE]})
     reasons += [f"{process} runs {path}, which was replaced" for process, path in stale]
