@@ -225,7 +225,7 @@ class Failover(Actor):
             if self.mutant == "positions first":
                 found = replace(early, revoked=found.revoked, unable=self.unable)
             state = self.world.read(self.host)
-            chosen = promotion(opened, state, found, wait_for=self.world.wait_for)
+            chosen = promotion(opened, state, found)
             if not isinstance(chosen, Promotion):
                 raise QuitError(chosen.what)
             try:

@@ -61,8 +61,8 @@ def found(*members: Member, **changes: object) -> Found:
     return replace(Found(names, {}, "", Topology(members)), **changes)  # type: ignore[arg-type]
 
 
-def chosen(seen: Found, run: Opening | None = None, **options: int) -> Promotion:
-    decision = promotion(run or opened(), STATE, seen, **options)
+def chosen(seen: Found, run: Opening | None = None) -> Promotion:
+    decision = promotion(run or opened(), STATE, seen)
     assert isinstance(decision, Promotion), decision
     return decision
 
@@ -290,6 +290,22 @@ def test_nobody_is_promoted_to_wait_for_acknowledgements_for_ever():
     assert isinstance(begin(state=state, gone="1", accept_loss=True), Opening)
 
 
+def test_who_came_back_behind_a_primary_that_is_dead_may_acknowledge_to_the_next_one():
+    """It was away when that one began: it proves nothing, is asked nothing, and stays barred."""
+    away = "not known to be whole when mysql-1 became primary of term 4"
+    state = replace(STATE, barred={"i-mysql-3": away})
+    run = opened(state=state, gone="1")
+    assert (run.asked, run.returning) == (("mysql-2",), ("mysql-3",))
+    plan = promotion(run, state, found(TWO))
+    assert isinstance(plan, Promotion)
+    assert (plan.new, plan.followers) == (TWO, ())
+    assert plan.barred == {"i-mysql-3": away, "i-mysql-1": plan.barred["i-mysql-1"]}
+    assert "takes no writes before 1 members" in plan.notes[0]
+    assert isinstance(begin(state=state, gone="13"), Refusal)
+    blocked = Verdict(Kind.BLOCKED, ("4 commits wait",), is_actionable=True)
+    assert isinstance(begin(state=state, gone="", verdict=blocked), Refusal)
+
+
 OUT = replace(STATE, barred={"i-mysql-3": "only it holds u3:1-2"})
 
 
@@ -359,7 +375,7 @@ def test_whoever_is_promoted_holds_all_that_can_have_been_acknowledged(end):
     run, seen, held, wait_for = end
     if isinstance(run, Refusal):
         return
-    plan = promotion(run, STATE, seen, wait_for=wait_for)
+    plan = promotion(run, STATE, seen)
     if isinstance(plan, Refusal):
         assert plan.what
         assert plan.why
@@ -381,10 +397,10 @@ def test_whoever_is_promoted_holds_all_that_can_have_been_acknowledged(end):
 
 @given(ends())
 def test_who_neither_takes_over_nor_follows_is_barred(end):
-    run, seen, _, wait_for = end
+    run, seen, *_ = end
     if isinstance(run, Refusal):
         return
-    plan = promotion(run, STATE, seen, wait_for=wait_for)
+    plan = promotion(run, STATE, seen)
     if isinstance(plan, Promotion):
         whole = {plan.new.instance_id, *(m.instance_id for m in plan.followers)}
         assert plan.barred.keys() == {p.instance_id for p in run.places} - whole

@@ -13,6 +13,7 @@ from flotilla.mysql import status, store
 from flotilla.mysql.cluster import Cluster
 from flotilla.mysql.session import Session
 from flotilla.rules.mysql import follower_objection, primary_objection
+from flotilla.rules.mysql_state import foreign_claim
 from flotilla.rules.mysql_topology import Record, Topology
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
@@ -83,6 +84,9 @@ class Watched:
         ``is_emptied``: a stop costs the host its data.
         """
         words: list[str] = []
+        # A fence asks for as long as it has not seen the host stopped: one that is started at once
+        # is stopped again, and so on.
+        awaited(self._is_over, WHOLE_SECONDS, "nobody is changing the cluster any more")
         self._rejoin(old, alive, words)
         if words[-1] not in {"kept", "rejoined"} or (is_emptied and "stopped" in words):
             self.rebuild(old)
@@ -117,9 +121,14 @@ class Watched:
 
     def revive(self, name: str) -> bool:
         """Start a host that was stopped, and wait until it can be used; whether it was stopped."""
-        if not started(self._settings, self._opened.snapshot.host(name).instance_id):
+        instance_id = self._opened.snapshot.host(name).instance_id
+        if not started(self._settings, instance_id):
             return False
-        awaited(lambda: self._answers(name), START_SECONDS, f"{name} answers SSH")
+
+        def usable() -> bool:
+            return not started(self._settings, instance_id) and self._answers(name)
+
+        awaited(usable, START_SECONDS, f"{name} answers SSH")
         return True
 
     def rebuild(self, name: str) -> None:
@@ -133,6 +142,10 @@ class Watched:
         except FlotillaError as error:
             return {"why": error.what}
         return next(member for member in found if member["name"] == name)
+
+    def _is_over(self) -> bool:
+        state = self._records.state()
+        return state is not None and foreign_claim(state, "", time.time()) is None
 
     def _is_close(self, name: str) -> bool:
         member = self._member(name)

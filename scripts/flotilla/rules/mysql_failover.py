@@ -30,6 +30,9 @@ from flotilla.rules.mysql_verdict import Kind, Verdict
 __all__ = ["Found"]
 
 _LOOK = "fab mysql.status"
+# How a member is barred that was away when the primary changed. It holds nothing that is known to
+# be wrong, so its own watcher lets it in again as soon as it follows the primary.
+_UNPROVED = "not known to be whole when"
 
 
 class Act(StrEnum):
@@ -72,7 +75,8 @@ class Opening:
     ``steps`` are REVOKE, FENCE, POSITIONS in this order; FENCE only once ``shortfall`` is None, so
     that a failover which cannot end does not stop a primary that may still serve somebody.
     ``barred_to`` is ``to`` where it is barred: it proves nothing, and an operator takes it because
-    nobody else is left.
+    nobody else is left. ``returning`` are barred and answer: they prove nothing either, but are let
+    in behind a new primary by their own watchers, and then acknowledge to it.
     """
 
     term: int
@@ -87,6 +91,7 @@ class Opening:
     to: str | None = None
     barred_to: str = ""
     wait_for: int = 1
+    returning: tuple[str, ...] = ()
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -168,6 +173,7 @@ def opening(
         to=to,
         barred_to=chosen[0].name if chosen else "",
         wait_for=wait_for,
+        returning=() if old.name in reachable else tuple(_returning(out, state)),
     )
     silent = {p.name: "it does not answer" for p in ackers if p not in reached}
     return (
@@ -183,11 +189,11 @@ def shortfall(opened: Opening, cut_off: Collection[str], kept: Mapping[str, str]
     """Why too few members are, or can be, cut off from the old primary; None when enough are.
 
     With ``accept_loss`` one is enough: then the fence must be proved instead. Without it, so many
-    must be left behind the new primary that it can take writes: where not, the old one is not
-    closed for nothing (a primary with one replica in order was, and stayed closed).
+    must be left behind the new primary, or come back to it, that it can take writes: where not, the
+    old one is not closed for nothing (a primary with one replica in order was, and stayed closed).
     """
     done = [name for name in opened.asked if name in cut_off]
-    if len(done) >= (1 if opened.accept_loss else max(opened.needed, opened.wait_for + 1)):
+    if opened.accept_loss and done:
         return None
     if len(done) >= opened.needed:
         return _unfollowed(opened, " or ".join(done), len(done) - 1)
@@ -200,9 +206,7 @@ def shortfall(opened: Opening, cut_off: Collection[str], kept: Mapping[str, str]
     )
 
 
-def promotion(
-    opened: Opening, state: State, found: Found, *, wait_for: int = 1
-) -> Promotion | Refusal:
+def promotion(opened: Opening, state: State, found: Found) -> Promotion | Refusal:
     """Who takes over, or why nobody may."""
     asked = tuple(m for m in found.topology.members if m.name in found.revoked & {*opened.asked})
     names = {m.name for m in asked}
@@ -220,8 +224,9 @@ def promotion(
     followers = tuple(
         m for m in asked if m.name != new.name and (m.name, new.name) not in found.topology.surplus
     )
-    if len(followers) < wait_for and not opened.accept_loss:
-        return _unfollowed(opened, new.name, len(followers))
+    lonely = None if opened.accept_loss else _unfollowed(opened, new.name, len(followers))
+    if lonely:
+        return lonely
     proof = _proof(opened, found, proving)
     return Promotion(
         term=opened.term,
@@ -232,7 +237,7 @@ def promotion(
         table=table,
         steps=tuple(_promote(opened, new, followers, proof, found)),
         barred=_barred(opened, state, new, followers),
-        notes=tuple(_notes(new, followers, wait_for, found)),
+        notes=tuple(_notes(new, followers, opened.wait_for, found)),
         given_up=_given_up(new, found, is_short=len(proving) < opened.needed),
     )
 
@@ -308,7 +313,20 @@ def _nobody(opened: Opening, table: tuple[tuple[str, str], ...]) -> Refusal:
     )
 
 
-def _unfollowed(opened: Opening, new: str, followers: int) -> Refusal:
+def _returning(out: Collection[Place], state: State) -> Iterator[str]:
+    """Of the barred that answer, who may be in order behind another primary."""
+    for place in out:
+        if state.barred[place.instance_id].startswith(_UNPROVED):
+            yield place.name
+
+
+def _unfollowed(opened: Opening, new: str, followers: int) -> Refusal | None:
+    """Why writes would hang behind this one; None where enough can acknowledge them.
+
+    ``followers`` are cut off from the old primary and fit to follow.
+    """
+    if followers + len(opened.returning) >= opened.wait_for:
+        return None
     return Refusal(
         f"{new} may hold everything, but {followers} members could acknowledge to it,"
         f" {opened.wait_for} must",
@@ -369,7 +387,7 @@ def _barred(
     opened: Opening, state: State, new: Member, followers: Collection[Member]
 ) -> dict[str, str]:
     kept = {new.instance_id, *(m.instance_id for m in followers)}
-    because = f"not known to be whole when {new.name} became primary of term {opened.term}"
+    because = f"{_UNPROVED} {new.name} became primary of term {opened.term}"
     return {
         place.instance_id: state.barred.get(place.instance_id, because)
         for place in opened.places
