@@ -165,12 +165,13 @@ def test_two_watchers_that_see_it_at_once_are_one_failover(databases: Databases)
 def test_a_watcher_that_sleeps_through_its_own_lease_does_nothing_when_it_wakes(
     databases: Databases, action: str
 ) -> None:
+    """The primary stays down: one that came back before the lease ran out would just go on."""
     old = databases.primary
     with databases.clients() as writing:
         # Slow enough that whoever has the lease is still at work when it is put to sleep, and quick
         # enough that there are answers: a watcher waits for one a second.
         databases.strike("api", "slow-api", action=action, seconds=0.6)
-        databases.kill(old)
+        databases.dies(old)
         claim = until(lambda: _claim(databases, old), 30, "a watcher has the lease")
         sleeper = _holder(databases, claim)
         databases.strike(sleeper, "freeze-process", unit=WATCHER)
@@ -181,6 +182,7 @@ def test_a_watcher_that_sleeps_through_its_own_lease_does_nothing_when_it_wakes(
         databases.heal(sleeper)
         time.sleep(5)
         assert databases.primary == new
+        databases.lives(old)
         databases.subject.mend(old, writing.revive)
         writing.stop()
 
