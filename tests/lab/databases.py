@@ -88,12 +88,11 @@ class Databases:
 
     def write(self, name: str, row: str, *, seconds: float = 10.0) -> None:
         """One row, acknowledged when this returns. Raises FlotillaError."""
-        self.sql(
-            name,
-            f"CREATE TABLE IF NOT EXISTS {TABLE} (id VARCHAR(64) PRIMARY KEY)",
-            f"REPLACE INTO {TABLE} VALUES ('{row}')",
-            seconds=seconds,
-        )
+        # Not CREATE TABLE IF NOT EXISTS: that is a transaction even where the table is there, so it
+        # would be what waits for an acknowledgement, and the row would never be written.
+        if not self.sql(name, f"SHOW TABLES FROM ops LIKE '{TABLE.partition('.')[2]}'"):
+            self.sql(name, f"CREATE TABLE {TABLE} (id VARCHAR(64) PRIMARY KEY)", seconds=seconds)
+        self.sql(name, f"REPLACE INTO {TABLE} VALUES ('{row}')", seconds=seconds)
 
     def errs(self, name: str, *statements: str) -> None:
         """Statements on a replica that only its primary should ever have given it."""

@@ -123,6 +123,16 @@ def test_a_stream_that_somebody_stopped_says_nothing_about_its_source():
     assert rule(SILENT, tried).kind is Kind.DEAD
 
 
+def test_a_failover_that_hangs_after_it_stopped_the_streams_holds_up_no_other_one():
+    """Nobody acknowledges there and no watcher will start it again; one that answers has a word."""
+    stopped = replace(BROKEN, state="OFF", error=0)
+    assert rule(SILENT, replace(stopped, is_unwatched=True)).kind is Kind.DEAD
+    assert rule(SILENT, replace(stopped, is_unwatched=True, source="")).kind is Kind.SUSPECT
+    assert rule(SILENT, replace(LIVE, is_unwatched=True)).kind is Kind.BLIND
+    soon = replace(SILENT, answered_age=LIMITS.silent / 2)
+    assert rule(soon, replace(stopped, is_unwatched=True)).kind is Kind.SUSPECT
+
+
 def test_who_follows_somebody_else_neither_confirms_nor_vetoes():
     other = replace(BROKEN, source="mysql-9")
     assert rule(SILENT, other, replace(BROKEN, member="mysql-2")).kind is Kind.SUSPECT
@@ -217,6 +227,7 @@ def streams(name: str) -> st.SearchStrategy[Stream]:
         answer_seconds=st.floats(0, 2),
         error=st.sampled_from([0, 2003, 2013, 1045, 1040]),
         sees=st.sampled_from([None, None, *Reach]),
+        is_unwatched=st.booleans(),
     )
 
 

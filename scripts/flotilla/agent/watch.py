@@ -187,7 +187,9 @@ class Watcher:
             return error.what
         seconds = self._clock() - start
         sees = self._ask_watcher(place, primary)
-        return seen.stream(place.name, self._name(seen.follows), seconds, sees)
+        unwatched = place.name in self._mute
+        follows = self._name(seen.follows)
+        return seen.stream(place.name, follows, seconds, sees, is_unwatched=unwatched)
 
     def _ask_watcher(self, place: Place, primary: Place) -> Reach | None:
         """How a member's own watcher meets the primary, None where it does not say."""

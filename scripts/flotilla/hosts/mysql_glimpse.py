@@ -83,7 +83,15 @@ class Glimpse(Glance):
     error: int = 0
     text: str = ""
 
-    def stream(self, member: str, source: str, answer_seconds: float, sees: Reach | None) -> Stream:
+    def stream(
+        self,
+        member: str,
+        source: str,
+        answer_seconds: float,
+        sees: Reach | None,
+        *,
+        is_unwatched: bool = False,
+    ) -> Stream:
         """The same in a judge's words; ``source`` is the name of the member it follows."""
         return Stream(
             member=member,
@@ -95,6 +103,7 @@ class Glimpse(Glance):
             error=self.error,
             text=self.text,
             sees=sees,
+            is_unwatched=is_unwatched,
         )
 
 

@@ -69,7 +69,8 @@ class Stream:
     ``source`` is the name of the member it follows, "" for nobody or an unknown host. Both ages
     are computed by that server from its own clock; None: never. ``answer_seconds`` is how long it
     took to tell. ``error`` is the last error of a stream that is not ON. ``sees`` is how that
-    member's own watcher meets the primary, where it is known.
+    member's own watcher meets the primary, where it is known; ``is_unwatched`` that this watcher
+    gives no answer at all.
     """
 
     member: str
@@ -81,6 +82,7 @@ class Stream:
     error: int = 0
     text: str = ""
     sees: Reach | None = None
+    is_unwatched: bool = False
 
     @property
     def silent_seconds(self) -> float:
@@ -224,7 +226,20 @@ def _hear(stream: Stream, primary: str, limits: Limits, *, closed: bool) -> _Wor
     if vote is Vote.UNKNOWN and stream.sees and stream.state != "ON":
         # It has no stream that could tell, but it tried for itself.
         return _Word(stream.member, Vote.DEAD, is_broken, f"{primary} {stream.sees}; {text}")
+    if vote is Vote.UNKNOWN and stream.is_unwatched and _is_stopped(stream, primary):
+        text = f"{text}, and its watcher gives no answer"
+        return _Word(stream.member, Vote.DEAD, is_broken, text)
     return _Word(stream.member, vote, is_broken, text)
+
+
+def _is_stopped(stream: Stream, primary: str) -> bool:
+    """What a failover leaves behind whose manager was frozen, or died with its host's endpoint.
+
+    Nothing is acknowledged through it, and nobody there starts it again: where all are like that,
+    the primary takes no writes, so one that the judge cannot reach either is as good as dead. Not
+    counted, a watcher that hung in the middle of a failover held up every other one.
+    """
+    return stream.source == primary and stream.state == "OFF"
 
 
 def _flow(stream: Stream, primary: str, limits: Limits) -> tuple[Vote, str]:
