@@ -71,6 +71,10 @@ class Snapshot:
         """The active hosts of a role, in order of their numbers."""
         return [host for host in self.hosts if host.role == role and host.is_active]
 
+    def stopped(self, role: str) -> list[Host]:
+        """The other hosts of a role: those that do not run."""
+        return [host for host in self.hosts if host.role == role and not host.is_active]
+
     def host(self, name: str) -> Host:
         """The host with that name or instance id. Raises BadOption naming the others."""
         found = next((h for h in self.hosts if name in {h.name, h.instance_id}), None)

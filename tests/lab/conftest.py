@@ -93,9 +93,8 @@ def fleet(rolling: Rolling) -> Iterator[Rolling]:
 def mysql_tier(standing_fleet: Settings) -> Iterator[Databases]:
     """The standing fleet's database hosts, and sessions on all of them; whole at the end."""
     # Of a session that was killed, a host may be left that its fence has stopped.
-    for host in inventory.load(standing_fleet, refresh=True).hosts:
-        if host.role == "mysql" and not host.is_active:
-            started(standing_fleet, host.instance_id)
+    for host in inventory.load(standing_fleet, refresh=True).stopped("mysql"):
+        started(standing_fleet, host.instance_id)
     with session(standing_fleet, fresh=True) as opened:
         made = Databases(standing_fleet, opened)
         yield made

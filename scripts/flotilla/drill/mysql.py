@@ -189,14 +189,13 @@ class Drill(writes.Drill):
 
 def _demand_running(snapshot: Snapshot) -> None:
     """A member that is stopped may hold the last writes: nobody would take over without it."""
-    for host in snapshot.hosts:
-        if host.role == "mysql" and not host.is_active:
-            raise Refused(
-                f"the cluster is not whole: {host.name}'s host is {host.state}",
-                why="a drill begins with everything in order, or its figures mean nothing",
-                untouched="Nothing was struck",
-                next=f"fab mysql.rejoin {host.name}",
-            )
+    for host in snapshot.stopped("mysql"):
+        raise Refused(
+            f"the cluster is not whole: {host.name}'s host is {host.state}",
+            why="a drill begins with everything in order, or its figures mean nothing",
+            untouched="Nothing was struck",
+            next=f"fab mysql.rejoin {host.name}",
+        )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ CALM_SECONDS = 1.0
 def status(settings: Settings) -> dict[str, Any]:
     """The cluster as ``flotilla.mysql.status.status`` describes it. Changes nothing."""
     with session(settings, fresh=False) as opened:
-        stopped = [h for h in opened.snapshot.hosts if h.role == "mysql" and not h.is_active]
+        stopped = opened.snapshot.stopped("mysql")
         return board.status(opened.cluster, store.records(settings), stopped=stopped)
 
 

@@ -352,7 +352,7 @@ def _ready(primary: Member) -> Iterator[Step]:
         )
     if primary.term is None:
         yield Step(Verb.BOOTSTRAP, primary.name, "it has no ops schema yet")
-    if primary.offline and primary.super_read_only and not primary.closed:
+    if primary.is_shut:
         why = "nobody can follow it while it is offline; it stays read-only"
         yield Step(Verb.REOPEN, primary.name, why)
 

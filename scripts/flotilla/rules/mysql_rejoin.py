@@ -127,7 +127,7 @@ def _as_primary(me: Member, record: Record, peers: Peers, wait_for: int) -> Iter
         yield Advice(Do.DETACH, f"primary by the record, yet it follows {me.replication.host}")
     alone = me.is_writable and not me.semi_sync.source
     if len(peers.acknowledgers) < wait_for and not alone:
-        if me.offline and me.super_read_only and not me.closed:
+        if me.is_shut:
             # Closed for a failover that came to nothing: whoever is to acknowledge is turned away.
             yield Advice(Do.REOPEN, "nobody can follow it while it is offline; it stays read-only")
         count = len(peers.acknowledgers)

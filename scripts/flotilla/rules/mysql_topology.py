@@ -92,6 +92,11 @@ class Member:
         return not self.read_only and not self.offline
 
     @property
+    def is_shut(self) -> bool:
+        """Closed as a primary is for a failover, with its data in place: nobody can follow it."""
+        return self.offline and self.super_read_only and not self.closed
+
+    @property
     def rank(self) -> tuple[int, str]:
         """Order of names: mysql-2 before mysql-10."""
         digits = self.name.rpartition("-")[2]
