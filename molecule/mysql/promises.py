@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "molecule" / "shared")]
 
 from flotilla.aws.session import client  # noqa: E402
+from flotilla.aws.session import session as aws_session  # noqa: E402
 from flotilla.drill.mysql_cluster import Watched  # noqa: E402
 from flotilla.errors import Refused  # noqa: E402
 from flotilla.mysql import operate, operate_rebuild, status, store  # noqa: E402
@@ -268,7 +269,8 @@ def run(settings: Settings) -> None:
     """All promises, in an order in which each leaves a whole cluster to the next."""
     world = World(settings)
     for change in storage.stages(world)[0]:
-        if change.kind in {"table", "secret"}:
+        # What only a killed primary has is saved in a bucket before the host is rebuilt.
+        if change.kind in {"table", "secret"} or change.name == settings.name_of("backups"):
             change.act()
     for promise in PROMISES:
         start = time.monotonic()
@@ -280,8 +282,14 @@ def run(settings: Settings) -> None:
 
 
 def forget(settings: Settings) -> None:
-    """Delete the scenario's tables and secrets."""
+    """Delete the scenario's tables, secrets and backups."""
     world = World(settings)
+    backups = settings.name_of("backups")
+    if storage.bucket_exists(world, backups):
+        aws = settings.aws
+        bucket = aws_session(settings).resource("s3", endpoint_url=aws.endpoint_url).Bucket(backups)
+        bucket.object_versions.delete()
+        bucket.delete()
     for suffix in ("locks", "clusters"):
         if storage.table_exists(world, settings.name_of(suffix)):
             client(settings, "dynamodb").delete_table(TableName=settings.name_of(suffix))
