@@ -120,6 +120,8 @@ class Group:
         for process in self.sentinels.values():
             process.start()
         until(self.is_whole, seconds=40, every=0.2)
+        for name in HOSTS:
+            redis_node.hasten(self.settings(name))
 
     def end(self) -> None:
         for process in (*self.sentinels.values(), *self.servers.values()):

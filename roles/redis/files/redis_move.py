@@ -43,6 +43,8 @@ FOLLOW_SECONDS = 30.0
 POLL_SECONDS = 0.01
 # Sentinel sends INFO every ten seconds, and twice that is its own idea of late.
 SEEN_SECONDS = 21.0
+# The account of applications in users.acl.
+APPLICATION = "app"
 BEST, USUAL = "1", "100"
 
 
@@ -200,8 +202,9 @@ class Move:
             pause.check()
             self._me.execute_command("REPLICAOF", chosen.address, self._places.port)
         with contextlib.suppress(redis.exceptions.RedisError):
-            # Whoever is connected here is to ask where the primary is.
-            self._me.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            # Applications that are connected here are to ask where the primary is. Not Sentinels:
+            # one that is cut off now is slow to ask the new primary.
+            self._me.execute_command("CLIENT", "KILL", "USER", APPLICATION)
         return self._clock() - start
 
     def _catch_up(self, new: Any, chosen: rules.Candidate) -> None:

@@ -5,6 +5,7 @@
     redis_node.py remember               after Redis started: have it note its role on disk
     redis_node.py health                 HTTP service, GET /primary: 200 or 503 with the reason
     redis_node.py status                 one JSON object on stdout
+    redis_node.py hasten                 after Sentinel started: have it try lost connections sooner
     redis_node.py apply                  bring running services to the files Ansible owns
     redis_node.py unread                 names of the settings that only a restart would bring
     redis_node.py rebuild                throw this replica's data away and copy the primary's
@@ -210,6 +211,14 @@ def remember(settings: Settings) -> int:
     return 0
 
 
+def hasten(settings: Settings) -> int:
+    """Have this host's Sentinel try a lost connection again soon."""
+    redis_settings.hasten(
+        connect(settings, settings.address, settings.sentinel_port, operator=True)
+    )
+    return 0
+
+
 def sentinel_options(settings: Settings) -> dict[str, str]:
     """What SENTINEL SET knows besides the quorum, by its own names."""
     options = {key: value for key, value in settings.sentinel.items() if key != "quorum"}
@@ -319,6 +328,7 @@ def apply(settings: Settings) -> int:
     sentinel = connect(settings, settings.address, settings.sentinel_port, operator=True)
     options = {"quorum": settings.sentinel["quorum"], **sentinel_options(settings)}
     redis_settings.apply_sentinel(sentinel, settings.cluster, options)
+    redis_settings.hasten(sentinel)
     if later:
         sys.stderr.write(f"redis: a restart is needed for: {'; '.join(later)}\n")
     return 2 if later else 0
@@ -370,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "apply": apply,
         "unread": unread,
         "remember": remember,
+        "hasten": hasten,
         "rebuild": rebuild,
     }
     for name, action in actions.items():

@@ -10,6 +10,8 @@ from typing import Any
 
 import redis
 
+RETRY_MS = 200
+
 _SIZE = re.compile(r"(\d+)([kmg])(b?)", re.IGNORECASE)
 _POWER = {"k": 1, "m": 2, "g": 3}
 
@@ -39,6 +41,17 @@ def apply_sentinel(client: Any, cluster: str, options: Mapping[str, str]) -> Non
     client.execute_command("ACL", "LOAD")
     for name, value in options.items():
         client.execute_command("SENTINEL", "SET", cluster, name, value)
+
+
+def hasten(client: Any) -> None:
+    """Have a Sentinel try a lost connection again after 0.2 s. It forgets this when it ends.
+
+    It tries once in a ping period, a second. Whoever becomes primary within a second of the last
+    try is therefore not asked before that is over, and with less than a second to answer he is
+    found down and replaced at once: one planned move was two failovers, and the second threw away
+    what had been acknowledged in between.
+    """
+    client.execute_command("SENTINEL", "DEBUG", "PING-PERIOD", RETRY_MS)
 
 
 def unread(client: Any, owned: Iterable[tuple[str, str]]) -> list[str]:
