@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flotilla.drill.commands import told
-from flotilla.drill.subject import START_SECONDS, Alive, View, awaited, started
+from flotilla.drill.subject import START_SECONDS, Alive, View, answers, awaited, revived
 from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql import Server
 from flotilla.mysql.accounts import Secrets
@@ -180,9 +180,8 @@ class Group:
         words: list[str] = []
 
         def settled() -> bool:
-            if started(self._settings, self._hosts[old].instance_id):
+            if revived(self._settings, self._opened.runner, self._hosts[old]):
                 words.append("stopped")
-                awaited(lambda: self._answers(old), START_SECONDS, f"{old} answers SSH")
                 alive(old)
             return not is_emptied and not self.view().why
 
@@ -295,8 +294,9 @@ class Group:
         self._form()
 
     def _remove(self, host: Host) -> None:
-        started(self._settings, host.instance_id)
-        awaited(lambda: self._answers(host.name), START_SECONDS, f"{host.name} answers SSH")
+        runner = self._opened.runner
+        if not revived(self._settings, runner, host):
+            awaited(lambda: answers(runner, host), START_SECONDS, f"{host.name} answers SSH")
         self._root(host, f"systemctl disable --now {HEALTH} || true; systemctl stop mysql.service")
         self._root(host, f"{_CLEAR}; systemctl daemon-reload; systemctl start mysql.service")
         self._root(host, f"systemctl enable --now {_UNITS} || true")
@@ -317,13 +317,6 @@ class Group:
 
     def _root(self, host: Host, command: str) -> None:
         self._opened.runner.run(host, command, sudo=True, seconds=SETUP_SECONDS)
-
-    def _answers(self, name: str) -> bool:
-        try:
-            self._opened.runner.run(name, "true", seconds=5)
-        except FlotillaError:
-            return False
-        return True
 
 
 def _mine(rows: Sequence[Mapping[str, Any]], role: str) -> bool:

@@ -14,7 +14,7 @@ from typed import fab
 
 from flotilla.drill.mysql_clients import PROBE_SECONDS, Clients
 from flotilla.drill.mysql_cluster import Watched
-from flotilla.drill.subject import View, started
+from flotilla.drill.subject import View, revived
 from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql import SqlError
 from flotilla.mysql import store
@@ -133,8 +133,7 @@ class Databases:
     def lives(self, name: str) -> None:
         """A dead server runs again, and its host, which the fence may have stopped."""
         self.opened.cluster.server(name).close()  # that session died with it
-        if started(self.settings, self.hosts[name].instance_id):
-            until(lambda: self._answers(name), BOOT_SECONDS, f"{name} answers SSH")
+        revived(self.settings, self.opened.runner, self.hosts[name], seconds=BOOT_SECONDS)
         self.root(name, "systemctl unmask --runtime mysql.service; systemctl start mysql.service")
 
     def freeze(self, name: str) -> None:
@@ -238,12 +237,6 @@ class Databases:
             until(follows, BACK_SECONDS, f"{name} is in order")
         except AssertionError:
             self.rebuilt(name)
-
-    def _answers(self, name: str) -> bool:
-        with suppress(FlotillaError):
-            self.opened.runner.run(name, "true", seconds=5)
-            return True
-        return False
 
     # --- clients ----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from flotilla.drill.commands import told
-from flotilla.drill.subject import START_SECONDS, Alive, View, awaited, started
+from flotilla.drill.subject import Alive, View, awaited, revived
 from flotilla.errors import FlotillaError, Refused
 from flotilla.hosts.mysql import Server
 from flotilla.mysql import status, store
@@ -121,15 +121,7 @@ class Watched:
 
     def revive(self, name: str) -> bool:
         """Start a host that was stopped, and wait until it can be used; whether it was stopped."""
-        instance_id = self._opened.snapshot.host(name).instance_id
-        if not started(self._settings, instance_id):
-            return False
-
-        def usable() -> bool:
-            return not started(self._settings, instance_id) and self._answers(name)
-
-        awaited(usable, START_SECONDS, f"{name} answers SSH")
-        return True
+        return revived(self._settings, self._opened.runner, self._opened.snapshot.host(name))
 
     def rebuild(self, name: str) -> None:
         """Make a member a copy of another one."""
@@ -150,13 +142,6 @@ class Watched:
     def _is_close(self, name: str) -> bool:
         member = self._member(name)
         return not member["why"] and (member["lag_seconds"] or 0.0) < CLOSE_SECONDS
-
-    def _answers(self, name: str) -> bool:
-        try:
-            self._opened.runner.run(name, "true", seconds=5)
-        except FlotillaError:
-            return False
-        return True
 
     def _whole(self) -> None:
         """Wait until nothing is out of order and writes end. Raises FlotillaError with what is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flotilla.drill.commands import told
-from flotilla.drill.subject import START_SECONDS, Alive, View, awaited, started
+from flotilla.drill.subject import Alive, View, awaited, revived
 from flotilla.errors import FlotillaError
 from flotilla.hosts.ssh import Runner
 from flotilla.redis.status import status
@@ -40,9 +40,8 @@ class Group:
     def mend(self, old: str, alive: Alive) -> list[str]:
         """See ``Subject``. Whoever comes back follows by itself."""
         words: list[str] = []
-        if started(self._settings, self._hosts[old].instance_id):
+        if revived(self._settings, self._runner, self._hosts[old]):
             words.append("stopped")
-            awaited(lambda: self._answers(old), START_SECONDS, f"{old} answers SSH")
             alive(old)
         why = ""
 
@@ -61,10 +60,3 @@ class Group:
                 f"Redis is not whole after the drill: {why}", next="fab redis.status"
             ) from error
         return [*words, "kept" if self.view().primary == old else "rejoined"]
-
-    def _answers(self, name: str) -> bool:
-        try:
-            self._runner.run(name, "true", seconds=5)
-        except FlotillaError:
-            return False
-        return True

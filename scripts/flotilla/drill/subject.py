@@ -11,7 +11,9 @@ from typing import Protocol
 
 from flotilla.aws.session import client, described
 from flotilla.errors import FlotillaError
+from flotilla.hosts.ssh import Runner
 from flotilla.settings import Settings
+from flotilla.snapshot import Host
 from flotilla.wait import DeadlineError, until
 
 START_SECONDS = 180.0
@@ -74,6 +76,32 @@ def started(settings: Settings, instance_id: str) -> bool:
         return now == "running"
 
     awaited(runs, START_SECONDS, f"{instance_id} runs")
+    return True
+
+
+def revived(
+    settings: Settings, runner: Runner, host: Host, *, seconds: float = START_SECONDS
+) -> bool:
+    """Start a host that somebody stopped, and wait until it answers SSH; whether it was stopped.
+
+    Whoever stops it once more meanwhile only lengthens this. Raises FlotillaError.
+    """
+    if not started(settings, host.instance_id):
+        return False
+
+    def usable() -> bool:
+        return not started(settings, host.instance_id) and answers(runner, host)
+
+    awaited(usable, seconds, f"{host.name} answers SSH")
+    return True
+
+
+def answers(runner: Runner, host: Host) -> bool:
+    """Whether a command can be run there now."""
+    try:
+        runner.run(host, "true", seconds=5)
+    except FlotillaError:
+        return False
     return True
 
 
