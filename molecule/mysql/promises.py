@@ -18,13 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "molecule" / "shared")]
 
 from flotilla.aws.session import client  # noqa: E402
-from flotilla.aws.session import session as aws_session  # noqa: E402
 from flotilla.drill.mysql_cluster import Watched  # noqa: E402
 from flotilla.errors import Refused  # noqa: E402
 from flotilla.mysql import operate, operate_rebuild, status, store  # noqa: E402
 from flotilla.mysql.session import Session, session  # noqa: E402
 from flotilla.mysql.switchover import Move  # noqa: E402
-from flotilla.provision import identity, storage  # noqa: E402
+from flotilla.provision import destroy, identity, storage  # noqa: E402
 from flotilla.provision.world import World  # noqa: E402
 from flotilla.rules.ledger import Summary  # noqa: E402
 from flotilla.settings import Settings  # noqa: E402
@@ -286,10 +285,7 @@ def forget(settings: Settings) -> None:
     world = World(settings)
     backups = settings.name_of("backups")
     if storage.bucket_exists(world, backups):
-        aws = settings.aws
-        bucket = aws_session(settings).resource("s3", endpoint_url=aws.endpoint_url).Bucket(backups)
-        bucket.object_versions.delete()
-        bucket.delete()
+        destroy.delete_bucket(world, backups)
     for suffix in ("locks", "clusters"):
         if storage.table_exists(world, settings.name_of(suffix)):
             client(settings, "dynamodb").delete_table(TableName=settings.name_of(suffix))

@@ -24,7 +24,7 @@ def planned(packages: str, *, options: str = "", fresh: bool = True) -> str:
     update = f"{_APT} -qq update >/dev/null; " if fresh else ""
     # grep fails where nothing would be upgraded, which is an answer.
     return (
-        f"{update}plan=$({_APT} -s install --only-upgrade{options} {packages});"
+        f"{update}plan=$({_APT} -s install --only-upgrade {options} {packages});"
         " printf '%s\\n' \"$plan\" | grep '^Inst ' || true"
     )
 
@@ -33,5 +33,5 @@ def upgrade(packages: str, *, options: str = "") -> str:
     """The command that upgrades them; configuration that was changed here stays."""
     return (
         f"DEBIAN_FRONTEND=noninteractive {_APT} -y -o Dpkg::Options::=--force-confold"
-        f" install --only-upgrade{options} {packages}"
+        f" install --only-upgrade {options} {packages}"
     )

@@ -134,7 +134,7 @@ def _upgrade(settings: Settings) -> str:
 
 
 def _suite(settings: Settings) -> str:
-    return f" -t {shlex.quote(settings.mysql.apt.suite)}"
+    return f"-t {shlex.quote(settings.mysql.apt.suite)}"
 
 
 def _text(

@@ -391,12 +391,15 @@ def _forget(ssm: Any, name: str) -> None:
 
 def _bucket_data(world: World) -> list[Change]:
     return [
-        Change("delete", "bucket", name, partial(_empty, place, name), "and every version in it")
+        Change(
+            "delete", "bucket", name, partial(delete_bucket, place, name), "and every version in it"
+        )
         for place, name in _kept(world)
     ]
 
 
-def _empty(world: World, name: str) -> None:
+def delete_bucket(world: World, name: str) -> None:
+    """A bucket with every version of everything in it."""
     aws = world.settings.aws
     bucket = session(world.settings).resource("s3", endpoint_url=aws.endpoint_url).Bucket(name)
     # Backups are locked for two weeks. Whoever said to take the data too means those as well.
