@@ -40,9 +40,9 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
-def refusal(error: ParseError) -> BadOption:
-    """What to say instead of ``error``."""
-    task = getattr(error.context, "name", None)
+def refusal(error: ParseError, task: str | None = None) -> BadOption:
+    """What to say instead of ``error``; ``task`` is the one meant where the error names none."""
+    task = getattr(error.context, "name", None) or task
     return BadOption(
         str(error).rstrip("!").replace("<Argument: ", "--").replace(">", ""),
         untouched="Nothing was changed",
@@ -63,7 +63,8 @@ def _refusing(self: Program) -> None:
             _parse_tasks(self)
             _demand_options(self)
     except ParseError as error:
-        refused = refusal(error)
+        words = [word for word in self.core.unparsed if word in self.collection.task_names]
+        refused = refusal(error, words[-1] if words else None)
         if "--json" in sys.argv:
             sys.stdout.write(json.dumps({"error": refused.as_dict()}) + "\n")
         raise Exit(str(refused), code=refused.exit_code) from error

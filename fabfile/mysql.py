@@ -389,7 +389,12 @@ def _report(done: dict[str, Any]) -> str:
 
 def _board(found: dict[str, Any]) -> str:
     columns = ("name", "role", "writable", "term", "source", "lag_seconds", "semi_sync", "why")
-    rows = [[_cell(member.get(column)) for column in columns] for member in found["members"]]
+    # None follows nobody, and is nobody's address.
+    named = {None: None} | {m["address"]: m["name"] for m in found["members"] if "address" in m}
+    members = [
+        m | {"source": named.get(m.get("source"), m.get("source"))} for m in found["members"]
+    ]
+    rows = [[_cell(member.get(column)) for column in columns] for member in members]
     table = [list(columns), *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
@@ -398,6 +403,8 @@ def _board(found: dict[str, Any]) -> str:
     lines += [f"! {problem}" for problem in found["problems"]] or ["all is well"]
     if found["blocked_until"]:
         lines.append("no second automatic failover before: fab mysql.history --acknowledge")
+    elif not found["paused"]:
+        lines.append("watchers fail over by themselves")
     if found["holder"]:
         lines.append(f"at work: {found['holder']}")
     return "\n".join([*lines, *([f"Next: {found['next']}"] if found["next"] else [])])

@@ -145,13 +145,17 @@ def rehearsal(fleet: Rehearsal, rolling: Rolling) -> Iterator[Rehearsal]:
 def variables(rolling: Rolling, board: dict[str, Any]) -> dict[str, str]:
     """What docs/runbooks/README.md says where to read."""
     mysql, redis = board["mysql"], board["redis"]
+    primaries = {"MYSQL": mysql["primary"], "REDIS": redis["primary"]}
+    master = next(lb["name"] for lb in board["lb"] if lb["vrrp"] == "MASTER")
     return {
+        # Before a page is followed: whoever has the role then is who had it before.
+        **{f"{tier}_PRIMARY": name for tier, name in primaries.items()},
+        **{f"{tier}_OLD_PRIMARY": name for tier, name in primaries.items()},
+        "LB_MASTER": master,
+        "LB_OLD_MASTER": master,
         "HOST": board["app"][-1]["name"],
-        "MYSQL_PRIMARY": mysql["primary"],
         "MYSQL_REPLICA": next(m["name"] for m in mysql["members"] if m["name"] != mysql["primary"]),
-        "REDIS_PRIMARY": redis["primary"],
         "REDIS_REPLICA": next(m["name"] for m in redis["members"] if m["name"] != redis["primary"]),
-        "LB_MASTER": next(lb["name"] for lb in board["lb"] if lb["vrrp"] == "MASTER"),
         "VERSION": rolling.version,
         "PREVIOUS": rolling.other,
     }

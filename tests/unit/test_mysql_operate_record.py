@@ -138,6 +138,18 @@ def test_what_happened_is_told_when_no_member_can_be_asked(recorded: Settings) -
     assert "fab mysql.history --acknowledge" in text
 
 
+def test_the_newest_failovers_are_told_and_how_many_there_are_besides() -> None:
+    failovers = [
+        {"at": NOW, "term": term, "old": "a", "new": "b", "acknowledged": True}
+        for term in range(operate_record.TOLD + 2, 0, -1)
+    ]
+    found = {"term": 99, "paused": None, "blocked_until": None, "notes": [], "reports": []}
+    text = operate_record.told(found | {"failovers": failovers}, NOW)
+    assert text.count(" -> ") == operate_record.TOLD
+    assert "and 2 older ones: fab mysql.history --json" in text
+    assert "older" not in operate_record.told(found | {"failovers": failovers[2:]}, NOW)
+
+
 def test_a_report_explains_its_failover() -> None:
     found = {
         "term": 2, "paused": None, "blocked_until": None, "notes": [],

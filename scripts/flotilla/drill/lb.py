@@ -91,7 +91,7 @@ def failovers(
     options.demand()
     fault = FAULTS[options.fault]
     writes.demand_power(fault, outside, settings.env)
-    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings))
+    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
     prepare(settings, snapshot)
     each: list[dict[str, Any]] = []
     with Runner(settings, snapshot) as runner:

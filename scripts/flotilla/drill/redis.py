@@ -77,7 +77,7 @@ def failovers(
     options.demand()
     fault = promised(FAULTS[options.fault], waits=bool(options.wait_replicas))
     writes.demand_power(fault, outside, settings.env)
-    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings))
+    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
     prepare(settings, snapshot)
     with Runner(settings, snapshot) as runner:
         drill = Drill(settings, snapshot, runner, options, outside=outside, said=said)

@@ -19,9 +19,12 @@ from flotilla.rules.mysql_report import Report
 from flotilla.rules.mysql_state import Past, Pause, State
 from flotilla.settings import Settings
 from flotilla.who import holder
+from flotilla.words import counted
 
 # Nobody may forget a pause: a cluster without automatic failover for a day is an incident.
 LONGEST_MINUTES = 24 * 60
+# Failovers that people are shown: what a night can hold, on one screen.
+TOLD = 8
 
 Clock = Callable[[], float]
 
@@ -39,12 +42,19 @@ def pause(
     Raises BadOption without a reason or for a time that is too long, Refused without a record.
     """
     at_least("--minutes", minutes, 1)
-    if minutes > LONGEST_MINUTES or not reason.strip():
-        wrong = f"--minutes is {minutes:g}" if reason.strip() else "--reason is empty"
+    if not reason.strip():
         raise BadOption(
-            f"{wrong}: it takes a reason, and {LONGEST_MINUTES} minutes at most",
+            "--reason is empty",
+            "whoever finds the primary dead meanwhile reads there why nobody takes over",
+            "Nothing was changed",
+            "fab mysql.pause --reason 'what you are about to do'",
+        )
+    if minutes > LONGEST_MINUTES:
+        raise BadOption(
+            f"--minutes is {minutes:g}; {LONGEST_MINUTES} is the most",
             "meanwhile nobody takes over from a primary that dies",
             "Nothing was changed",
+            f"fab mysql.pause --minutes {LONGEST_MINUTES}, and again before it ends",
         )
     records = store.records(settings)
     before = in_force(demanded(records.state()), clock())
@@ -140,7 +150,7 @@ def in_force(state: State, now: float) -> Pause | None:
 
 
 def told(found: dict[str, Any], now: float) -> str:
-    """The history for people, newest first."""
+    """The history for people, newest first, TOLD of them at most."""
     lines = [f"term {found['term']}"]
     if found["paused"]:
         lines.append(f"! automatic failover is {_paused(Pause(**found['paused']), now)}")
@@ -150,13 +160,15 @@ def told(found: dict[str, Any], now: float) -> str:
             " below, then: fab mysql.history --acknowledge"
         )
     reported = {one["term"]: Report.from_dict(one) for one in found["reports"]}
-    for one in (Past(**each) for each in found["failovers"]):
+    for one in (Past(**each) for each in found["failovers"][:TOLD]):
         seen = "" if one.acknowledged else "  (not acknowledged)"
         lines.append(f"{_time(one.at)}  term {one.term:<4} {one.old} -> {one.new}{seen}")
         if report := reported.get(one.term):
             lines += [f"    {line}" for line in summary(report)]
     if not found["failovers"]:
         lines.append("no failover yet")
+    if older := found["failovers"][TOLD:]:
+        lines.append(f"and {counted(len(older), 'older one')}: fab mysql.history --json")
     return "\n".join([*lines, *(f"! {note}" for note in found["notes"])])
 
 

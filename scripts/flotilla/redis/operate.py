@@ -138,9 +138,9 @@ def verify(runner: Runner, hosts: list[Host], new: str) -> None:
 
 @contextmanager
 def opened(settings: Settings, *, fresh: bool) -> Iterator[tuple[Runner, list[Host]]]:
-    """SSH to the Redis hosts. ``fresh`` refuses a list of hosts that is too old to change by."""
+    """SSH to the Redis hosts. ``fresh`` asks EC2 who runs, and refuses a list that is too old."""
     oldest = inventory.max_age(settings) if fresh else None
-    snapshot = inventory.load(settings, max_age_seconds=oldest)
+    snapshot = inventory.load(settings, max_age_seconds=oldest, refresh=fresh)
     prepare(settings, snapshot)
     with Runner(settings, snapshot) as runner:
         yield runner, snapshot.by_role("redis")
