@@ -123,7 +123,8 @@ def utc() -> datetime:
 @contextmanager
 def restored(trio: Trio, bucket: Bucket, wanted: Wanted, name: str = "mysql-1") -> Iterator[Server]:
     """A server on what a restore made."""
-    way = restore.find(bucket, RING, wanted, now=micro())
+    promised = GtidSet.parse(progress(trio).gtids)
+    way = restore.find(bucket, RING, wanted, now=micro(), promised=promised)
     folder = trio.folder / f"restored-{time.time_ns()}"
     launch = launcher(trio[name])
     restore.restore(bucket, RING, way, folder, launch, said=log.info)

@@ -20,6 +20,7 @@ from flotilla.rules.archive import (
     Place,
     Stream,
     first_to_send,
+    gone,
     history,
     plan,
     split,
@@ -115,6 +116,25 @@ def exact(model: Model, known: Known, until: int) -> Known:
     mine = [one for one in rows if one.gtid in part.gtids]
     transactions = [Transaction(one.gtid[0], one.gtid[1], one.at, 0, 1) for one in mine]
     return split(known, part, transactions, until)
+
+
+@given(models(), st.lists(st.integers(1, 4), min_size=1))
+def test_what_is_in_any_stream_is_not_gone_and_what_was_deleted_is(
+    model: Model, sizes: list[int]
+) -> None:
+    streams = model.streams(sizes)
+    promised = GtidSet()
+    for one in streams:
+        promised |= one.gtids
+    assert not gone(promised, streams)
+    assert gone(promised | GtidSet.of([((uuid(999), ""), 1)]), streams)
+    (*before, last) = sorted(streams, key=lambda one: one.stream)
+    shorter = replace(last, parts=last.parts[:-1])
+    if shorter.parts:
+        lost = last.parts[-1].gtids
+        for one in (*before, shorter):
+            lost -= one.gtids
+        assert gone(promised, [*before, shorter]) == lost
 
 
 @given(models(), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())

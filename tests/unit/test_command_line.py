@@ -70,8 +70,9 @@ def test_a_wrong_command_line_is_a_bad_option_and_never_a_traceback(
     done = fab(*words, "--json") if words[-1] != "--on" else fab(*words)
     assert done.returncode == 5
     assert said in done.stderr
-    task = f"--help {words[0]}" if words[1:] else "--list"
-    assert f"Next: fab {task}" in done.stderr
+    # The task's own words know better where they can tell an option's form.
+    wanted = ["--list"] if words[0] == "nope" else [f"--help {words[0]}", " ".join(words[:3])]
+    assert any(f"Next: fab {one}" in done.stderr for one in wanted)
     assert "Traceback" not in done.stderr
     if words[-1] != "--on":
         assert json.loads(done.stdout)["error"]["exit_code"] == 5

@@ -33,7 +33,7 @@ log = logging.getLogger("flotilla.archive")
 _STANDING = """
 SELECT @@GLOBAL.server_uuid AS uuid, t.term AS term,
   CAST(UNIX_TIMESTAMP(t.granted_at) * 1000000 AS UNSIGNED) AS began,
-  @@GLOBAL.gtid_purged AS purged
+  @@GLOBAL.gtid_purged AS purged, @@GLOBAL.gtid_executed AS executed
 FROM ops.term t ORDER BY t.term DESC LIMIT 1
 """
 
@@ -79,6 +79,7 @@ class Service:
         self._caught_up_at = 0.0
         self._said = ""
         self._purged = ""
+        self._executed = ""
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Never returns."""
@@ -148,7 +149,9 @@ class Service:
     def _started(self, tenure: Tenure, progress: Progress | None) -> Archiver:
         ring = self._ring()
         if progress:
-            archived = GtidSet.parse(progress.gtids)
+            # What a former primary alone had was never acknowledged. It was archived, and would be
+            # looked for long after its stream is deleted.
+            archived = GtidSet.parse(progress.gtids) & GtidSet.parse(self._executed)
         else:
             archived = GtidSet()
             for part in parts_of(self._bucket, ring):
@@ -169,7 +172,7 @@ class Service:
             raise
         if not rows or rows[0]["term"] != record.term:
             return None
-        self._purged = rows[0]["purged"]
+        self._purged, self._executed = rows[0]["purged"], rows[0]["executed"]
         return Tenure(Stream(int(rows[0]["term"]), rows[0]["uuid"]), int(rows[0]["began"]))
 
     def _tell(self, trouble: str) -> None:

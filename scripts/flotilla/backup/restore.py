@@ -113,8 +113,9 @@ def find(
     target = rules.history(known, wanted.until) if wanted.gtids is None else wanted.gtids
     if isinstance(target, str):
         raise _refused(target)
-    if wanted == Wanted() and promised and promised - target:
-        raise _refused(f"it was archived and is not there any more: {promised - target}")
+    gone = rules.gone(promised, known) if wanted == Wanted() and promised else GtidSet()
+    if gone:
+        raise _refused(f"it was archived and is not there any more: {gone}")
     held = {
         name: rules.Base(GtidSet.parse(one.gtids), GtidSet.parse(one.most_gtids))
         for name, one in bases.items()

@@ -292,6 +292,15 @@ def _told(known: Known, until: int | None) -> GtidSet:
     return found
 
 
+def gone(promised: GtidSet, streams: Iterable[Known]) -> GtidSet:
+    """What was archived once and no stream has any more: somebody deleted the objects.
+
+    What a former primary alone had may be promised too, it is archived before it is acknowledged:
+    it is in that one's stream, and no history.
+    """
+    return promised - _union(one.gtids for one in streams)
+
+
 def straddling(known: Known, until: int) -> Part | None:
     """The first part with a transaction after ``until``, if it may have earlier ones as well."""
     late = next((part for part in known.parts if part.last > until), None)
