@@ -5,7 +5,8 @@
 
 Fills a table of its own on the standing fleet, then, on one replica each:
 
-backup    fab backup.run's tool, while clients post entries; and `tar | zstd -3` of the same data
+backup    fab backup.run's tool, while clients post entries; then `tar | zstd -3` of the same data,
+          under the same load and at the same priority
 restore   the tool, beside the data in use: base and ten minutes of logs; and `mysql < dump` of the
           same data into a server of its own, which writes no binary log and waits for no disk
 
@@ -51,8 +52,10 @@ SELECT HEX(RANDOM_BYTES(524)) FROM n
 # is an error for tar, exit 1, and none for who measures it.
 _TAR = """
 set -o pipefail; export LC_ALL=C
-without="--exclude=./binlog.* --exclude=./*-relay-bin.* --exclude=./#innodb_redo --exclude=./#innodb_temp"
-(tar -C /var/lib/mysql --totals $without -cf - . || test $? = 1) 2>/tmp/bench-tar | zstd -3 -q >/dev/null
+renice -n 19 $$ >/dev/null; ionice -c 3 -p $$
+without="--exclude=./binlog.* --exclude=./*-relay-bin.* --exclude=./#innodb_*"
+(tar -C /var/lib/mysql --totals $without -cf - . || test $? = 1) 2>/tmp/bench-tar |
+  zstd -3 -q >/dev/null
 sed -n "s/^Total bytes written: \\([0-9]*\\).*/\\1/p" /tmp/bench-tar; rm -f /tmp/bench-tar
 """
 _LOAD = f"""
@@ -131,14 +134,15 @@ def backup(opened: Session, settings: Settings, replica: str) -> dict[str, Any]:
         time.sleep(CALM_SECONDS)
         traffic.mark("during")
         made = operate.on_host(opened, replica, "run", as_server=True)
-        traffic.mark("after")
+        traffic.mark("tar")
+        # Under the same load, and as polite.
+        begun = time.monotonic()
+        size = int(opened.runner.run(replica, f"bash -c '{_TAR}'", sudo=True, seconds=LONG).stdout)
+        tar = time.monotonic() - begun
         seen = traffic.stop()
-    begun = time.monotonic()
-    size = int(opened.runner.run(replica, f"bash -c '{_TAR}'", sudo=True, seconds=LONG).stdout)
-    tar = time.monotonic() - begun
     # Both in bytes of data a second: tar pads, and reads what is there by now.
     speeds = {"tool": made["bytes"] / sum(made["took"].values()), "tar": size / tar}
-    p99 = {name: seen["phases"][name]["p99_ms"] for name in ("before", "during")}
+    p99 = {name: seen["phases"][name]["p99_ms"] for name in ("before", "during", "tar")}
     return {
         "bytes": made["bytes"],
         "stored_bytes": made["stored_bytes"],
@@ -147,7 +151,8 @@ def backup(opened: Session, settings: Settings, replica: str) -> dict[str, Any]:
         "tar_seconds": round(tar, 1),
         "to_tar": round(speeds["tool"] / speeds["tar"], 2),
         "p99_ms": p99,
-        "p99_ratio": ratio(p99),
+        "p99_ratio": ratio({name: p99[name] for name in ("before", "during")}),
+        "tar_p99_ratio": ratio({"before": p99["before"], "during": p99["tar"]}),
         "failed": seen["failed"],
         "peak_mib": made["peak_mib"],
     }

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flotilla.backup.bucket import Bucket
-from flotilla.backup.sealed import Ring
+from flotilla.backup.bucket import Bucket, MissingError
+from flotilla.backup.sealed import DamagedError, Ring
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.rules import archive as rules
 from flotilla.rules.archive import Known, Part, Place, Stream, Tenure
@@ -23,6 +23,8 @@ from flotilla.rules.gtid import GtidSet
 
 # What is read, and so sent, at once.
 WINDOW = 8 << 20
+# So many parts, and what they say is put into one object: the others are asked one by one.
+LISTED = 32
 # S3 takes 2 KB of metadata in all.
 _METADATA_MOST = 1500
 _LIST_MOST = 256 << 20
@@ -37,6 +39,8 @@ class _File:
     reader: Reader = field(default_factory=Reader)
     sent: int = 0
     parts: list[Part] = field(default_factory=list)
+    # How many of these are in a list.
+    listed: int = 0
     # Read and not sent yet.
     waiting: bytearray = field(default_factory=bytearray)
     transactions: list[Transaction] = field(default_factory=list)
@@ -144,11 +148,17 @@ class Archiver:
         file.sent = end
         file.parts.append(part)
         self.archived |= part.gtids | (part.previous or GtidSet())
+        if len(file.parts) >= file.listed + LISTED:
+            self._list(file, f"{rules.LIST}-{end:012d}", file.parts[file.listed :])
+            file.listed = len(file.parts)
 
     def _close(self, file: _File) -> None:
         """Say in one object what all parts of a finished file say."""
-        key = f"{self.tenure.stream.prefix}{file.name}/{rules.LIST}"
-        text = "\n".join(part.as_json() for part in file.parts)
+        self._list(file, rules.LIST, file.parts)
+
+    def _list(self, file: _File, name: str, parts: list[Part]) -> None:
+        key = f"{self.tenure.stream.prefix}{file.name}/{name}"
+        text = "\n".join(part.as_json() for part in parts)
         self._bucket.add(key, self.ring.seal(key, text.encode()))
 
     def _begin(self) -> _File:
@@ -221,26 +231,35 @@ def sent_so_far(bucket: Bucket, ring: Ring, stream: Stream) -> dict[str, list[Pa
 
 
 def parts_of(bucket: Bucket, ring: Ring, prefix: str = rules.BINLOG) -> Iterator[Part]:
-    """What all parts say of themselves; those of closed files by one object a file."""
+    """What all parts say of themselves; by the lists of their files where they are in one."""
     places: dict[tuple[Stream, str], list[Place]] = {}
-    listed: dict[tuple[Stream, str], str] = {}
+    lists: dict[tuple[Stream, str], list[str]] = {}
     for entry in bucket.list(prefix):
         place = Place.of(entry.key)
         if place:
             places.setdefault((place.stream, place.file), []).append(place)
-        elif entry.key.endswith(f"/{rules.LIST}"):
+        elif entry.key.rpartition("/")[2].partition("-")[0] == rules.LIST:
             _, _, term, uuid, file, _ = entry.key.split("/")
-            listed[Stream(int(term), uuid), file] = entry.key
+            lists.setdefault((Stream(int(term), uuid), file), []).append(entry.key)
     for (stream, file), found in places.items():
-        key = listed.get((stream, file))
-        if key:
-            text = ring.open(key, bucket.read(key), most=_LIST_MOST).decode()
-            said = [Part.parse(line, stream, file) for line in text.splitlines()]
+        keys = lists.get((stream, file), [])
+        whole = [key for key in keys if key.endswith(f"/{rules.LIST}")]
+        if whole:
             there = set(found)
+            said = _listed(bucket, ring, whole[0], stream, file)
             yield from (part for part in said if part.place in there)
-        else:
-            for place in found:
-                yield _part(bucket, ring, place)
+            continue
+        known: dict[Place, Part] = {}
+        for key in keys:
+            with suppress(DamagedError, MissingError):  # each part says the same
+                known |= {one.place: one for one in _listed(bucket, ring, key, stream, file)}
+        for place in found:
+            yield known.get(place) or _part(bucket, ring, place)
+
+
+def _listed(bucket: Bucket, ring: Ring, key: str, stream: Stream, file: str) -> list[Part]:
+    text = ring.open(key, bucket.read(key), most=_LIST_MOST).decode()
+    return [Part.parse(line, stream, file) for line in text.splitlines()]
 
 
 def streams(bucket: Bucket, ring: Ring) -> list[Known]:

@@ -228,8 +228,12 @@ def retention(
         if parts:
             with steps.step("drop binary logs"):
                 files = {(part.place.stream, part.place.file) for part in parts}
-                lists = [f"{stream.prefix}{file}/{rules.LIST}" for stream, file in files]
-                store.remove([*(part.place.key for part in parts), *sorted(lists)])
+                lists = [
+                    entry.key
+                    for stream, file in sorted(files)
+                    for entry in store.list(f"{stream.prefix}{file}/{rules.LIST}")
+                ]
+                store.remove([*(part.place.key for part in parts), *lists])
         steps.result = told
     return told
 

@@ -13,7 +13,8 @@ from flotilla.errors import FlotillaError
 from flotilla.rules import backup as rules
 from flotilla.rules.backup import File, Manifest, Segment, Stored
 
-WORKERS = 4
+# As in a backup, and for the same reason.
+WORKERS = 3
 # Nothing is larger than this once it is opened.
 INDEX_MOST = 256 << 20
 

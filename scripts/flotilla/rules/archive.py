@@ -1,7 +1,11 @@
 """The archive of binary logs: its names, what a part says of itself, and how parts make a history.
 
     mysql/binlog/<term>/<server UUID>/<file>/<start>-<end>     bytes [start, end) of a file, sealed
+    mysql/binlog/<term>/<server UUID>/<file>/parts-<end>       what some parts up to <end> say
     mysql/binlog/<term>/<server UUID>/<file>/parts             what all parts of a closed file say
+
+Each part says it too. To ask each would take a restore minutes: a file that is written to all day
+has 100,000 of them, and that of a primary that died is never closed.
 
 A *stream* is what one server archived under one term of the record: names never collide after a
 failover, and nothing is ever written over. Invariants of a history:
