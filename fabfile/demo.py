@@ -126,6 +126,7 @@ def _figures(told: dict[str, Any]) -> str:
             "",
             *(f"{name:11} {words.format(**figures)}" for name, words, figures in lines),
             "",
-            f"Open {told['url']}/   Next: fab --list, fab fleet.status, make clean",
+            f"Open {told['url']}/   Next: . .venv/bin/activate; fab fleet.status; fab --list",
+            "make clean takes the lab away",
         ]
     )

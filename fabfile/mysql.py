@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from invoke.context import Context
@@ -377,7 +378,7 @@ def _rolled(done: dict[str, Any]) -> str:
 def _report(done: dict[str, Any]) -> str:
     if not done["changed"]:
         return f"{done['new']} is primary of term {done['term']} already: nothing to do"
-    text = f"{done['new']} is primary of term {done['term']}; no server took writes for "
+    text = f"{done['old']} -> {done['new']}, term {done['term']}; no server took writes for "
     text += f"{done['paused_seconds']:.2f} s"
     if done["ledger_host"] is None:
         return text + " (no client measured it)"
@@ -400,11 +401,15 @@ def _board(found: dict[str, Any]) -> str:
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table
     ]
-    lines += [f"! {problem}" for problem in found["problems"]] or ["all is well"]
+    lines += [f"! {problem}" for problem in found["problems"]]
     if found["blocked_until"]:
-        lines.append("no second automatic failover before: fab mysql.history --acknowledge")
-    elif not found["paused"]:
-        lines.append("watchers fail over by themselves")
+        end = datetime.fromtimestamp(found["blocked_until"], UTC)
+        lines.append(
+            f"! no second automatic failover before {end:%H:%M} UTC, or before somebody has looked"
+            " at the last one"
+        )
+    elif not found["problems"]:
+        lines.append("all is well, and watchers fail over by themselves")
     if found["holder"]:
         lines.append(f"at work: {found['holder']}")
     return "\n".join([*lines, *([f"Next: {found['next']}"] if found["next"] else [])])

@@ -123,7 +123,7 @@ def test_an_acknowledged_failover_blocks_no_longer(recorded: Settings) -> None:
     assert blocked_until(operate_record.demanded(records.state()), NOW)
     told: list[str] = []
     assert operate_record.acknowledge(recorded, confirmed=told.append) == [FAILOVER]
-    assert f"failovers seen: {FAILOVER.term}" in told[0]
+    assert f"mysql-1 -> mysql-2 of term {FAILOVER.term}" in told[0]
     assert operate_record.acknowledge(recorded, confirmed=refusing) == []
     assert blocked_until(operate_record.demanded(records.state()), NOW) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import stat
 import subprocess
 import threading
@@ -384,6 +385,15 @@ def test_a_connection_cut_by_a_reboot_is_made_again(runner, servers):
     runner.run("app-1", "true")
     servers.apps[0].cut()
     assert runner.run("app-1", "echo back").stdout == "back\n"
+
+
+def test_a_way_that_is_gone_is_closed_without_a_word(runner):
+    """paramiko closes it in a thread of its own, where an error is a traceback on the terminal."""
+    runner.run("app-1", "true")
+    way = runner.connection("app-1").transport.sock
+    # As between the end of the bastion's connection and the moment when its thread has noticed.
+    runner.connection("bastion-1").transport.sock.shutdown(socket.SHUT_WR)
+    way.close()
 
 
 def test_one_dead_host_does_not_hide_the_others(runner, servers):

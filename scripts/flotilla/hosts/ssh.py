@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,6 +45,27 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 _THREADS = 32
 _CHUNK = 1 << 16
+
+
+class Through(fabric.Connection):  # type: ignore[misc]  # it has no types
+    """A connection that may lead through another one, and may lose that at any moment.
+
+    paramiko's thread closes the way when it ends; where the bastion's connection has ended before,
+    that raises in the thread, and threading prints it: a traceback above the board, once in three
+    looks at a fleet with a frozen host. Whoever waits for an answer is told all the same.
+    """
+
+    def open_gateway(self) -> Any:
+        """The channel to the host."""
+        channel = super().open_gateway()
+        close = channel.close
+
+        def quietly() -> None:
+            with suppress(EOFError, OSError):
+                close()
+
+        channel.close = quietly
+        return channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +280,7 @@ class Runner:
                 next="fab fleet.status",
             )
         seconds = self._seconds
-        connection = fabric.Connection(
+        connection = Through(
             address,
             user=self._settings.ssh.user,
             port=self._port,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 
@@ -45,10 +46,11 @@ VERIFY_SECONDS = 15.0
 # With the API away for a moment, the term may still be written under the same lease.
 RECORD_SECONDS = 10.0
 
-_LAST_QUEUED = """
-SELECT LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP AS at
-FROM performance_schema.replication_connection_status
-WHERE CHANNEL_NAME = '' AND LAST_QUEUED_TRANSACTION <> ''
+# A heartbeat is sent while there is nothing to send, one a second: nobody waited for a write then.
+_LAST_HEARD = """
+SELECT LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP AS written,
+  LAST_HEARTBEAT_TIMESTAMP AS idle
+FROM performance_schema.replication_connection_status WHERE CHANNEL_NAME = ''
 """
 _GAP = """
 SELECT TIMESTAMPDIFF(MICROSECOND, %s, granted_at) / 1e6 AS gap FROM ops.term WHERE term = %s
@@ -87,7 +89,7 @@ class Failover:
         self._kept: dict[str, str] = {}
         self._unable: dict[str, str] = {}
         self._left_out: dict[str, str] = {}
-        self._last_write: object = None
+        self._last_heard: datetime | None = None
         self._is_recording = False
 
     def run(self, opened: Opening) -> Done:
@@ -206,7 +208,9 @@ class Failover:
                 elif step.act is Act.DRAIN:
                     unapplied = found.unapplied.get(step.member, "")
                     takeover.drain(server, unapplied, seconds=DRAIN_SECONDS)
-        self._last_write = next((row["at"] for row in server.query(_LAST_QUEUED)), None)
+        # What never was is a date that there is not, and no datetime.
+        heard = [at for row in server.query(_LAST_HEARD) for at in row.values()]
+        self._last_heard = max((at for at in heard if isinstance(at, datetime)), default=None)
 
     def _await_fence(self, chosen: Promotion) -> None:
         if not self._fence.verified(FENCE_SECONDS):
@@ -353,10 +357,10 @@ class Failover:
             raise HostFailed(objection, next=f"fab fleet.logs {seat.name}") from None
 
     def _gap(self, chosen: Promotion) -> float | None:
-        if self._last_write:
+        if self._last_heard:
             with suppress(FlotillaError):
                 server = self._cluster.server(chosen.new.name)
-                rows = server.query(_GAP, (self._last_write, chosen.term))
+                rows = server.query(_GAP, (self._last_heard, chosen.term))
                 return float(rows[0]["gap"]) if rows and rows[0]["gap"] is not None else None
         return None
 

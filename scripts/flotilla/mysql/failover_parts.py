@@ -98,9 +98,9 @@ class Done:
 
     ``revoked`` had stopped acknowledging when positions were read. ``fenced`` says how the old
     primary was verified to be closed, "" while that is not known. ``gap_seconds`` is by the
-    servers' clocks, from the last write that was received to the first on the new primary; None
-    where nothing had been received. ``given_up`` are GTIDs that an operator chose to lose.
-    ``left_out`` are members that do not follow, or were not closed, with the reason.
+    servers' clocks, from the last write or heartbeat that came to the first write on the new
+    primary; None where nothing had been received. ``given_up`` are GTIDs that an operator chose
+    to lose. ``left_out`` are members that do not follow, or were not closed, with the reason.
     """
 
     term: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -54,7 +55,7 @@ def pause(
             f"--minutes is {minutes:g}; {LONGEST_MINUTES} is the most",
             "meanwhile nobody takes over from a primary that dies",
             "Nothing was changed",
-            f"fab mysql.pause --minutes {LONGEST_MINUTES}, and again before it ends",
+            f"fab mysql.pause --reason {shlex.quote(reason)} --minutes {LONGEST_MINUTES}",
         )
     records = store.records(settings)
     before = in_force(demanded(records.state()), clock())
@@ -120,8 +121,8 @@ def acknowledge(settings: Settings, *, confirmed: Confirmed) -> list[Past]:
     unseen = [one for one in demanded(records.state()).past if not one.acknowledged]
     if not unseen:
         return []
-    terms = ", ".join(str(one.term) for one in unseen)
-    confirmed(f"{settings.prefix}: watchers may fail over again at once (failovers seen: {terms})")
+    seen = ", ".join(f"{one.old} -> {one.new} of term {one.term}" for one in unseen)
+    confirmed(f"{settings.prefix}: watchers may fail over again at once (seen: {seen})")
     fresh = records.acknowledge()
     if fresh:
         audit.record(

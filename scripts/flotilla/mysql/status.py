@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from flotilla.mysql.cluster import Cluster
@@ -51,8 +52,15 @@ def status(
     after = after or next((f"fab mysql.rejoin {name}" for name in away), "")
     paused = _paused(state, clock())
     if paused:
-        problems.append(f"automatic failover is paused by {paused['by']}: {paused['reason']}")
+        end = datetime.fromtimestamp(paused["until"], UTC)
+        problems.append(
+            f"automatic failover is paused by {paused['by']} until {end:%H:%M} UTC:"
+            f" {paused['reason']}"
+        )
         after = after or "fab mysql.unpause"
+    blocked = blocked_until(state, clock()) if state else None
+    if blocked and not problems:
+        after = after or "fab mysql.history --acknowledge"
     return {
         "term": record.term if record else None,
         "primary": primary.name if primary else None,
@@ -64,7 +72,7 @@ def status(
         "problems": problems,
         "next": after,
         "paused": paused,
-        "blocked_until": blocked_until(state, clock()) if state else None,
+        "blocked_until": blocked,
         "holder": _holder(state, clock()),
     }
 

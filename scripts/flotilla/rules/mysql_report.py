@@ -38,8 +38,8 @@ class Report:
     ``kind`` is "failover" or "switchover", ``by`` who decided (a watcher's host, an operator).
     ``verdict`` and ``evidence`` are the words of the rule that found the primary dead; ``proofs``
     are why the old primary can acknowledge nothing; ``fate`` is what became of it so far.
-    ``write_gap_seconds`` is by the servers' clocks: from the last write that reached a replica to
-    the first on the new primary, so an idle cluster shows more than clients would have felt.
+    ``write_gap_seconds`` is by the servers' clocks: from the last write that reached the replica,
+    or the last heartbeat of an idle primary, to the first on the new primary.
     """
 
     kind: str
