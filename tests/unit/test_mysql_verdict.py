@@ -61,6 +61,45 @@ def test_a_hiccup_is_no_death():
     assert rule(replace(SILENT, answered_age=2.0), MUTE).kind is Kind.SUSPECT
 
 
+UUID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
+QUICK = Stream(
+    "mysql-3", PRIMARY, "ON", heartbeat_age=40.0, queued_age=6.1, queued=f"{UUID}:100",
+    received=f"{UUID}:1-100", sees=Reach.SILENT,
+)  # fmt: skip
+# It reads on in what waits in its socket.
+BEHIND = replace(
+    QUICK, member="mysql-2", queued_age=0.3, queued=f"{UUID}:97", received=f"{UUID}:1-97"
+)
+
+
+@pytest.mark.parametrize("state", ["ON", "CONNECTING"])
+def test_what_another_had_long_before_is_no_sign_of_life(state):
+    verdict = rule(SILENT, replace(QUICK, state=state), BEHIND)
+    assert verdict.kind is Kind.DEAD
+    said = "the last word is 0.3 s old, and mysql-3 had it before: 6.1 s old"
+    assert any(said in word for word in verdict.evidence)
+
+
+@pytest.mark.parametrize(
+    ("behind", "quick"),
+    [
+        ({"queued": f"{UUID}:101"}, {}),  # nobody had it before
+        ({"sees": Reach.ANSWERS}, {}),
+        ({"sees": None}, {}),  # it may be far behind, and catching up
+        ({"heartbeat_age": 0.4}, {}),
+        ({"queued": ""}, {}),
+        ({"queued": "no GTID"}, {}),
+        ({}, {"received": "no GTID"}),
+        ({}, {"queued_age": 1.0}),
+        ({}, {"answer_seconds": 1.0}),
+        ({}, {"source": "mysql-9"}),
+    ],
+)
+def test_a_last_word_that_may_be_new_is_a_sign_of_life(behind, quick):
+    verdict = rule(SILENT, replace(QUICK, **quick), replace(BEHIND, **behind))
+    assert verdict.kind is not Kind.DEAD
+
+
 def test_a_watcher_that_is_cut_off_alone_sees_that_it_is_blind():
     verdict = rule(SILENT, LIVE, replace(BROKEN, member="mysql-2"))
     assert verdict.kind is Kind.BLIND

@@ -38,8 +38,9 @@ TOOL = "flotilla 1"
 # S3 takes no smaller part but the last, and no more than 10,000 of them.
 PART = 8 << 20
 PARTS = 10_000
-# Each takes 45 MiB with data that does not compress: four took 252 of the 256 that the unit allows.
-WORKERS = 3
+# Each takes 45 MiB with data that does not compress (four: 252 of 256 that the unit allows), and
+# what it gets of the disk, which clients' writes wait for.
+WORKERS = 2
 CLONE_SECONDS = 6 * 3600.0
 _CLONED = """
 SELECT STATE AS state, ERROR_MESSAGE AS message, @@GLOBAL.gtid_executed AS gtids,

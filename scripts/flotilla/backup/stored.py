@@ -13,7 +13,7 @@ from flotilla.errors import FlotillaError
 from flotilla.rules import backup as rules
 from flotilla.rules.backup import File, Manifest, Segment, Stored
 
-# As in a backup, and for the same reason.
+# Memory as in a backup; but a restore is waited for.
 WORKERS = 3
 # Nothing is larger than this once it is opened.
 INDEX_MOST = 256 << 20

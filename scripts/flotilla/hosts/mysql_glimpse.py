@@ -28,6 +28,7 @@ SELECT c.HOST AS host, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier,
   TIMESTAMPDIFF(MICROSECOND, s.LAST_HEARTBEAT_TIMESTAMP, NOW(6)) / 1e6 AS heartbeat_age,
   TIMESTAMPDIFF(MICROSECOND, s.LAST_QUEUED_TRANSACTION_END_QUEUE_TIMESTAMP, NOW(6)) / 1e6
     AS queued_age,
+  s.LAST_QUEUED_TRANSACTION AS queued, s.RECEIVED_TRANSACTION_SET AS received,
   s.LAST_ERROR_NUMBER AS error, s.LAST_ERROR_MESSAGE AS text,
   IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
     GREATEST(0, TIMESTAMPDIFF(MICROSECOND, LEAST(
@@ -75,11 +76,14 @@ ALONE = "when it last answered, it waited for no replica (rpl_semi_sync_source_e
 class Glimpse(Glance):
     """A server at one moment. ``follows`` is the address of its source, None for nobody.
 
-    Ages are seconds; None: never. ``error`` and ``text`` are the last error of a stream.
+    Ages are seconds; None: never. ``queued`` is the GTID that came last, ``received`` the set of
+    all that came. ``error`` and ``text`` are the last error of a stream.
     """
 
     heartbeat_age: float | None = None
     queued_age: float | None = None
+    queued: str = ""
+    received: str = ""
     error: int = 0
     text: str = ""
 
@@ -99,6 +103,8 @@ class Glimpse(Glance):
             state=self.health.io or "OFF",
             heartbeat_age=self.heartbeat_age,
             queued_age=self.queued_age,
+            queued=self.queued,
+            received=self.received,
             answer_seconds=answer_seconds,
             error=self.error,
             text=self.text,
@@ -130,6 +136,8 @@ def glimpse(server: Server, *, seconds: float) -> Glimpse:
         follows=follows.get("host"),
         heartbeat_age=_age(follows.get("heartbeat_age")),
         queued_age=_age(follows.get("queued_age")),
+        queued=str(follows.get("queued") or ""),
+        received=str(follows.get("received") or ""),
         error=int(follows.get("error") or 0),
         text=str(follows.get("text") or "")[:200],
     )

@@ -7,6 +7,9 @@ Invariants:
   acknowledged there. But not for a member whose own watcher finds the port closed as well: a server
   that shuts down closes it and ends its clients, and then waits for its replicas to leave, 9 s in
   20 restarts (mysqld, ``close_connections``: 8 tries, a second each). Nothing is written there.
+- A stream's last word is as old as the oldest time anybody had it: a replica whose disk is slow
+  reads on for seconds in what a primary sent before it froze. Only where its own watcher does not
+  reach the primary: one that catches up from far behind hears nothing but old words too.
 - A server that sends an error is alive: too many connections, a blocked host and a wrong password
   are answers.
 - Who was not running himself has seen nothing. A judge takes its own absence out of every age, and
@@ -18,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from flotilla.rules.gtid import GtidSet
 
 
 class Kind(StrEnum):
@@ -67,10 +72,11 @@ class Stream:
     """What one replica's own server says about its stream. Ages are seconds.
 
     ``source`` is the name of the member it follows, "" for nobody or an unknown host. Both ages
-    are computed by that server from its own clock; None: never. ``answer_seconds`` is how long it
-    took to tell. ``error`` is the last error of a stream that is not ON. ``sees`` is how that
-    member's own watcher meets the primary, where it is known; ``is_unwatched`` that this watcher
-    gives no answer at all.
+    are computed by that server from its own clock; None: never. ``queued`` is the GTID of the
+    transaction that came last, ``received`` the set of all that came through this stream.
+    ``answer_seconds`` is how long it took to tell. ``error`` is the last error of a stream that is
+    not ON. ``sees`` is how that member's own watcher meets the primary, where it is known;
+    ``is_unwatched`` that this watcher gives no answer at all.
     """
 
     member: str
@@ -78,6 +84,8 @@ class Stream:
     state: str
     heartbeat_age: float | None = None
     queued_age: float | None = None
+    queued: str = ""
+    received: str = ""
     answer_seconds: float = 0.0
     error: int = 0
     text: str = ""
@@ -161,7 +169,7 @@ def judge(
     """
     closed = look.reach is Reach.REFUSES and _failing(look) >= limits.closed
     words = [
-        _hear(stream, primary, limits, closed=closed)
+        _hear(stream, primary, limits, closed=closed, had=_had_before(stream, streams, limits))
         for stream in streams
         if stream.member != primary
     ]
@@ -215,8 +223,12 @@ def _names(words: Iterable[_Word]) -> tuple[str, ...]:
     return tuple(sorted(word.member for word in words))
 
 
-def _hear(stream: Stream, primary: str, limits: Limits, *, closed: bool) -> _Word:
+def _hear(
+    stream: Stream, primary: str, limits: Limits, *, closed: bool, had: Stream | None
+) -> _Word:
     vote, text = _flow(stream, primary, limits)
+    if vote is Vote.ALIVE and stream.state == "ON" and stream.sees is Reach.SILENT and had:
+        vote, text = Vote.DEAD, f"{text}, and {had.member} had it before: {_age(had)}"
     is_broken = vote is Vote.DEAD
     flows = vote is Vote.ALIVE and stream.state == "ON"
     if flows and closed and stream.sees is Reach.REFUSES:
@@ -230,6 +242,32 @@ def _hear(stream: Stream, primary: str, limits: Limits, *, closed: bool) -> _Wor
         text = f"{text}, and its watcher gives no answer"
         return _Word(stream.member, Vote.DEAD, is_broken, text)
     return _Word(stream.member, vote, is_broken, text)
+
+
+def _had_before(stream: Stream, streams: Iterable[Stream], limits: Limits) -> Stream | None:
+    """Who had this stream's last word before, and nothing since for as long as silence must last.
+
+    A heartbeat says of itself only that it came.
+    """
+    if stream.heartbeat_age is not None and stream.heartbeat_age < limits.silent:
+        return None
+    try:
+        last = GtidSet.parse(stream.queued)
+        return next(
+            (
+                other
+                for other in streams
+                if other.member != stream.member
+                and last
+                and other.source == stream.source
+                and other.silent_seconds >= limits.silent
+                and other.answer_seconds <= limits.answer
+                and last <= GtidSet.parse(other.received)
+            ),
+            None,
+        )
+    except ValueError:
+        return None
 
 
 def _is_stopped(stream: Stream, primary: str) -> bool:
