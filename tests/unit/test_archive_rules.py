@@ -22,6 +22,7 @@ from flotilla.rules.archive import (
     first_to_send,
     gone,
     history,
+    needed,
     plan,
     split,
     straddling,
@@ -224,6 +225,33 @@ def test_of_two_parts_that_begin_alike_the_longer_counts() -> None:
     assert known is not None
     assert [one.place.end for one in known.parts] == [8, 9]
     assert not known.wrong
+
+
+@given(st.lists(st.integers(0, 3), min_size=1), st.sets(st.integers(1, 40)))
+def test_what_is_read_of_a_file_has_every_wanted_transaction_whole(
+    ends: list[int], some: set[int]
+) -> None:
+    """``ends``: how many transactions end in each part; none: it is a piece of a larger one."""
+    parts, number, pieces = [], 1, dict[int, set[int]]()
+    begun: set[int] = set()
+    for at, count in enumerate(ends):
+        gtids = GtidSet.of(((uuid(1), ""), number + i) for i in range(count))
+        parts.append(part(at * 10, at * 10 + 10, gtids=gtids))
+        begun.add(at)
+        for i in range(count):
+            # The part begins with the rest of its first one, whichever is wanted.
+            pieces[number + i] = begun
+        if count:
+            number, begun = number + count, set()
+    wanted = GtidSet.of(((uuid(1), ""), one) for one in some if one < number)
+    read = needed(parts, wanted)
+    assert read == sorted(read, key=lambda one: one.place.start)
+    assert read[0] == parts[0]
+    there = {parts.index(one) for one in read}
+    assert all(pieces[one] <= there for one in some if one < number)
+    # Nothing but that, the beginning, and pieces of what is wanted.
+    rest = there - {0} - set().union(*(pieces[one] for one in some if one < number), set())
+    assert not rest
 
 
 def test_a_stream_without_its_beginning_is_none() -> None:

@@ -14,8 +14,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from flotilla.backup.sealed import Ring
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.hosts.mysql import Server, SqlError
 from flotilla.rules import archive as rules
-from flotilla.rules.archive import Known, Replay
+from flotilla.rules.archive import Known, Part, Replay
 from flotilla.rules.backup import Manifest
 from flotilla.rules.binlog import Reader, Transaction
 from flotilla.rules.gtid import GtidSet
@@ -175,14 +177,22 @@ def _logs(bucket: Bucket, ring: Ring, replay: Replay, relay: Path) -> list[Path]
         parts = list(parts_of(bucket, ring, f"{stream.prefix}{file}/"))
         known = rules.stream_of(stream, parts)
         reader, found = Reader(), list[Transaction]()
+        wanted = rules.needed(known.parts, replay.gtids) if known else []
         with path.open("xb") as target:
-            for part in known.parts if known else ():
-                _, data = content(bucket, ring, part.place)
+            for data in _read(bucket, ring, wanted):
                 found += reader.feed(data)
                 target.write(data)
         _cut(path, found, replay.gtids, reader.whole)
         made.append(path)
     return made
+
+
+def _read(bucket: Bucket, ring: Ring, parts: Sequence[Part]) -> Iterator[bytes]:
+    """The bytes of each, in order; several on their way at once, as each takes S3 some time."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for at in range(0, len(parts), WORKERS):
+            some = [part.place for part in parts[at : at + WORKERS]]
+            yield from (data for _, data in pool.map(partial(content, bucket, ring), some))
 
 
 def _cut(path: Path, found: Iterable[Transaction], wanted: GtidSet, end: int) -> None:

@@ -296,6 +296,21 @@ def _told(known: Known, until: int | None) -> GtidSet:
     return found
 
 
+def needed(parts: Sequence[Part], wanted: GtidSet) -> list[Part]:
+    """Of a file's parts, in order, those to read for the wanted transactions.
+
+    The first says how to read the others. One in which no transaction ends may be the beginning of
+    one that ends in the next: a part is whole transactions, or a piece of a single one.
+    """
+    found: list[Part] = []
+    is_wanted = False
+    for part in reversed(parts):
+        is_wanted = bool(part.gtids & wanted) or (is_wanted and not part.gtids)
+        if is_wanted or part.place.start == 0:
+            found.append(part)
+    return found[::-1]
+
+
 def gone(promised: GtidSet, streams: Iterable[Known]) -> GtidSet:
     """What was archived once and no stream has any more: somebody deleted the objects.
 
