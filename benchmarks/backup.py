@@ -151,8 +151,8 @@ def backup(opened: Session, settings: Settings, replica: str) -> dict[str, Any]:
         "tar_seconds": round(tar, 1),
         "to_tar": round(speeds["tool"] / speeds["tar"], 2),
         "p99_ms": p99,
-        "p99_ratio": ratio({name: p99[name] for name in ("before", "during")}),
-        "tar_p99_ratio": ratio({"before": p99["before"], "during": p99["tar"]}),
+        "p99_ratio": ratio(p99),
+        "tar_p99_ratio": ratio(p99 | {"during": p99["tar"]}),
         "failed": seen["failed"],
         "peak_mib": made["peak_mib"],
     }

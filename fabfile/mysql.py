@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
-from flotilla.words import counted
+from flotilla.words import counted, minute
 
 # Clients that measure a switchover unless somebody says otherwise.
 _WRITERS = 4
@@ -403,10 +402,9 @@ def _board(found: dict[str, Any]) -> str:
     ]
     lines += [f"! {problem}" for problem in found["problems"]]
     if found["blocked_until"]:
-        end = datetime.fromtimestamp(found["blocked_until"], UTC)
         lines.append(
-            f"! no second automatic failover before {end:%H:%M} UTC, or before somebody has looked"
-            " at the last one"
+            f"! no second automatic failover before {minute(found['blocked_until'])}, or before"
+            " somebody has looked at the last one"
         )
     elif not found["problems"]:
         lines.append("all is well, and watchers fail over by themselves")

@@ -38,13 +38,13 @@ def test_without_a_certificate_haproxy_names_none(edge: Edge) -> None:
 
 def test_ten_reloads_and_a_new_certificate_fail_no_request(tmp_path) -> None:
     with running(tmp_path, pem=certificate(OLD)) as edge, clients(edge) as seen:
-        time.sleep(2)
+        time.sleep(2)  # of traffic that no reload disturbs
         for number in range(RELOADS):
             if number == RELOADS // 2:
                 edge.pem.write_text(certificate(NEW))
             edge.reload()
             time.sleep(1)
-        time.sleep(2)
+        time.sleep(2)  # of traffic after the last one
     for kind, found in seen.items():
         assert found.failed == 0, f"{kind}: {found}"
         assert found.served > 200, f"{kind}: {found}"

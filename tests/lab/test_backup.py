@@ -243,7 +243,7 @@ def test_a_cluster_that_is_lost_comes_back_with_what_was_acknowledged(
 ) -> None:
     settings = standing_fleet
     with Background("--url", edge.url(settings), "--rate", "40") as traffic:
-        time.sleep(10)
+        time.sleep(10)  # of writes before the end
         names = list(databases.hosts)
         written = {}
         for number in range(60):
@@ -264,7 +264,7 @@ def test_a_cluster_that_is_lost_comes_back_with_what_was_acknowledged(
     assert all(gone - at <= RECOVERY_SECONDS for at in missing), (gone, missing)
     inventory.load(settings, refresh=True)
     with Background("--url", edge.url(settings), "--rate", "20", "--duration", "5") as after:
-        time.sleep(5)
+        time.sleep(5)  # of writes, which have to be served
         figures = after.stop()
     assert figures["failed"] == 0
     assert figures["acked"] > 0

@@ -73,7 +73,7 @@ def test_closing_in_the_wrong_order_loses_acknowledged_writes_and_the_clients_se
     fab("mysql.pause", "--reason", "a test works here", "--minutes", "10", "--yes")
     with databases.clients(is_probed=False) as writing:
         databases.cut(old, *databases.replicas)
-        time.sleep(2)
+        time.sleep(2)  # of commits that wait, which the next line acknowledges
         databases.sql(old, "SET GLOBAL rpl_semi_sync_source_enabled = OFF")
         time.sleep(1)
         databases.sql(old, "SET GLOBAL super_read_only = ON", seconds=30)
@@ -111,7 +111,7 @@ def test_a_host_boots_without_a_role_and_its_watcher_gives_it_the_one_of_the_rec
     databases.watchers("stop", primary)
     databases.root(primary, "systemctl restart mysql.service")
     until(lambda: _is_closed(databases, primary), 60, "it boots read-only")
-    time.sleep(3)
+    time.sleep(3)  # in which somebody might open it
     assert _is_closed(databases, primary), "nothing but the record makes a primary"
     assert databases.root(primary, HEALTH + "primary", check=False) != "200"
     databases.watchers("start", primary)

@@ -306,6 +306,7 @@ def _signal(unit: str, name: str) -> Strike:
 
 def _freeze_haproxy(site: Site, aim: Aim) -> None:
     site.on(aim.target, strikes.thawed_later(UNIT))
+    # A unit that systemd has started anew meanwhile runs already: CONT does nothing to it.
     site.later(aim.target, f"systemctl kill --kill-whom=all --signal=CONT {UNIT} || true")
     _signal(UNIT, "STOP")(site, aim)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from flotilla.mysql.cluster import Cluster
@@ -20,6 +19,7 @@ from flotilla.rules.mysql_flap import blocked_until
 from flotilla.rules.mysql_state import State, absence, foreign_claim
 from flotilla.rules.mysql_topology import Member, Record, Topology
 from flotilla.snapshot import Host
+from flotilla.words import minute
 
 
 def status(
@@ -52,9 +52,8 @@ def status(
     after = after or next((f"fab mysql.rejoin {name}" for name in away), "")
     paused = _paused(state, clock())
     if paused:
-        end = datetime.fromtimestamp(paused["until"], UTC)
         problems.append(
-            f"automatic failover is paused by {paused['by']} until {end:%H:%M} UTC:"
+            f"automatic failover is paused by {paused['by']} until {minute(paused['until'])}:"
             f" {paused['reason']}"
         )
         after = after or "fab mysql.unpause"

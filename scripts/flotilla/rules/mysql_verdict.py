@@ -169,7 +169,7 @@ def judge(
     """
     closed = look.reach is Reach.REFUSES and _failing(look) >= limits.closed
     words = [
-        _hear(stream, primary, limits, closed=closed, had=_had_before(stream, streams, limits))
+        _hear(stream, primary, streams, limits, closed=closed)
         for stream in streams
         if stream.member != primary
     ]
@@ -224,13 +224,14 @@ def _names(words: Iterable[_Word]) -> tuple[str, ...]:
 
 
 def _hear(
-    stream: Stream, primary: str, limits: Limits, *, closed: bool, had: Stream | None
+    stream: Stream, primary: str, streams: Iterable[Stream], limits: Limits, *, closed: bool
 ) -> _Word:
     vote, text = _flow(stream, primary, limits)
-    if vote is Vote.ALIVE and stream.state == "ON" and stream.sees is Reach.SILENT and had:
+    flows = vote is Vote.ALIVE and stream.state == "ON"
+    had = _had_before(stream, streams, limits) if flows and stream.sees is Reach.SILENT else None
+    if had:
         vote, text = Vote.DEAD, f"{text}, and {had.member} had it before: {_age(had)}"
     is_broken = vote is Vote.DEAD
-    flows = vote is Vote.ALIVE and stream.state == "ON"
     if flows and closed and stream.sees is Reach.REFUSES:
         return _Word(stream.member, Vote.DEAD, is_broken, f"{primary} refuses; {text}")
     if stream.sees is Reach.ANSWERS:
@@ -253,13 +254,13 @@ def _had_before(stream: Stream, streams: Iterable[Stream], limits: Limits) -> St
         return None
     try:
         last = GtidSet.parse(stream.queued)
+        if not last:
+            return None
         return next(
             (
                 other
                 for other in streams
-                if other.member != stream.member
-                and last
-                and other.source == stream.source
+                if other.source == stream.source
                 and other.silent_seconds >= limits.silent
                 and other.answer_seconds <= limits.answer
                 and last <= GtidSet.parse(other.received)
