@@ -6,6 +6,7 @@ Everything else of the AWS APIs is moto's own. `install` must run before the fir
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from moto.ec2.models import EC2Backend, elastic_ip_addresses, elastic_network_in
 from moto.ec2.models.amis import Ami
 from moto.ec2.models.instances import Instance
 from moto.ec2.responses import EC2Response
-from moto.s3.models import S3Backend
+from moto.s3 import models as s3_models
+from moto.s3.models import FakeMultipart, S3Backend
 from moto.s3.responses import S3Response
 
 from lab import addresses, buckets, console, dependencies, images, launching
@@ -33,6 +35,7 @@ def install(parts: Parts) -> None:
         (Ami, "block_device_mappings", property(images.block_device_mappings)),
         (EC2Response, "enable_image_deprecation", images.enable_image_deprecation),
         (EC2Response, "disable_image_deprecation", images.disable_image_deprecation),
+        (s3_models, "tempfile", types.SimpleNamespace(SpooledTemporaryFile=buckets.Held)),
     )
     for owner, name, value in replaced:
         setattr(owner, name, value)
@@ -55,6 +58,7 @@ def install(parts: Parts) -> None:
         (EC2Response, "copy_image", images.copy_image_encrypted),
         (EC2Response, "modify_image_attribute", images.modify_image_attribute),
         (EC2Response, "get_console_output", functools.partial(_get_console_output, parts)),
+        (FakeMultipart, "complete", buckets.complete),
         (S3Backend, "put_object_lock_configuration", buckets.lock),
         (S3Response, "_key_response_put", buckets.put),
         (S3Response, "_key_response_post", buckets.replicate),

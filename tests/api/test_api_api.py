@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import tempfile
+import types
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab import moto_env  # isort: skip  moto reads its settings when it is imported
 
 import boto3
 from moto import mock_aws
 from moto.backends import get_backend
+from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import EC2Backend
+from moto.s3 import models as s3_models
 from moto.s3.responses import S3Response
 
 from lab import addresses, amis, buckets, dependencies, launching, views
@@ -70,6 +76,57 @@ def test_a_bucket_that_holds_objects_can_be_locked() -> None:
         bucket = s3.get_bucket("held")
         assert (bucket.default_lock_mode, bucket.default_lock_days) == ("GOVERNANCE", 14)
         assert s3.get_object("held", "key").value == b"value"
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("seek"), st.integers(0, 12)),
+            st.tuples(st.just("write"), st.binary(max_size=6)),
+            st.tuples(st.just("read"), st.integers(-1, 8)),
+            st.tuples(st.just("truncate")),
+        )
+    )
+)
+def test_what_an_object_holds_is_used_like_the_file_that_it_stands_for(steps: Any) -> None:
+    ours = buckets.Held(5)
+    with tempfile.SpooledTemporaryFile() as file:
+        for name, *values in (*steps, ("seek", 0), ("read", -1)):
+            answers = [getattr(one, name)(*values) for one in (ours, file)]
+            assert answers[0] == answers[1] or name == "truncate"
+    ours.close()
+    with pytest.raises(ValueError, match="closed"):
+        ours.read()
+
+
+def test_an_object_of_parts_is_read_in_ranges_and_its_parts_are_held_once(monkeypatch: Any) -> None:
+    held = types.SimpleNamespace(SpooledTemporaryFile=buckets.Held)
+    monkeypatch.setattr(s3_models, "tempfile", held)
+    original = s3_models.FakeMultipart.complete
+    ends = functools.partialmethod(lambda self, *args: buckets.complete(original, self, *args))
+    monkeypatch.setattr(s3_models.FakeMultipart, "complete", ends)
+    with mock_aws():
+        s3 = boto3.client("s3", region_name="us-east-1")
+        s3.create_bucket(Bucket="bucket-one")
+        upload = s3.create_multipart_upload(Bucket="bucket-one", Key="many")["UploadId"]
+        name = {"Bucket": "bucket-one", "Key": "many"}
+        bodies = (bytes(5 << 20), b"1" * (5 << 20), b"end")
+        tags = [
+            s3.upload_part(**name, UploadId=upload, PartNumber=number, Body=body)["ETag"]
+            for number, body in enumerate(bodies, 1)
+        ]
+        parts = get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].get_bucket("bucket-one").multiparts
+        unfinished = parts[upload]
+        listed = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        s3.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": listed})
+        assert all(part.disposed for part in unfinished.parts.values())
+        whole = b"".join(bodies)
+        first, last = (5 << 20) - 2, (10 << 20) + 1
+        for wanted in (f"bytes={first}-{last}", f"bytes={first}-", "bytes=0-0"):
+            found = s3.get_object(**name, Range=wanted)
+            begin, _, end = wanted.removeprefix("bytes=").partition("-")
+            assert found["Body"].read() == whole[int(begin) : int(end or len(whole)) + 1]
+        assert s3.get_object(**name)["Body"].read() == whole
 
 
 def test_what_is_stored_in_a_bucket_with_a_copy_is_in_the_copy(monkeypatch: Any) -> None:
