@@ -8,7 +8,8 @@ Fills a table of its own on the standing fleet, then, on one replica each:
 backup    fab backup.run's tool, while clients post entries; then `tar | zstd -3` of the same data,
           under the same load and at the same priority
 restore   the tool, beside the data in use: base and ten minutes of logs; and `mysql < dump` of the
-          same data into a server of its own, which writes no binary log and waits for no disk
+          same data into a server of its own: with the host's own settings, as who has lost the data
+          loads it, and once as fast as it goes, which writes no binary log and waits for no disk
 
 Prints a table on stderr and one JSON object on stdout; exits 1 when a bar was missed. The table is
 dropped afterwards; the backup stays.
@@ -52,7 +53,7 @@ SELECT HEX(RANDOM_BYTES(524)) FROM n
 # is an error for tar, exit 1, and none for who measures it.
 _TAR = """
 set -o pipefail; export LC_ALL=C
-renice -n 19 $$ >/dev/null; ionice -c 3 -p $$
+renice -n 19 $$ >/dev/null; ionice -c 3 -p $$; echo 19 >/proc/self/autogroup
 without="--exclude=./binlog.* --exclude=./*-relay-bin.* --exclude=./#innodb_*"
 (tar -C /var/lib/mysql --totals $without -cf - . || test $? = 1) 2>/tmp/bench-tar |
   zstd -3 -q >/dev/null
@@ -62,19 +63,24 @@ _LOAD = f"""
 set -e
 work=/var/lib/mysql-files/bench; rm -rf $work; mkdir -p $work; cd $work
 mysqldump --single-transaction --set-gtid-purged=OFF --databases {SCHEMA} > dump.sql
-chown -R mysql:mysql $work
-options="--datadir=$work/data --socket=$work/s --pid-file=$work/pid --skip-networking --user=mysql
-  --log-error=$work/log --disable-log-bin --innodb-flush-log-at-trx-commit=0 --super-read-only=OFF
-  --read-only=OFF"
-mysqld $options --initialize-insecure
-mysqld $options & pid=$!
-until mysqladmin --socket=$work/s ping >/dev/null 2>&1; do sleep 0.2; done
-begun=$(date +%s.%N)
-mysql --socket=$work/s < dump.sql
-ended=$(date +%s.%N)
-mysqladmin --socket=$work/s shutdown; wait $pid
+seconds=""
+for options in "" "--disable-log-bin --innodb-flush-log-at-trx-commit=0"; do
+  mkdir $work/server; chown -R mysql:mysql $work
+  options="--datadir=$work/server/data --socket=$work/server/s --pid-file=$work/server/pid
+    --log-error=$work/server/log --skip-networking --user=mysql --super-read-only=OFF
+    --read-only=OFF $options"
+  mysqld $options --initialize-insecure
+  mysqld $options & pid=$!
+  until mysqladmin --socket=$work/server/s ping >/dev/null 2>&1; do sleep 0.2; done
+  begun=$(date +%s.%N)
+  mysql --socket=$work/server/s < dump.sql
+  ended=$(date +%s.%N)
+  mysqladmin --socket=$work/server/s shutdown; wait $pid
+  rm -rf $work/server
+  seconds="$seconds $(python3 -c "print($ended - $begun)")"
+done
 cd /; rm -rf $work
-python3 -c "print($ended - $begun)"
+echo $seconds
 """
 
 
@@ -171,12 +177,13 @@ def restore(opened: Session, replica: str) -> dict[str, Any]:
     """A restore beside the data in use, and a dump of the same that is loaded."""
     made = operate.on_host(opened, replica, "rehearse")
     loaded = opened.runner.run(replica, f"bash -c '{_LOAD}'", sudo=True, seconds=LONG).stdout
-    seconds = float(loaded.split()[-1])
+    seconds, fastest = map(float, loaded.splitlines()[-1].split())
     return {
         "seconds": made["seconds"],
         "replayed": made["replayed"],
         "peak_mib": made["peak_mib"],
         "load_seconds": round(seconds, 1),
+        "fastest_load_seconds": round(fastest, 1),
         "times_faster": round(seconds / made["seconds"], 2),
     }
 
