@@ -40,6 +40,7 @@ APPLY_SECONDS = 24 * 3600.0
 WORKERS = 4
 _LOOK_SECONDS = 0.1
 _RELAY = "replay"
+_CHANNEL = "archive"
 # The flag of a file in use, in the header of its first event: relay logs are not.
 _FLAGS_AT = 4 + 17
 _BLOCK = 1 << 20
@@ -52,6 +53,7 @@ SELECT @@GLOBAL.gtid_executed AS executed, CONCAT_WS('; ',
 """
 _FROM_FILES = """
 CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'archive', RELAY_LOG_FILE = %s, RELAY_LOG_POS = 4
+FOR CHANNEL %s
 """
 # Nobody connects to this server, and until it is done it can be made again.
 OVERRIDES = {
@@ -173,7 +175,7 @@ def _logs(bucket: Bucket, ring: Ring, replay: Replay, relay: Path) -> list[Path]
     """Download the logs, without what is not wanted."""
     made = []
     for number, (stream, file) in enumerate(replay.files, 1):
-        path = relay / f"{_RELAY}.{number:06d}"
+        path = relay / f"{_RELAY}-{_CHANNEL}.{number:06d}"
         parts = list(parts_of(bucket, ring, f"{stream.prefix}{file}/"))
         known = rules.stream_of(stream, parts)
         reader, found = Reader(), list[Transaction]()
@@ -233,18 +235,18 @@ def _apply(folder: Path, files: Sequence[Path], way: Way, launch: Launch) -> Non
         "relay-log-index": str(relay / f"{_RELAY}.index"),
     }
     argv = [f"--{name}={value}" for name, value in options.items()]
-    # Where the copied server followed its source is in its tables. Forgetting that also drops all
-    # relay logs that are listed, so ours are listed afterwards.
     with running(folder, argv, launch) as server:
+        # Where the copied server followed its source is in its tables.
         server.query("RESET REPLICA ALL", seconds=60)
-    if files:
-        (relay / f"{_RELAY}.index").write_text("".join(f"{path}\n" for path in files))
-    with running(folder, argv, launch) as server:
         if files:
+            # Of a new channel the server reads the list when it is made (that of the default one it
+            # has read by now): the list has the channel's name in it, as the files have.
+            listed = relay / f"{_RELAY}-{_CHANNEL}.index"
+            listed.write_text("".join(f"{path}\n" for path in files))
             server.batch(
                 [
-                    (_FROM_FILES, (str(files[0]),)),
-                    "START REPLICA SQL_THREAD",
+                    (_FROM_FILES, (str(files[0]), _CHANNEL)),
+                    ("START REPLICA SQL_THREAD FOR CHANNEL %s", (_CHANNEL,)),
                 ],
                 seconds=60,
             )
