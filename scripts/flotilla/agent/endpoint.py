@@ -38,7 +38,7 @@ class Endpoint:
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ)
-        # What each open connection has sent so far, and since when it is open.
+        # What each connection that is waited for has sent so far, and since when it is open.
         self._asking: dict[socket.socket, tuple[bytes, float]] = {}
 
     def serve(self) -> None:
@@ -50,7 +50,8 @@ class Endpoint:
         """Answer whoever asks within ``seconds``, and drop who asks too slowly."""
         for key, _ in self._selector.select(seconds):
             if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
-                self._read(key.fileobj)
+                if self._is_done(key.fileobj, *self._asking[key.fileobj]):
+                    self._close(key.fileobj)
             else:
                 self._accept()
         if self._asking:
@@ -63,30 +64,32 @@ class Endpoint:
             stream, _ = self._listener.accept()
         except OSError:  # gone again, or no file left: the next check will tell
             return
-        stream.setblocking(False)
-        self._asking[stream] = (b"", self._clock())
-        self._selector.register(stream, selectors.EVENT_READ)
-        # What a check sends is there as soon as its connection is.
-        self._read(stream)
+        # The kernel tells of a connection when what it sends is there, so few are waited for.
+        since = self._clock()
+        if self._is_done(stream, b"", since):
+            stream.close()
+        else:
+            self._selector.register(stream, selectors.EVENT_READ)
 
-    def _read(self, stream: socket.socket) -> None:
-        before, since = self._asking[stream]
+    def _is_done(self, stream: socket.socket, before: bytes, since: float) -> bool:
+        """Read; whether there was a request, which is answered, or the connection's end."""
         try:
-            got = stream.recv(LONGEST_REQUEST)
+            got = stream.recv(LONGEST_REQUEST, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
+            got = None
         except OSError:
             got = b""
-        request = before + got
-        if got and b"\r\n\r\n" not in request and len(request) < LONGEST_REQUEST:
+        request = before + (got or b"")
+        if got is None or (got and b"\r\n\r\n" not in request and len(request) < LONGEST_REQUEST):
             self._asking[stream] = (request, since)
-            return
+            return False
         words = request.split(None, 2)
         if got and len(words) > 1:
             status, body = self._answer(words[1].decode("ascii", "replace"))
             with suppress(OSError):
-                stream.send(response(status, body))  # fits the buffer of any new connection
-        self._close(stream)
+                # It fits the buffer of any new connection.
+                stream.send(response(status, body), socket.MSG_DONTWAIT)
+        return True
 
     def _close(self, stream: socket.socket) -> None:
         self._selector.unregister(stream)
@@ -96,13 +99,16 @@ class Endpoint:
 
 def listen(address: str, port: int) -> socket.socket:
     """A listener; with "", on every address of this host, IPv6 too where the host has it."""
+    listener = None
     if not address and socket.has_dualstack_ipv6():
         # A kernel that knows IPv6 may have it switched off on every interface.
         with suppress(OSError):
-            return socket.create_server(
+            listener = socket.create_server(
                 ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
             )
-    return socket.create_server((address, port), backlog=BACKLOG)
+    listener = listener or socket.create_server((address, port), backlog=BACKLOG)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)  # seconds
+    return listener
 
 
 def response(status: int, body: dict[str, Any]) -> bytes:
