@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -26,7 +26,7 @@ def status(
     cluster: Cluster,
     records: Records,
     *,
-    stopped: Iterable[Host] = (),
+    stopped: Collection[Host] = (),
     clock: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
     """``term``, ``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``,
@@ -47,8 +47,8 @@ def status(
         problems = [_named(step.member, step.why) for step in decision.steps]
         problems += decision.notes
         after = "fab mysql.ensure" if decision.steps else ""
-    away = {h.name: absence(h.name, h.state, barred.get(h.instance_id, "")) for h in stopped}
-    problems += away.values()
+    away = {host.name: f"its host is {host.state}" for host in stopped}
+    problems += [absence(h.name, h.state, barred.get(h.instance_id, "")) for h in stopped]
     after = after or next((f"fab mysql.rejoin {name}" for name in away), "")
     paused = _paused(state, clock())
     if paused:
