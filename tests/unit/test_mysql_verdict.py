@@ -182,6 +182,18 @@ def test_who_follows_somebody_else_neither_confirms_nor_vetoes():
     assert rule(SILENT, own, *streams_of_five, members=FIVE).kind is Kind.DEAD
 
 
+def test_who_follows_somebody_else_says_how_its_own_watcher_meets_the_primary():
+    """As a switchover leaves it whose operator was killed."""
+    turned = replace(LIVE, source="mysql-2")
+    for sees, kind in (
+        (None, Kind.SUSPECT),
+        (Reach.ANSWERS, Kind.BLIND),
+        (Reach.SILENT, Kind.DEAD),
+        (Reach.REFUSES, Kind.DEAD),
+    ):
+        assert rule(SILENT, replace(turned, sees=sees)).kind is kind
+
+
 def test_whoever_proposes_has_found_it_out_for_himself():
     own = replace(BROKEN, member="mysql-2", state="OFF", error=0)
     others = [replace(BROKEN, member=f"mysql-{n}") for n in (3, 4, 5)]

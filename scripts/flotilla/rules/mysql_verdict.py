@@ -236,8 +236,10 @@ def _hear(
         return _Word(stream.member, Vote.DEAD, is_broken, f"{primary} refuses; {text}")
     if stream.sees is Reach.ANSWERS:
         return _Word(stream.member, Vote.ALIVE, is_broken, f"gets answers from {primary}; {text}")
-    if vote is Vote.UNKNOWN and stream.sees and stream.state != "ON":
-        # It has no stream that could tell, but it tried for itself.
+    if vote is Vote.UNKNOWN and stream.sees and (stream.state, stream.source) != ("ON", primary):
+        # It has no stream that could tell, but it tried for itself. One that follows somebody else
+        # is what a switchover leaves whose operator was killed; a primary that then dies was given
+        # up by nobody.
         return _Word(stream.member, Vote.DEAD, is_broken, f"{primary} {stream.sees}; {text}")
     if vote is Vote.UNKNOWN and stream.is_unwatched and _is_stopped(stream, primary):
         text = f"{text}, and its watcher gives no answer"
