@@ -19,6 +19,7 @@ from mysqld.trio import NAMES, Trio
 from mysqld.writers import TABLE, Writers, held
 
 from flotilla.errors import FlotillaError
+from flotilla.mysql.steps import stream_to
 from flotilla.rules.mysql_state import Pause
 from flotilla.wait import DeadlineError, until
 
@@ -200,6 +201,20 @@ def test_nothing_happens_by_itself_during_a_pause(trio, agents):
     assert "paused by ann" in agents.logs()
     trio.records.pause(None)
     agents.await_primary("mysql-1")
+
+
+def test_a_replica_that_was_left_behind_another_one_holds_up_no_failover(trio, agents):
+    """A switchover leaves it so whose operator is killed after the first replica was turned."""
+    # They would turn it back.
+    for name in NAMES:
+        agents[name].stop()
+    trio.cluster().server("mysql-3").batch(stream_to(trio["mysql-2"].address))
+    trio["mysql-1"].kill()
+    for name in NAMES:
+        agents[name].start()
+    new = agents.await_primary("mysql-1")
+    trio["mysql-1"].start()
+    assert agents.await_whole(new, seconds=60) == new
 
 
 def test_a_cluster_that_lost_its_power_serves_again_by_itself(trio, agents):
