@@ -5,7 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -46,7 +48,12 @@ def show(data: Mapping[str, Any] | list[Any], *, json: bool, text: str) -> None:
 
 
 def attempt(act: Callable[[], _T], *, json: bool = False) -> _T:
-    """Run ``act``; an error we foresaw becomes its message, its JSON and its exit code."""
+    """Run ``act``; an error we foresaw becomes its message, its JSON and its exit code.
+
+    SIGTERM, and SIGHUP when a terminal goes away, end it like Ctrl-C: what is half-way is called
+    off, and locks are given back.
+    """
+    _end_in_order()
     try:
         return act()
     except FlotillaError as error:
@@ -58,6 +65,14 @@ def attempt(act: Callable[[], _T], *, json: bool = False) -> _T:
         raise ended(files.refused(error), json=json) from error
     except KeyboardInterrupt as error:
         raise Exit("Interrupted.", code=INTERRUPTED) from error
+
+
+def _end_in_order() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # nohup's choice stands.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
 
 
 def ended(error: FlotillaError, *, json: bool) -> Exit:

@@ -350,6 +350,10 @@ def history(
     settings = attempt(config.load, json=json)
     if acknowledge:
         again = typed("mysql.history", term=term or None, acknowledge=True)
+        if term:
+            # Not acknowledged, and then said not to be there.
+            known = attempt(lambda: operate_record.history(settings), json=json)
+            attempt(lambda: operate_record.the_report(known, term), json=json)
         seen = attempt(
             lambda: operate_record.acknowledge(
                 settings, confirmed=lambda plan: confirm(plan, yes=yes, again=again)

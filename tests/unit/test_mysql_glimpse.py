@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
+from flotilla.agent.watch import listens
+from flotilla.hosts.mysql import PortClosedError
 from flotilla.hosts.mysql_glimpse import Regard
+from flotilla.rules.mysql_verdict import Reach
 
 FULL = "Disk is full writing './binlog.000003'"
 
@@ -62,3 +66,23 @@ def test_a_moment_without_a_wait_begins_anew(seen):
     assert looked(seen, 2.0, seconds=0) == ("", 0.0)
     assert looked(seen, 2.0, seconds=5) == (FULL, 0.0)
     assert looked(seen, 2.0, seconds=7, why=None) == ("", 0.0)
+
+
+@pytest.mark.parametrize(("is_open", "reach"), [(False, Reach.REFUSES), (True, Reach.SILENT)])
+def test_a_port_that_is_closed_means_a_process_that_is_gone_only_if_no_other_is_open(
+    is_open: bool, reach: Reach
+) -> None:
+    class Closed(Server):
+        def query(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
+            raise PortClosedError("mysql-1: refused")
+
+    server = Closed()
+    eye = Regard(server, server.clock, listens=lambda: is_open)  # type: ignore[arg-type]
+    assert eye.look(seconds=1.0, waiting=False).reach is reach
+
+
+def test_a_port_listens_or_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert listens("127.0.0.1", port)
+    assert not listens("127.0.0.1", port)

@@ -93,6 +93,8 @@ def test_what_another_had_long_before_is_no_sign_of_life(state):
         ({}, {"queued_age": 1.0}),
         ({}, {"answer_seconds": 1.0}),
         ({}, {"source": "mysql-9"}),
+        ({}, {"state": "OFF"}),
+        ({}, {"state": "CONNECTING", "queued_age": 400.0}),  # it was not there to hear more
     ],
 )
 def test_a_last_word_that_may_be_new_is_a_sign_of_life(behind, quick):

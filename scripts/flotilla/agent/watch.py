@@ -21,6 +21,7 @@ from flotilla.agent.knowledge import Knowledge
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.mysql import Server
 from flotilla.hosts.mysql_glimpse import Glimpse, Regard, glimpse
+from flotilla.mysql.steps import PORT
 from flotilla.rules.mysql_health import HEALTH_PORT
 from flotilla.rules.mysql_state import Place, State
 from flotilla.rules.mysql_verdict import Kind, Look, Reach, Stream, Verdict, judge
@@ -32,6 +33,8 @@ PROBE_SECONDS = 0.5
 # How often a primary that answers is asked whether its commits end.
 STALL_SECONDS = 2.0
 SIGHT_SECONDS = 0.3
+# A host that has just refused a connection answers another one at once, or is gone.
+OPEN_SECONDS = 0.1
 # A wait that ends so much late means that this process was not running.
 LATE_SECONDS = 0.1
 # Without a failover under way, whoever may not act says so again only after this.
@@ -125,9 +128,13 @@ class Watcher:
         if target != self._regarded:
             if self._regard:
                 self._regard.close()
-            self._regard = Regard(self._sessions.server(target), self._clock) if target else None
+            self._regard = self._regard_of(target) if target else None
             self._regarded, self.sees = target, None
         return self._regard
+
+    def _regard_of(self, target: Place) -> Regard:
+        server = self._sessions.server(target)
+        return Regard(server, self._clock, listens=lambda: listens(target.address))
 
     def _look(self, regard: Regard, primary: Place) -> Look:
         start = self._clock()
@@ -223,6 +230,15 @@ class Watcher:
         """The member at an address, "" for none."""
         places = self._knowledge.places.values()
         return next((place.name for place in places if place.address == address), "")
+
+
+def listens(address: str, port: int = PORT, *, seconds: float = OPEN_SECONDS) -> bool:
+    """Whether a connection is taken there, within so many seconds."""
+    try:
+        socket.create_connection((address, port), seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 def sight(place: Place, *, port: int = HEALTH_PORT) -> Mapping[str, str] | None:

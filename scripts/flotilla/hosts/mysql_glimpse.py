@@ -6,7 +6,7 @@ One round trip and three small rows: 0.6 ms of this process, against 6 ms for a 
 from __future__ import annotations
 
 import select
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,12 +146,16 @@ def glimpse(server: Server, *, seconds: float) -> Glimpse:
 class Regard:
     """One watcher's eye on the primary: it keeps a session open and knows how long it was silent.
 
-    ``clock`` is monotonic. Not for two threads.
+    ``clock`` is monotonic. ``listens`` says whether the port that clients use takes connections: it
+    is asked once the server's own is closed. Not for two threads.
     """
 
-    def __init__(self, server: Server, clock: Any) -> None:
+    def __init__(
+        self, server: Server, clock: Any, *, listens: Callable[[], bool] = lambda: False
+    ) -> None:
         self._server = server
         self._clock = clock
+        self._listens = listens
         self._answered = clock()
         self._failures = 0
         self._absent = 0.0
@@ -182,7 +186,11 @@ class Regard:
             reach = Reach.SILENT if said.code in DYING else Reach.ANSWERS
             error, text = said.code, said.what
         except PortClosedError as said:
-            reach, text = Reach.REFUSES, said.what
+            # A process that is gone has no port at all; a firewall may refuse only one of them.
+            if self._listens():
+                reach, text = Reach.SILENT, f"{said.what}; but clients' port is open"
+            else:
+                reach, text = Reach.REFUSES, said.what
         except Unreachable as said:
             reach, text = Reach.SILENT, said.what
         now = self._clock()

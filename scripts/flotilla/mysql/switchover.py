@@ -127,6 +127,7 @@ class Move:
                 executed = self._pause(plan)
             with self._timed(f"catch up {plan.new.name}", progress):
                 self._catch_up(plan, executed)
+            lock.check()
         except FlotillaError as error:
             self._call_off(plan, error)
             raise Refused(
@@ -135,8 +136,13 @@ class Move:
                 f"{plan.old.name} takes writes as before",
                 error.next or "fab mysql.status",
             ) from error
+        except BaseException as error:
+            # Ctrl-C, or a disk here that is full: in the middle of a statement, whose session says
+            # nothing sensible any more.
+            self._cluster.server(plan.old.name).close()
+            self._call_off(plan, error)
+            raise
         with self._timed("record", progress):
-            lock.check()
             self._decide(plan, lock.term, "".join(executed.split()))
         self._after_the_record(plan, progress)
         paused = self._monotonic() - start
@@ -203,7 +209,7 @@ class Move:
                 f" which {plan.old.name} never committed"
             )
 
-    def _call_off(self, plan: Switchover, cause: FlotillaError) -> None:
+    def _call_off(self, plan: Switchover, cause: BaseException) -> None:
         """Give the old primary back what it had. Raises HostFailed where that cannot be seen."""
         if isinstance(cause, SqlError) and cause.code == LOCK_WAIT_TIMEOUT:
             cause.next = "find the long commit or lock: SHOW PROCESSLIST on the primary"
@@ -221,9 +227,10 @@ class Move:
                 steps.repoint(self._cluster.server(member.name), plan.old.address)
 
     @staticmethod
-    def _left_closed(plan: Switchover, error: FlotillaError) -> HostFailed:
+    def _left_closed(plan: Switchover, error: BaseException) -> HostFailed:
+        why = error.what if isinstance(error, FlotillaError) else type(error).__name__
         return HostFailed(
-            f"the switch was called off, but {plan.old.name} may be read-only: {error.what}",
+            f"the switch was called off, but {plan.old.name} may be read-only: {why}",
             "nobody takes writes until it is opened again",
             f"The record still names {plan.old.name}",
             "fab mysql.ensure",

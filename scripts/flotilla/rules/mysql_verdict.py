@@ -106,7 +106,9 @@ class Limits:
     A closed port is the kernel's word and needs only to outlast a hiccup; a restart that is quick
     where the streams are still connected. Silence may be a busy
     host, so it must outlast two missed heartbeats (one a second). Blocked commits are waited for
-    longest: clients get no wrong answer meanwhile, and a replica's restart ends them.
+    longest: clients get no wrong answer meanwhile, and a replica's restart ends them. A stream that
+    is silent ends by itself after replica_net_timeout, 6 s; longer than ``ended``, it was without
+    one.
     """
 
     refused: float = 0.3
@@ -117,6 +119,7 @@ class Limits:
     absent: float = 0.75
     blocked: float = 8.0
     stalled: float = 30.0
+    ended: float = 10.0
 
 
 LIMITS = Limits()
@@ -263,6 +266,7 @@ def _had_before(stream: Stream, streams: Iterable[Stream], limits: Limits) -> St
                 other
                 for other in streams
                 if other.source == stream.source
+                and _listened(other, limits)
                 and other.silent_seconds >= limits.silent
                 and other.answer_seconds <= limits.answer
                 and last <= GtidSet.parse(other.received)
@@ -271,6 +275,13 @@ def _had_before(stream: Stream, streams: Iterable[Stream], limits: Limits) -> St
         )
     except ValueError:
         return None
+
+
+def _listened(stream: Stream, limits: Limits) -> bool:
+    """Whether it would have heard more, had there been more: not long after its stream ended."""
+    if stream.state == "CONNECTING":
+        return stream.silent_seconds <= limits.ended
+    return stream.state == "ON"
 
 
 def _is_stopped(stream: Stream, primary: str) -> bool:
