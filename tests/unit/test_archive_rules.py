@@ -281,12 +281,45 @@ def test_reasons_why_nothing_is_known() -> None:
 def test_a_stream_begins_with_the_newest_file_that_loses_nothing() -> None:
     sets = [GtidSet.parse(f"{uuid(1)}:1-{n}") for n in (10, 20, 30)]
     files = [(f"binlog.{n:06}", one) for n, one in enumerate(sets, 1)]
-    assert first_to_send(files, sets[1]) == ("binlog.000002", GtidSet())
-    assert first_to_send(files, sets[2]) == ("binlog.000003", GtidSet())
-    name, missing = first_to_send(files, GtidSet.parse(f"{uuid(1)}:1-5"))
+    none = GtidSet()
+    assert first_to_send(files, sets[1], none) == ("binlog.000002", none)
+    assert first_to_send(files, sets[2], none) == ("binlog.000003", none)
+    name, missing = first_to_send(files, GtidSet.parse(f"{uuid(1)}:1-5"), none)
     assert (name, str(missing)) == ("binlog.000001", f"{uuid(1)}:6-10")
+    # A gap that this server can close is closed; one that it cannot close stays one.
+    gap = GtidSet.parse(f"{uuid(1)}:15")
+    assert first_to_send(files, sets[2], gap) == ("binlog.000001", gap)
+    assert first_to_send(files, sets[2], missing) == ("binlog.000003", missing)
     with pytest.raises(ValueError, match="no binary log"):
-        first_to_send([], GtidSet())
+        first_to_send([], none, none)
+
+
+hosts = st.tuples(st.integers(0, 8), st.lists(st.integers(1, 5), min_size=1, max_size=6))
+
+
+@given(st.lists(hosts, max_size=6))
+def test_what_no_archiver_sent_is_missing_whoever_archives_afterwards(
+    turns: list[tuple[int, list[int]]],
+) -> None:
+    """Each host has purged its logs up to somewhere, and sends from one of its files to the end."""
+    archived, missing, sent, executed = GtidSet(), GtidSet(), GtidSet(), 0
+    for purged, sizes in turns:
+        ends = [min(purged, executed)]
+        for size in sizes:
+            ends.append(ends[-1] + size)
+        executed = ends[-1] = max(executed, ends[-1])
+        files = [(f"binlog.{n:06}", up_to_number(end)) for n, end in enumerate(ends[:-1], 1)]
+        name, missing = first_to_send(files, archived, missing)
+        before = dict(files)[name]
+        mine = up_to_number(executed) - before
+        archived |= mine | before
+        sent |= mine
+        missing -= mine
+        assert missing == archived - sent
+
+
+def up_to_number(number: int) -> GtidSet:
+    return GtidSet.of(((uuid(1), ""), n) for n in range(1, number + 1))
 
 
 def test_names_are_read_again() -> None:

@@ -15,7 +15,7 @@ from flotilla.backup.sealed import Ring
 from flotilla.backup.shared import Archiving
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.mysql import MISSING, Server, SqlError
-from flotilla.rules.archive import Stream, Tenure
+from flotilla.rules.archive import Stream, Tenure, union
 from flotilla.rules.archive_duty import Act, Progress, act
 from flotilla.rules.gtid import GtidSet
 from flotilla.rules.mysql_topology import Record
@@ -149,15 +149,23 @@ class Service:
     def _started(self, tenure: Tenure, progress: Progress | None) -> Archiver:
         ring = self._ring()
         if progress:
-            # What a former primary alone had was never acknowledged. It was archived, and would be
-            # looked for long after its stream is deleted.
-            archived = GtidSet.parse(progress.gtids) & GtidSet.parse(self._executed)
+            archived, missing = GtidSet.parse(progress.gtids), GtidSet.parse(progress.missing)
         else:
-            archived = GtidSet()
-            for part in parts_of(self._bucket, ring):
-                archived |= part.gtids | (part.previous or GtidSet())
+            parts = list(parts_of(self._bucket, ring))
+            sent = union(part.gtids for part in parts)
+            archived = sent | union(part.previous or GtidSet() for part in parts)
+            missing = archived - sent
+        # What a former primary alone had was never acknowledged. It was archived, and would be
+        # looked for long after its stream is deleted.
+        executed = GtidSet.parse(self._executed)
         return Archiver(
-            self._bucket, ring, self._index, tenure, archived, purged=GtidSet.parse(self._purged)
+            self._bucket,
+            ring,
+            self._index,
+            tenure,
+            archived & executed,
+            missing=missing & executed,
+            purged=GtidSet.parse(self._purged),
         )
 
     def _tenure(self, record: Record | None) -> Tenure | None:

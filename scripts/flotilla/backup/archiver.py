@@ -49,8 +49,9 @@ class _File:
 class Archiver:
     """Sends one server's logs as one stream. ``turn`` again and again; not for two threads.
 
-    ``ring`` may be exchanged at any time. ``archived`` is what the archive is known to hold, of all
-    streams; ``missing`` what it will never hold, because no file here begins early enough.
+    ``ring`` may be exchanged at any time. ``archived`` is what the streams of the archive are known
+    to have executed; ``missing`` is what of it is in no file that was sent. It outlives the
+    archiver that found it, until some host's log has it after all.
     ``purged`` is what the server executed and has in no log. The logs of one that was made from a
     copy begin as if there had been nothing before: their own word for that leaves it out.
     """
@@ -63,6 +64,7 @@ class Archiver:
         tenure: Tenure,
         archived: GtidSet,
         *,
+        missing: GtidSet,
         purged: GtidSet,
     ) -> None:
         self._bucket = bucket
@@ -71,7 +73,7 @@ class Archiver:
         self.tenure = tenure
         self.archived = archived
         self._purged = purged
-        self.missing = GtidSet()
+        self.missing = missing
         self._file: _File | None = None
 
     def turn(self) -> bool:
@@ -148,6 +150,7 @@ class Archiver:
         file.sent = end
         file.parts.append(part)
         self.archived |= part.gtids | (part.previous or GtidSet())
+        self.missing -= part.gtids
         if len(file.parts) >= file.listed + LISTED:
             self._list(file, f"{rules.LIST}-{end:012d}", file.parts[file.listed :])
             file.listed = len(file.parts)
@@ -171,7 +174,7 @@ class Archiver:
                 self.archived |= part.gtids
             return self._forward(file, sent[last])
         with_previous = ((path.name, self._previous(path)) for path in names)
-        name, self.missing = rules.first_to_send(with_previous, self.archived)
+        name, self.missing = rules.first_to_send(with_previous, self.archived, self.missing)
         return self._at(names, name)
 
     def _forward(self, file: _File, parts: list[Part]) -> _File:

@@ -135,19 +135,25 @@ def number_of(file: str) -> int:
     return int(file.rpartition(".")[2])
 
 
-def first_to_send(files: Iterable[tuple[str, GtidSet]], archived: GtidSet) -> tuple[str, GtidSet]:
-    """The file to begin a stream with, and what is then missing between it and the archive.
+def first_to_send(
+    files: Iterable[tuple[str, GtidSet]], archived: GtidSet, missing: GtidSet
+) -> tuple[str, GtidSet]:
+    """The file to begin a stream with, and what is missing before it.
 
-    ``files`` are the server's, each with what was executed before it. The newest that begins with
-    nothing but what is archived loses nothing; where there is none, the oldest is all there is.
+    ``files`` are the server's, each with what was executed before it. ``archived`` is what the
+    streams so far are known to have executed, and ``missing`` what of it is in none of their files.
+    The newest file that begins with nothing but what is held loses nothing, and may close a gap;
+    the newest that begins with what is known leaves the gap as it is; where there is neither, the
+    oldest is all there is.
     """
     known = sorted(files, key=lambda one: number_of(one[0]))
     if not known:
         raise ValueError("the server has no binary log")
-    fitting = [file for file, previous in known if previous <= archived]
-    if fitting:
-        return fitting[-1], GtidSet()
-    return known[0][0], known[0][1] - archived
+    for enough in (archived - missing, archived):
+        fitting = [file for file, previous in known if previous <= enough]
+        if fitting:
+            return fitting[-1], missing
+    return known[0][0], missing | (known[0][1] - archived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +179,7 @@ class Known:
         """All its server is known to have executed."""
         told = (part.previous or GtidSet() for part in self.beyond)
         parts = (part.gtids for part in (*self.parts, *self.beyond))
-        return _union([self.parts[0].previous or GtidSet(), *parts, *told])
+        return union([self.parts[0].previous or GtidSet(), *parts, *told])
 
 
 def stream_of(stream: Stream, parts: Iterable[Part]) -> Known | None:
@@ -254,17 +260,17 @@ def history(streams: Iterable[Known], until: int | None) -> GtidSet | str:
         return f"the archive begins with {when(first)}, and {when(until or 0)} is before"
     reached = GtidSet()
     for term in sorted(begun, reverse=True):
-        reached |= _union(up_to(one, until) for one in by_term[term])
+        reached |= union(up_to(one, until) for one in by_term[term])
         if any(map(covers, by_term[term])):
             break
     after = sorted(term for term in by_term if term > max(begun))
     for term in after:
         # Not what was executed before its files: of that, nobody says when.
-        reached |= _union(_told(one, until) for one in by_term[term])
+        reached |= union(_told(one, until) for one in by_term[term])
     next_term = next((term for term in after if any(map(covers, by_term[term]))), None)
     if next_term is None:
         return reached
-    return reached & _union(one.gtids for one in by_term[next_term])
+    return reached & union(one.gtids for one in by_term[next_term])
 
 
 def covers(known: Known) -> bool:
@@ -317,7 +323,7 @@ def gone(promised: GtidSet, streams: Iterable[Known]) -> GtidSet:
     What a former primary alone had may be promised too, it is archived before it is acknowledged:
     it is in that one's stream, and no history.
     """
-    return promised - _union(one.gtids for one in streams)
+    return promised - union(one.gtids for one in streams)
 
 
 def straddling(known: Known, until: int) -> Part | None:
@@ -369,7 +375,7 @@ def plan(bases: Mapping[str, Base], streams: Iterable[Known], target: GtidSet) -
             place = (one.stream, part.place.file)
             if part.gtids & left and place not in files:
                 files.append(place)
-        left = left - _union(part.gtids for part in one.parts)
+        left = left - union(part.gtids for part in one.parts)
     if left:
         gaps = "; ".join(one.wrong for one in known if one.wrong)
         return f"{len(left)} transactions are in no binary log of the archive: {_short(left)}" + (
@@ -382,7 +388,8 @@ def _set(transactions: Iterable[Transaction]) -> GtidSet:
     return GtidSet.of((one.source, one.number) for one in transactions)
 
 
-def _union(sets: Iterable[GtidSet]) -> GtidSet:
+def union(sets: Iterable[GtidSet]) -> GtidSet:
+    """All that is in any of them."""
     found = GtidSet()
     for one in sets:
         found |= one
