@@ -92,7 +92,7 @@ def run(settings: Settings, writers: int) -> dict[str, Any]:
         time.sleep(DEAD_SECONDS)
         entries = [entry for ledger in ledgers for entry in ledger.stop()]
     begun = time.monotonic()
-    recover.recover(settings, to="", gtid="", confirmed=lambda _: None, said=lambda _: None)
+    recover.recover(settings, to="latest", gtid="", confirmed=lambda _: None, said=lambda _: None)
     took = time.monotonic() - begun
     with session(settings, fresh=True) as opened:
         record = store.records(settings).read()

@@ -11,6 +11,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ TOOL = "/usr/local/sbin/flotilla-backup"
 # A terabyte in a day is 12 MB/s.
 HOST_SECONDS = 24 * 3600.0
 KEY_BYTES = 32
+# What every clock and every text can say, whatever the time zone.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 _FORMATS = ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S")
 
 
@@ -62,23 +65,28 @@ def moment(text: str) -> int | None:
 
     Raises BadOption.
     """
-    if text in {"", "latest"}:
+    if text == "latest":
         return None
-    for form in _FORMATS:
-        try:
-            found = datetime.strptime(text, form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
-        return round(found.timestamp() * 1e6)
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
+    found = _read(text)
+    # As a variable of the shell that was never set, "" must not mean the latest of all.
+    if found is None or not _EARLIEST <= found <= _LATEST:
         raise BadOption(
-            f"{text!r} is no moment",
+            f"{text!r} is no moment" if text else "no moment is given",
             "it is written as 2026-11-20 14:03:07 (UTC), or latest",
             "Nothing was touched",
-        ) from None
-    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e6)
+            "fab backup.list",
+        )
+    return round(found.timestamp() * 1e6)
+
+
+def _read(text: str) -> datetime | None:
+    for form in _FORMATS:
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
+    with suppress(ValueError):
+        found = datetime.fromisoformat(text)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return None
 
 
 def listed(settings: Settings, *, now: float | None = None) -> dict[str, Any]:
@@ -279,9 +287,18 @@ def store_ring(settings: Settings, keys: Sequence[bytes]) -> None:
 
 
 def target(until: int | None, gtid: str) -> list[str]:
-    """The words of the tool on a host for a moment, or a set. Raises BadOption for both."""
+    """The words of the tool on a host for a moment, or a set. Raises BadOption for both, and for
+    what is no set.
+    """
     if gtid and until is not None:
         raise BadOption("--to and --gtid both say where to", untouched="Nothing was touched")
+    if gtid:
+        try:
+            GtidSet.parse(gtid)
+        except ValueError as error:
+            raise BadOption(
+                f"--gtid {gtid!r}: {error}", untouched="Nothing was touched", next="fab backup.list"
+            ) from None
     return ["--gtid", gtid] if gtid else ["--to", "latest" if until is None else str(until)]
 
 

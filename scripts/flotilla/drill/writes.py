@@ -209,11 +209,11 @@ class Drill(ABC):
 
 def demand(faults: Mapping[str, Fault], fault: str, *, runs: int, writers: int, next_: str) -> None:
     """Raise BadOption for what cannot be rehearsed; ``next_`` is the command that tells more."""
-    why = ""
+    given = (("runs", runs, MOST_RUNS), ("writers", writers, MOST_WRITERS))
+    wrong = [f"{name} {n}: it is 1 to {most}" for name, n, most in given if not 1 <= n <= most]
+    why = ", ".join(wrong)
     if fault not in faults:
         why = f"there is no fault {fault!r}; choose from: {', '.join(faults)}"
-    elif not 1 <= runs <= MOST_RUNS or not 1 <= writers <= MOST_WRITERS:
-        why = f"runs {runs} is 1 to {MOST_RUNS}, writers {writers} is 1 to {MOST_WRITERS}"
     if why:
         raise BadOption(why, untouched="Nothing was changed", next=next_)
 
