@@ -362,3 +362,20 @@ def test_a_primary_that_does_not_serve_is_repaired_before_it_is_switched():
 
 def test_a_switch_needs_a_record():
     assert "no record" in why_not(whole().look(), None)
+
+
+@pytest.mark.parametrize(
+    ("surplus", "after"),
+    [
+        ({}, "fab mysql.rejoin mysql-3"),
+        ({("mysql-3", "mysql-1"): "u9:1"}, "fab mysql.rebuild mysql-3"),
+    ],
+)
+def test_who_is_kept_out_is_named_with_the_command_that_lets_it_in(surplus, after):
+    model = whole()
+    found = replace(model.look(), surplus=surplus)
+    decision = repair(found, model.record, {"i-mysql-3": "it diverged"})
+    assert isinstance(decision, Repair)
+    (note,) = decision.notes
+    assert "it diverged" in note
+    assert note.endswith(after)

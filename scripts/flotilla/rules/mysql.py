@@ -222,15 +222,19 @@ def _within(topology: Topology, barred: Mapping[str, str]) -> tuple[Topology, tu
 
     One that could be written to is never left out of sight.
     """
-    why = {
-        member.name: (
-            f"{member.name} is closed because its data is being replaced: fab mysql.rebuild"
-            if member.closed
-            else f"{member.name} is kept out ({barred[member.instance_id]}): fab mysql.rejoin"
-        )
-        for member in topology.members
-        if not member.is_writable and (member.closed or member.instance_id in barred)
-    }
+    primaries = [member.name for member in topology.members if member.is_writable]
+    why = {}
+    for member in topology.members:
+        name, reason = member.name, barred.get(member.instance_id, "")
+        if member.is_writable or not (member.closed or reason):
+            continue
+        if member.closed:
+            why[name] = f"{name} is closed because its data is being replaced: fab mysql.rebuild"
+        elif any((name, primary) in topology.surplus for primary in primaries):
+            own = f"{name} is kept out ({reason}), and what only it has keeps it there"
+            why[name] = f"{own}: fab mysql.rebuild"
+        else:
+            why[name] = f"{name} is kept out ({reason}): fab mysql.rejoin"
     inside = tuple(member for member in topology.members if member.name not in why)
     notes = tuple(f"{sentence} {name}" for name, sentence in sorted(why.items()))
     return replace(topology, members=inside), notes
