@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any
 
-from flotilla.errors import BadOption
+from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.mysql import status as board
 from flotilla.mysql import store
 from flotilla.mysql.ensure import Ensure
@@ -86,7 +86,14 @@ def switchover(
         ledger = stack.enter_context(opened.ledger(writers=writers)) if writers else None
         if ledger:
             sleep(CALM_SECONDS)
-        moved = move.apply(plan, steps.step)
+        try:
+            moved = move.apply(plan, steps.step)
+        except Refused:
+            # The old primary takes writes as before, and our writers' rows are in it.
+            if ledger:
+                with suppress(FlotillaError):
+                    ledger.close_against(opened.cluster.server(plan.old.name))
+            raise
         if ledger:
             sleep(CALM_SECONDS)
         steps.result = _moved(moved, ledger, opened)
