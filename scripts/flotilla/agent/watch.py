@@ -1,6 +1,6 @@
 """Watch the primary from a replica's host, and take over when the rules say that it is dead.
 
-Healthy, a turn is one "SELECT 1" on a session that stays open; the end of that session, which is
+Healthy, a turn is one ping on a session that stays open; the end of that session, which is
 how a killed server is noticed, wakes the watcher at once. Everything else is asked only once the
 primary does not answer.
 """

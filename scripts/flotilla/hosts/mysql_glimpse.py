@@ -5,6 +5,7 @@ One round trip and three small rows: 0.6 ms of this process, against 6 ms for a 
 
 from __future__ import annotations
 
+import json
 import select
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,33 +18,36 @@ from flotilla.rules.mysql_standing import Glance
 from flotilla.rules.mysql_verdict import DYING, Look, Reach, Stream
 
 # Heartbeats and transactions by this server's own clock: no other clock is compared with it.
+# One column each: the client unpacks what describes a column in Python, and there are eighteen.
 _GLIMPSE = """
-SELECT @@GLOBAL.server_uuid AS uuid, @@GLOBAL.read_only AS read_only,
-  @@GLOBAL.super_read_only AS super_read_only, @@GLOBAL.offline_mode AS offline,
-  @@GLOBAL.rpl_semi_sync_source_enabled AS waits,
-  @@GLOBAL.rpl_semi_sync_replica_enabled AS acknowledges
+SELECT JSON_OBJECT('uuid', @@GLOBAL.server_uuid, 'read_only', @@GLOBAL.read_only,
+  'super_read_only', @@GLOBAL.super_read_only, 'offline', @@GLOBAL.offline_mode,
+  'waits', @@GLOBAL.rpl_semi_sync_source_enabled,
+  'acknowledges', @@GLOBAL.rpl_semi_sync_replica_enabled) AS j
 """
 _STREAM = """
-SELECT c.HOST AS host, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier,
-  TIMESTAMPDIFF(MICROSECOND, s.LAST_HEARTBEAT_TIMESTAMP, NOW(6)) / 1e6 AS heartbeat_age,
-  TIMESTAMPDIFF(MICROSECOND, s.LAST_QUEUED_TRANSACTION_END_QUEUE_TIMESTAMP, NOW(6)) / 1e6
-    AS queued_age,
-  s.LAST_QUEUED_TRANSACTION AS queued, s.RECEIVED_TRANSACTION_SET AS received,
-  s.LAST_ERROR_NUMBER AS error, s.LAST_ERROR_MESSAGE AS text,
-  IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
+SELECT JSON_OBJECT('host', c.HOST, 'io', s.SERVICE_STATE, 'applier', a.SERVICE_STATE,
+  'heartbeat_age', TIMESTAMPDIFF(MICROSECOND, s.LAST_HEARTBEAT_TIMESTAMP, NOW(6)) / 1e6,
+  'queued_age',
+    TIMESTAMPDIFF(MICROSECOND, s.LAST_QUEUED_TRANSACTION_END_QUEUE_TIMESTAMP, NOW(6)) / 1e6,
+  'queued', s.LAST_QUEUED_TRANSACTION, 'received', s.RECEIVED_TRANSACTION_SET,
+  'error', s.LAST_ERROR_NUMBER, 'text', s.LAST_ERROR_MESSAGE,
+  'lag_seconds', IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
     GREATEST(0, TIMESTAMPDIFF(MICROSECOND, LEAST(
       COALESCE((SELECT MIN(w.APPLYING_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP)
          FROM performance_schema.replication_applier_status_by_worker w
          WHERE w.CHANNEL_NAME = '' AND w.APPLYING_TRANSACTION <> ''), NOW(6)),
       IF(s.LAST_QUEUED_TRANSACTION <> '',
         s.LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP, NOW(6))
-    ), NOW(6))) / 1e6) AS lag_seconds
+    ), NOW(6))) / 1e6)) AS j
 FROM performance_schema.replication_connection_configuration c
 JOIN performance_schema.replication_connection_status s USING (CHANNEL_NAME)
 JOIN performance_schema.replication_applier_status a USING (CHANNEL_NAME)
 WHERE c.CHANNEL_NAME = ''
 """
-_TERM = "SELECT term, uuid FROM ops.term ORDER BY term DESC LIMIT 1"
+_TERM = """
+SELECT JSON_OBJECT('term', term, 'uuid', uuid) AS j FROM ops.term ORDER BY term DESC LIMIT 1
+"""
 _WAITING = """
 SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.global_status
 WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_wait_sessions', 'Rpl_semi_sync_source_yes_tx',
@@ -116,9 +120,7 @@ class Glimpse(Glance):
 def glimpse(server: Server, *, seconds: float) -> Glimpse:
     """Look at a server; raises SqlError, or Unreachable when ``seconds`` are over."""
     mine, stream, term = server.batch([_GLIMPSE, _STREAM, _TERM], seconds=seconds)
-    me: Row = mine[0]
-    follows: Mapping[str, Any] = stream[0] if stream else {}
-    newest: Mapping[str, Any] = term[0] if term else {}
+    me, follows, newest = (_unpacked(rows) for rows in (mine, stream, term))
     return Glimpse(
         health=Health(
             uuid=me["uuid"],
@@ -141,6 +143,10 @@ def glimpse(server: Server, *, seconds: float) -> Glimpse:
         error=int(follows.get("error") or 0),
         text=str(follows.get("text") or "")[:200],
     )
+
+
+def _unpacked(rows: list[Row]) -> Mapping[str, Any]:
+    return json.loads(rows[0]["j"]) if rows else {}
 
 
 class Regard:
@@ -176,7 +182,7 @@ class Regard:
         """
         reach, error, text, sessions, stall = Reach.ANSWERS, 0, "", 0, ("", 0.0)
         try:
-            self._server.query("SELECT 1", seconds=seconds)
+            self._server.ping(seconds=seconds)
             sessions = self._waiting(seconds) if waiting else 0
             stall = self._stalled(seconds) if stalled else stall
             if waiting or stalled:
