@@ -348,12 +348,13 @@ def history(
     from flotilla.rules import mysql_report
 
     settings = attempt(config.load, json=json)
+    report = None
+    if term:
+        # First: not acknowledged, and then said not to be there.
+        there = attempt(lambda: operate_record.history(settings), json=json)
+        report = attempt(lambda: operate_record.the_report(there, term), json=json)
     if acknowledge:
         again = typed("mysql.history", term=term or None, acknowledge=True)
-        if term:
-            # Not acknowledged, and then said not to be there.
-            known = attempt(lambda: operate_record.history(settings), json=json)
-            attempt(lambda: operate_record.the_report(known, term), json=json)
         seen = attempt(
             lambda: operate_record.acknowledge(
                 settings, confirmed=lambda plan: confirm(plan, yes=yes, again=again)
@@ -362,11 +363,10 @@ def history(
         )
         done = f"{counted(len(seen), 'failover')} acknowledged"
         said(done if seen else "there was nothing to acknowledge")
-    found = attempt(lambda: operate_record.history(settings), json=json)
-    if term:
-        report = attempt(lambda: operate_record.the_report(found, term), json=json)
+    if report:
         show(report.as_dict(), json=json, text=mysql_report.text(report))
     else:
+        found = attempt(lambda: operate_record.history(settings), json=json)
         show(found, json=json, text=operate_record.told(found, time.time()))
 
 

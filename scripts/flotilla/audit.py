@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from typing import Any
 from flotilla import files
 from flotilla.aws.errors import code, described
 from flotilla.aws.session import client
-from flotilla.errors import FlotillaError
+from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.rules import audit as rules
 from flotilla.settings import Settings
 from flotilla.who import holder
@@ -38,7 +39,9 @@ def record(
 ) -> Mapping[str, Any]:
     """Write one line: ``command`` as typed, ``result`` in a few words, details as JSON types.
 
-    A fleet without its audit bucket (just destroyed, with its data) has the local line only. Raises
+    A fleet without its audit bucket (just destroyed, with its data) has the local line only. When
+    S3 is away or refuses it (credentials that ran out meanwhile), that is told on stderr: whoever
+    has moved the primary must not be told that nothing was changed, or to do it again. Raises
     FlotillaError when the line cannot be kept; what was done stands.
     """
     now = clock()
@@ -53,7 +56,12 @@ def record(
             untouched="What was done before it stands",
             next=f"df -h {path.parent}",
         ) from error
-    _send(settings)
+    try:
+        _send(settings)
+    except (Unreachable, Refused) as error:
+        sys.stderr.write(
+            f"The audit line is in {path}, and goes to S3 with the next one: {error.what}\n"
+        )
     return line
 
 

@@ -6,13 +6,14 @@ Where a machine cannot run hosts, every test here is skipped and counted with th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from databases import Databases
 from releases import Releases
 from rolling import Rolling
 from standing import bring_up_lab, said
-from typed import typed
+from typed import fab, typed
 
 from flotilla import config, demo, inventory
 from flotilla.drill.subject import started
@@ -108,3 +109,9 @@ def databases(mysql_tier: Databases) -> Iterator[Databases]:
     yield mysql_tier
     for target in list(mysql_tier.struck):
         mysql_tier.heal(target)
+
+
+@pytest.fixture(scope="module")
+def backup(standing_fleet: Settings) -> dict[str, Any]:
+    """A full backup of now, taken as an operator takes it."""
+    return fab("backup.run", "--yes")

@@ -208,7 +208,8 @@ def test_a_replica_that_was_left_behind_another_one_holds_up_no_failover(trio, a
     # They would turn it back.
     for name in NAMES:
         agents[name].stop()
-    trio.cluster().server("mysql-3").batch(stream_to(trio["mysql-2"].address))
+    with trio.cluster() as cluster:
+        cluster.server("mysql-3").batch(stream_to(trio["mysql-2"].address))
     trio["mysql-1"].kill()
     for name in NAMES:
         agents[name].start()

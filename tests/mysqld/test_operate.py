@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mysqld.checks import is_whole_without, nothing_is_lost, writable, writes_go_on
 from mysqld.operators import Hands, operator
-from mysqld.test_failover import is_whole_without, nothing_is_lost, writable, writes_go_on
 from mysqld.trio import Trio
 from mysqld.writers import Writers
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from mysqld.test_failover import nothing_is_lost, writable, writes_go_on
+from mysqld.checks import nothing_is_lost, writable, writes_go_on
 from mysqld.trio import Trio
 from mysqld.writers import Writers
 

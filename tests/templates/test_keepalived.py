@@ -121,7 +121,9 @@ def test_events_about_other_instances_are_not_ours() -> None:
         (["MASTER"], True),
         (["BACKUP", "MASTER"], True),
         (["MASTER", "BACKUP"], False),
-        (["MASTER_RX_LOWER_PRI"], True),
+        (["MASTER", "MASTER_RX_LOWER_PRI"], True),
+        (["MASTER_RX_LOWER_PRI"], False),  # it was the master before: look first
+        (["MASTER_RX_LOWER_PRI", "BACKUP"], False),
         (["MASTER", "FAULT"], False),
         (["MASTER_PRIORITY"], False),
         ([], False),
@@ -276,3 +278,62 @@ def test_a_second_address_of_the_name_does_not_stop_a_claim(
         addresses, served, pair[0], still_master=lambda: True, clock=clock, sleep=clock.sleep
     )
     assert sentence.startswith(f"claimed {served.public_ip} in ")
+
+
+class Adverts:
+    """Stands for a keepalived that is the master and hears a lower one, ``each`` seconds apart."""
+
+    def __init__(self, clock: Clock, each: float, until: float) -> None:
+        self.clock, self.each, self.until = clock, each, until
+        self.next = each
+
+    def events(self, timeout: float) -> list[str]:
+        if self.next > min(self.clock.now + timeout, self.until):
+            self.clock.sleep(timeout)
+            return []
+        self.clock.now = max(self.clock.now, self.next)
+        self.next += self.each
+        return [edge.HEARD_LOWER]
+
+    def state(self) -> str:
+        return "MASTER"
+
+
+def test_a_lower_master_that_does_not_hear_us_costs_one_claim_and_a_look_a_second(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(edge, "OUR_STATE", tmp_path / "state.json")
+    calls: list[str] = []
+
+    class Counted(edge.Ec2Addresses):  # type: ignore[misc, name-defined]
+        def read(self) -> Any:
+            calls.append("read")
+            return super().read()
+
+        def associate(self, allocation_id: str) -> None:
+            calls.append("associate")
+            super().associate(allocation_id)
+
+    # We had the address; the other one took it while they did not hear each other, and its HAProxy
+    # does not answer us.
+    claims(pair[1])
+    at = edge.Ec2Addresses("edge", pair[0]).read().leads_to
+    assert at
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+    clock = Clock()
+    keeper = edge.Keeper(
+        Counted("edge", pair[0]),
+        Adverts(clock, each=0.25, until=20.0),
+        pair[0],
+        frozenset({at}),
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    keeper._was_mine = True
+    while clock.now < 2.0:
+        keeper.turn(5.0)
+    assert owner(ec2) == pair[0]
+    while clock.now < 20.0:
+        keeper.turn(5.0)
+    assert calls.count("associate") == 1
+    assert calls.count("read") <= 20 + edge.CONFIRMATIONS + 2

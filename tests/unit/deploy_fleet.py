@@ -7,12 +7,14 @@ misbehave; everything from the plan to the load balancers' sockets is the real t
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,12 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
+def takes(path: Path) -> bool:
+    """Whether a socket takes connections: it is there a moment before it does."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        return stream.connect_ex(str(path)) == 0
+
+
 @pytest.fixture
 def sticky() -> bool:
     return False
@@ -248,7 +256,7 @@ def fleet(tmp_path: Path, sticky: bool) -> Iterator[Fleet]:
         command = ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")]
         processes[name] = [command, subprocess.Popen(command)]
         runtimes[name] = Runtime(name, local(folder / "admin.sock"))
-        until((folder / "admin.sock").exists)
+        until(partial(takes, folder / "admin.sock"))
     made = Fleet(
         machines,
         World(Balancers(runtimes), None),  # type: ignore[arg-type]  # set below

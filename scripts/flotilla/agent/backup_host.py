@@ -68,12 +68,16 @@ class Host:
         """Hosts for restore drills."""
         return Scratch(self._client("ec2"), self.fleet, self.env)
 
-    def tell(self, metrics: Mapping[str, Metric]) -> None:
-        """Put metrics; what CloudWatch refuses is said in the journal and costs nothing else."""
+    def tell(self, metrics: Mapping[str, Metric]) -> bool:
+        """Put metrics, and whether they were taken; what CloudWatch refuses is said in the journal
+        and costs nothing else.
+        """
         try:
             self._slow.put_metrics(self.namespace, {"Role": "mysql"}, metrics)
         except FlotillaError as error:
             log.warning("metrics %s were not stored: %s", ", ".join(metrics), error.what)
+            return False
+        return True
 
     def _client(self, service: Literal["ec2", "s3"]) -> Any:
         # Region, endpoint and keys boto3 finds by itself.

@@ -22,6 +22,8 @@ FRESH_SECONDS = PERIOD_SECONDS + PROBE_SECONDS + 0.25
 HURRY_SECONDS = 0.02
 # For so long, this process or its server may have slept without anybody taking over meanwhile.
 AWAY_SECONDS = 2.0
+# How often to try for the own session again; the spare one is TLS, and takes a third more time.
+SPARED_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,9 @@ class Local:
     """
 
     def __init__(self, server: Server, clock: Callable[[], float] = time.monotonic) -> None:
-        self._server = server
-        self._better: Callable[[], Server | None] = lambda: None
+        self._own = self._server = server
+        self._spare: Callable[[], Server | None] = lambda: None
+        self._spared_at = 0.0
         self.pace: Callable[[Glimpse | None], float] = lambda _: PERIOD_SECONDS
         self._clock = clock
         self.gap_at = clock()
@@ -58,9 +61,11 @@ class Local:
             return Seen(None, f"MySQL gave no answer for {age:.1f} s", seen.at)
         return seen
 
-    def turn_to(self, better: Callable[[], Server | None]) -> None:
-        """Where the session ends, or cannot be had, use the one that ``better`` makes, if any."""
-        self._better = better
+    def turn_to(self, spare: Callable[[], Server | None]) -> None:
+        """Where our own session ends, or cannot be had, use the one that ``spare`` makes, if any,
+        until that ends or ours is there again.
+        """
+        self._spare = spare
 
     def run(self) -> None:
         """Look for ever."""
@@ -86,14 +91,31 @@ class Local:
 
     def look(self) -> None:
         """Look now."""
+        self._go_back()
         start = self._clock()
         try:
             found, why = glimpse(self._server, seconds=PROBE_SECONDS), ""
         except FlotillaError as error:
             found, why = None, error.what
+            self._server.close()
             # The admin port has room when clients hold every connection.
-            self._server = self._better() or self._server
+            spare = self._spare() if self._server is self._own else None
+            self._server = spare or self._own
+            self._spared_at = start
         now = self._clock()
         if found is None or now - start > AWAY_SECONDS:
             self.gap_at = now
         self._seen = Seen(found, why, now)
+
+    def _go_back(self) -> None:
+        """Leave the spare session, once the own one has shown all that a look needs."""
+        if self._server is self._own or self._clock() - self._spared_at < SPARED_SECONDS:
+            return
+        self._spared_at = self._clock()
+        try:
+            glimpse(self._own, seconds=PERIOD_SECONDS)
+        except FlotillaError:
+            self._own.close()
+        else:
+            self._server.close()
+            self._server = self._own

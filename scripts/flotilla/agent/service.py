@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from flotilla.agent.duty import Duty
-from flotilla.agent.endpoint import Endpoint, listen
+from flotilla.agent.endpoint import Endpoint, listen, response
 from flotilla.agent.knowledge import Knowledge
 from flotilla.agent.local import PERIOD_SECONDS, Local
 from flotilla.agent.patience import METADATA, RETRY_SECONDS, insist
@@ -33,7 +33,7 @@ from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql_glimpse import Glimpse, glimpse
 from flotilla.mysql.accounts import REPLICATION, WATCHER, Secrets
 from flotilla.mysql.record import CLUSTER, Records
-from flotilla.rules.mysql_health import replica_objection
+from flotilla.rules.mysql_health import Health, replica_objection
 from flotilla.rules.mysql_standing import standing_objection
 from flotilla.rules.mysql_state import Place, State
 from flotilla.rules.mysql_verdict import Reach
@@ -59,10 +59,10 @@ class Answers:
         self._lag_limit = lag_limit_seconds
         self._said: dict[str, str] = {}
 
-    def __call__(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Status and body for a path: {"ok", "why", and what was seen of the server}."""
+    def __call__(self, path: str) -> bytes:
+        """The answer to a path; its body: {"ok", "why", and what was seen of the server}."""
         if path == "/watch":
-            return 200, dict(self.watch())
+            return response(200, dict(self.watch()))
         if path == "/look":
             # For whoever has just changed a role, and waits until this host knows.
             self._local.hurry()
@@ -70,10 +70,11 @@ class Answers:
                 self.knowledge.hurry()
             path = "/primary"
         if path not in {"/primary", "/replica"}:
-            return 404, {"ok": False, "why": "there are /primary, /replica, /look and /watch"}
+            why = "there are /primary, /replica, /look and /watch"
+            return response(404, {"ok": False, "why": why})
         seen = self._local.seen
         if seen.glimpse is None:
-            return self._say(path, seen.why, {})
+            return self._say(path, seen.why, None)
         health = seen.glimpse.health
         if path == "/replica":
             objection = replica_objection(health, self._lag_limit)
@@ -81,15 +82,22 @@ class Answers:
             objection = "which instance this is has not been learned yet"
         else:
             objection = standing_objection(health, self.knowledge.standing(self._local.gap_at))
-        return self._say(path, objection or "", asdict(health) | {"duty": self.duty()})
+        return self._say(path, objection or "", health)
 
-    def _say(self, path: str, why: str, seen: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _say(self, path: str, why: str, health: Health | None) -> bytes:
         # Lag and ages differ in every answer: only the kind of reason is news.
         kind = why.rstrip("0123456789. s")[:40]
         if self._said.get(path) != kind:
             self._said[path] = kind
             log.info("%s: %s", path, why or "yes")
-        return (503 if why else 200), {"ok": not why, "why": why, **seen}
+        return _said(why, health, self.duty() if health else "")
+
+
+# A healthy cluster gives the same few answers 18 times a second.
+@lru_cache(maxsize=8)
+def _said(why: str, health: Health | None, duty: str) -> bytes:
+    seen = {**asdict(health), "duty": duty} if health else {}
+    return response(503 if why else 200, {"ok": not why, "why": why, **seen})
 
 
 class Agent:

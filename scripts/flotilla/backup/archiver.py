@@ -172,6 +172,9 @@ class Archiver:
             file = self._at(names, last)
             for part in sent[last]:
                 self.archived |= part.gtids
+            for parts in sent.values():
+                for part in parts:
+                    self.missing -= part.gtids
             return self._forward(file, sent[last])
         with_previous = ((path.name, self._previous(path)) for path in names)
         name, self.missing = rules.first_to_send(with_previous, self.archived, self.missing)

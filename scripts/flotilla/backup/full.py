@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flotilla.backup import stored
+from flotilla.backup import direct, stored
 from flotilla.backup.bucket import Bucket, MissingError
 from flotilla.backup.sealed import Ring, digest
 from flotilla.errors import FlotillaError, HostFailed
@@ -42,6 +43,13 @@ PARTS = 10_000
 # Each takes 45 MiB with data that does not compress (four: 252 of 256 that the unit allows), and
 # what it gets of the disk, which clients' writes wait for.
 WORKERS = 2
+# A worker rests for as long as a chunk took it: what it takes of processors, disk and network, it
+# takes half of the time. Clients' p50 beside it: 13 ms without, 11 ms with, 9 ms with no backup.
+# Not for longer than REST_MOST: it may have waited for S3, or for a processor that others need.
+REST, REST_MOST = 1.0, 0.5
+# A copy is dropped under this name.
+GONE = "gone-"
+PIECE, PIECE_SECONDS = 32 << 20, 0.02
 CLONE_SECONDS = 6 * 3600.0
 _CLONED = """
 SELECT STATE AS state, ERROR_MESSAGE AS message, @@GLOBAL.gtid_executed AS gtids,
@@ -73,12 +81,13 @@ def copy(server: Server, folder: Path, now: Callable[[], datetime]) -> Copy:
     The folder must belong to the server's user. Raises HostFailed when the copy was not completed.
     """
     began = now()
-    shutil.rmtree(folder, ignore_errors=True)
+    forget(folder)
     folder.mkdir(parents=True, mode=0o750)
     # The server copies as fast as it can; were gigabytes on their way to the disk, clients' commits
     # would wait behind them. Files made in here are written through. Where the file system has no
-    # such attribute the copy is made all the same.
-    subprocess.run(["chattr", "+S", str(folder)], capture_output=True, check=False)
+    # such attribute, or the host no chattr, the copy is made all the same.
+    with suppress(OSError):
+        subprocess.run(["chattr", "+S", str(folder)], capture_output=True, check=False)
     least = server.query(_EXECUTED)[0]["gtids"]
     server.query("CLONE LOCAL DATA DIRECTORY = %s", (str(folder / "data"),), seconds=CLONE_SECONDS)
     rows = server.query(_CLONED)
@@ -144,6 +153,8 @@ class Upload:
         now: Callable[[], datetime],
         workers: int = WORKERS,
         said: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._bucket = bucket
         self._ring = ring
@@ -154,6 +165,8 @@ class Upload:
         self._now = now
         self._workers = workers
         self._said = said
+        self._clock = clock
+        self._sleep = sleep
         self._files = list(_files(folder / "data"))
         self._journal = folder / "progress.jsonl"
         self._guard = threading.Lock()
@@ -184,6 +197,7 @@ class Upload:
                 number, chunk = next(left, (-1, ()))
             if number < 0:
                 break
+            began = self._clock()
             raw = self._read(chunk)
             sealed = self._ring.seal(rules.chunk_name(self._copy.id, number), raw)
             at = volume.offset + volume.unsent
@@ -191,6 +205,7 @@ class Upload:
             volume.chunks.append(Stored(number, volume.number, at, len(sealed), digest(sealed)))
             if volume.unsent >= PART:
                 self._send(volume)
+            self._sleep(min(REST * (self._clock() - began), REST_MOST))
         if volume.unsent or not volume.tags:
             self._send(volume)
 
@@ -272,12 +287,7 @@ class Upload:
         parts = []
         for segment in chunk:
             path = self._folder / "data" / self._files[segment.file].path
-            with path.open("rb", buffering=0) as file:
-                part = os.pread(file.fileno(), segment.length, segment.offset)
-                # Read once: it need not push the server's own pages out of memory.
-                os.posix_fadvise(
-                    file.fileno(), segment.offset, segment.length, os.POSIX_FADV_DONTNEED
-                )
+            part = direct.read(path, segment.offset, segment.length)
             if len(part) != segment.length:
                 raise FlotillaError(f"{path} is shorter than it was: {len(part)} bytes")
             parts.append(part)
@@ -309,11 +319,23 @@ class Upload:
             os.fsync(file.fileno())
 
 
-def forget(folder: Path) -> None:
-    """Drop a local copy."""
-    # First: without it nobody takes what is left for a copy.
-    (folder / "copy.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+def forget(folder: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Drop a local copy, and what runs that were cut off left of dropping theirs.
+
+    Piece by piece: commits wait while the file system frees space, 100 ms for 700 MiB at once. What
+    cannot be dropped is left for the next run, and harms nobody but by its size.
+    """
+    # First: nobody takes it for a copy, or writes into it, while it becomes shorter.
+    with suppress(FileNotFoundError):
+        folder.rename(folder.with_name(f"{GONE}{time.time_ns()}"))
+    for gone in folder.parent.glob(f"{GONE}*"):
+        with suppress(OSError):
+            for path in gone.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    for size in range(path.stat().st_size - PIECE, 0, -PIECE):
+                        os.truncate(path, size)
+                        sleep(PIECE_SECONDS)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _files(data: Path) -> Iterator[File]:

@@ -7,8 +7,10 @@ through the operator's machine, and keys of the bucket's objects do not either.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -191,6 +193,12 @@ def extract(
     """Write one database or table as it was into a local file of SQL; nothing else is touched."""
     if output.exists():
         raise BadOption(f"{output} exists", "it is not written over", "Nothing was changed")
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise BadOption(
+            f"{output} cannot be written: its folder is not there, or not yours",
+            "a restore takes its time, and has to go somewhere",
+            "Nothing was changed",
+        )
     until = moment(to)
     with session(settings, fresh=True) as opened:
         chosen = nearest(opened)
@@ -338,18 +346,31 @@ def on_host(opened: Session, host: str, *words: str, as_server: bool = False) ->
         said = [line for line in result.stderr.splitlines() if line.strip()]
         text = said[-1] if said else f"exit {result.rc}"
         kind = Refused if result.rc == Refused.exit_code else HostFailed
-        raise kind(f"{host}: {text}", next=f"fab fleet.logs {host}")
+        # It ends with its own next command where it knows one; of hosts it does not know the names.
+        what, _, advice = text.partition("Next: ")
+        knows = advice and not advice.startswith("fab fleet.logs")
+        raise kind(f"{host}: {what.strip()}", next=advice if knows else f"fab fleet.logs {host}")
     told: dict[str, Any] = json.loads(result.stdout)
     return told
 
 
 def _fetched(opened: Session, host: str, remote: str, output: Path, size: int) -> None:
-    with output.open("xb") as file:
-        channel = opened.runner.stream(host, f"cat {remote}", sudo=True)
-        channel.settimeout(60)
-        while block := channel.recv(1 << 16):
-            file.write(block)
-        channel.close()
-    if output.stat().st_size != size:
-        output.unlink()
-        raise HostFailed(f"{host}: the file of {size} bytes did not arrive whole")
+    # Under its own name only when it is whole, and not over what has come there meanwhile.
+    with tempfile.TemporaryDirectory(prefix=".flotilla-", dir=output.absolute().parent) as folder:
+        partial = Path(folder) / output.name
+        with partial.open("xb") as file:
+            channel = opened.runner.stream(host, f"cat {remote}", sudo=True)
+            channel.settimeout(60)
+            while block := channel.recv(1 << 16):
+                file.write(block)
+            channel.close()
+        if partial.stat().st_size != size:
+            raise HostFailed(f"{host}: the file of {size} bytes did not arrive whole")
+        try:
+            output.hardlink_to(partial)
+        except FileExistsError:
+            raise Refused(
+                f"{output} came to be meanwhile",
+                "it is not written over",
+                next="another name; the backup is as it was",
+            ) from None

@@ -13,9 +13,10 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ START_SECONDS = 300.0
 STOP_SECONDS = 300.0
 APPLY_SECONDS = 24 * 3600.0
 WORKERS = 4
+# Of logs, on their way beside the base: a part takes 32 MiB of memory at most.
+LOG_WORKERS = 2
 _LOOK_SECONDS = 0.1
 _RELAY = "replay"
 _CHANNEL = "archive"
@@ -66,6 +69,7 @@ OVERRIDES = {
     "replicate-same-server-id": "ON",
     "sync-relay-log": "0",
     "innodb-flush-log-at-trx-commit": "0",
+    "innodb-doublewrite": "OFF",
     "event-scheduler": "OFF",
     "replica-parallel-workers": str(WORKERS),
 }
@@ -145,10 +149,17 @@ def restore(
         data.mkdir(mode=0o750)
         relay.mkdir(mode=0o750)
         said(f"base {way.manifest.id}: {way.manifest.raw_bytes >> 20} MiB")
-        stored.fetch(bucket, ring, way.manifest, data)
-        files = _logs(bucket, ring, way.replay, relay)
-        said(f"{len(way.replay.gtids)} transactions of {len(files)} binary logs to apply")
-        _apply(folder, files, way, launch)
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as beside, ExitStack() as ending:
+            ending.callback(over.set)  # who fails does not wait for the rest of the logs
+            logs = beside.submit(_logs, bucket, ring, way.replay, relay, over)
+            paths = stored.fetch(bucket, ring, way.manifest, data)
+            files = logs.result()
+            # The server need not wait for the last of it to be on the disk.
+            settled = beside.submit(stored.settle, data, paths)
+            said(f"{len(way.replay.gtids)} transactions of {len(files)} binary logs to apply")
+            _apply(folder, files, way, launch)
+            settled.result()
         shutil.rmtree(relay)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -171,9 +182,11 @@ def _exact(bucket: Bucket, ring: Ring, known: Known, moment: int) -> Known:
     raise AssertionError(f"{part} is none of {parts}")
 
 
-def _logs(bucket: Bucket, ring: Ring, replay: Replay, relay: Path) -> list[Path]:
-    """Download the logs, without what is not wanted."""
-    made = []
+def _logs(
+    bucket: Bucket, ring: Ring, replay: Replay, relay: Path, over: threading.Event
+) -> list[Path]:
+    """Download the logs, without what is not wanted; what there is of them once it is ``over``."""
+    made: list[Path] = []
     for number, (stream, file) in enumerate(replay.files, 1):
         path = relay / f"{_RELAY}-{_CHANNEL}.{number:06d}"
         parts = list(parts_of(bucket, ring, f"{stream.prefix}{file}/"))
@@ -182,6 +195,8 @@ def _logs(bucket: Bucket, ring: Ring, replay: Replay, relay: Path) -> list[Path]
         wanted = rules.needed(known.parts, replay.gtids) if known else []
         with path.open("xb") as target:
             for data in _read(bucket, ring, wanted):
+                if over.is_set():
+                    return made
                 found += reader.feed(data)
                 target.write(data)
         _cut(path, found, replay.gtids, reader.whole)
@@ -191,9 +206,9 @@ def _logs(bucket: Bucket, ring: Ring, replay: Replay, relay: Path) -> list[Path]
 
 def _read(bucket: Bucket, ring: Ring, parts: Sequence[Part]) -> Iterator[bytes]:
     """The bytes of each, in order; several on their way at once, as each takes S3 some time."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for at in range(0, len(parts), WORKERS):
-            some = [part.place for part in parts[at : at + WORKERS]]
+    with ThreadPoolExecutor(LOG_WORKERS) as pool:
+        for at in range(0, len(parts), LOG_WORKERS):
+            some = [part.place for part in parts[at : at + LOG_WORKERS]]
             yield from (data for _, data in pool.map(partial(content, bucket, ring), some))
 
 
@@ -235,14 +250,15 @@ def _apply(folder: Path, files: Sequence[Path], way: Way, launch: Launch) -> Non
         "relay-log-index": str(relay / f"{_RELAY}.index"),
     }
     argv = [f"--{name}={value}" for name, value in options.items()]
+    # Of a new channel the server reads the list when it is made (that of the default one, when it
+    # starts): the list has the channel's name in it, as the files have. It is written before: what
+    # the launch finds is given to the server's user, what root writes later it may not read.
+    listed = relay / f"{_RELAY}-{_CHANNEL}.index"
+    listed.write_text("".join(f"{path}\n" for path in files))
     with running(folder, argv, launch) as server:
         # Where the copied server followed its source is in its tables.
         server.query("RESET REPLICA ALL", seconds=60)
         if files:
-            # Of a new channel the server reads the list when it is made (that of the default one it
-            # has read by now): the list has the channel's name in it, as the files have.
-            listed = relay / f"{_RELAY}-{_CHANNEL}.index"
-            listed.write_text("".join(f"{path}\n" for path in files))
             server.batch(
                 [
                     (_FROM_FILES, (str(files[0]), _CHANNEL)),

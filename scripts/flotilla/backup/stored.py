@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flotilla.backup import direct
 from flotilla.backup.bucket import Bucket, MissingError
 from flotilla.backup.sealed import DamagedError, Ring, digest
-from flotilla.errors import FlotillaError
 from flotilla.rules import backup as rules
 from flotilla.rules.backup import File, Manifest, Segment, Stored
 
@@ -108,11 +110,12 @@ def verify(bucket: Bucket, ring: Ring, manifest: Manifest, *, workers: int = WOR
 
 def fetch(
     bucket: Bucket, ring: Ring, manifest: Manifest, target: Path, *, workers: int = WORKERS
-) -> None:
-    """Write all files of a backup into the empty folder ``target``.
+) -> list[Path]:
+    """Write all files of a backup into the empty folder ``target``, and return them.
 
-    Every chunk's checksum is checked and its seal opened before a byte of it is written. At the end
-    all of it is on the disk. Raises DamagedError, naming the object, Unreachable.
+    Every chunk's checksum is checked and its seal opened before a byte of it is written. What is
+    written is on its way to the disk; it is there after ``settle`` of what is returned. Raises
+    DamagedError, naming the object, Unreachable.
     """
     index = read_index(bucket, ring, manifest)
     paths = [_inside(target, file.path) for file in index.files]
@@ -129,31 +132,27 @@ def fetch(
         content = opened(bucket, ring, manifest.id, stored, sum(s.length for s in segments))
         at = 0
         for segment in segments:
-            with paths[segment.file].open("r+b", buffering=0) as file:
-                part = memoryview(content)[at : at + segment.length]
-                if os.pwrite(file.fileno(), part, segment.offset) != segment.length:
-                    raise FlotillaError(f"{paths[segment.file]} could not be written whole")
-                # Begins to write it out now: the end has less to wait for, and the server that is
-                # to use it reads around the cache.
-                os.posix_fadvise(
-                    file.fileno(), segment.offset, segment.length, os.POSIX_FADV_DONTNEED
-                )
+            part = memoryview(content)[at : at + segment.length]
+            direct.write(paths[segment.file], segment.offset, part)
             at += segment.length
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(write, index.chunks):
             pass
-    # The server closes in order what it changed; nobody else brings the rest to the disk.
+    return paths
+
+
+def settle(target: Path, paths: Sequence[Path]) -> None:
+    """Wait until what ``fetch`` wrote is on the disk. A file that a server has removed since is
+    passed over: what the server changes, it brings to the disk itself.
+    """
     for path in {*paths, target, *(path.parent for path in paths)}:
-        _synced(path)
-
-
-def _synced(path: Path) -> None:
-    opened_ = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened_)
-    finally:
-        os.close(opened_)
+        with suppress(FileNotFoundError):
+            opened_ = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(opened_)
+            finally:
+                os.close(opened_)
 
 
 def _inside(target: Path, path: str) -> Path:

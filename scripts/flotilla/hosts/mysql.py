@@ -128,7 +128,7 @@ class Server:
             raise described from None
 
     def ping(self, *, seconds: float = STATEMENT_SECONDS) -> None:
-        """Have the server say that it is there; what a statement says in a third of the time.
+        """Have the server say that it is there; there are no columns and rows to unpack.
 
         Raises SqlError, or Unreachable when the limit has passed.
         """
@@ -141,9 +141,7 @@ class Server:
     @property
     def socket(self) -> Any:
         """What to select on for the end of an idle session, None where there is no session."""
-        if self._connection is None:
-            return None
-        return self._connection._sock if self._tls else self._stream  # noqa: SLF001  TLS has wrapped it
+        return None if self._connection is None else self._stream
 
     def close(self) -> None:
         """End the session; safe to call twice."""
@@ -160,11 +158,7 @@ class Server:
                 self._connect(seconds)
             if self._tls:
                 _forget_errors(self._tls)
-                # PyMySQL wraps the socket, and sets these limits before it reads or writes.
-                self._connection._read_timeout = seconds  # noqa: SLF001
-                self._connection._write_timeout = seconds  # noqa: SLF001
-            else:
-                self._stream.settimeout(seconds)
+            self._stream.settimeout(seconds)
         except (pymysql.err.MySQLError, OSError, EOFError) as error:
             raise self._described(error, "connect", seconds) from None
         return self._connection
@@ -185,6 +179,11 @@ class Server:
             defer_connect=True,
         )
         connection.connect(self._stream if self._tls else _Limited(self._stream))
+        if self._tls:
+            # PyMySQL has wrapped the socket. It would set its own limit before each part that it
+            # reads, some 30 calls a look.
+            self._stream = connection._sock  # noqa: SLF001
+            connection._sock = _Limited(self._stream)  # noqa: SLF001
         self._connection = connection
 
     def _described(self, error: Exception, sql: str, seconds: float) -> Exception:

@@ -1,13 +1,13 @@
 """What a watcher reads of its own server, and of a replica it asks, several times a second.
 
-One round trip and three small rows: 0.6 ms of this process, against 6 ms for a full look.
+One round trip and one small row: 0.5 ms of this process, against 6 ms for a full look.
 """
 
 from __future__ import annotations
 
 import json
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,35 +18,32 @@ from flotilla.rules.mysql_standing import Glance
 from flotilla.rules.mysql_verdict import DYING, Look, Reach, Stream
 
 # Heartbeats and transactions by this server's own clock: no other clock is compared with it.
-# One column each: the client unpacks what describes a column in Python, and there are eighteen.
+# One row of one column: the client unpacks rows, and what describes a column, in Python.
 _GLIMPSE = """
 SELECT JSON_OBJECT('uuid', @@GLOBAL.server_uuid, 'read_only', @@GLOBAL.read_only,
   'super_read_only', @@GLOBAL.super_read_only, 'offline', @@GLOBAL.offline_mode,
   'waits', @@GLOBAL.rpl_semi_sync_source_enabled,
-  'acknowledges', @@GLOBAL.rpl_semi_sync_replica_enabled) AS j
-"""
-_STREAM = """
-SELECT JSON_OBJECT('host', c.HOST, 'io', s.SERVICE_STATE, 'applier', a.SERVICE_STATE,
-  'heartbeat_age', TIMESTAMPDIFF(MICROSECOND, s.LAST_HEARTBEAT_TIMESTAMP, NOW(6)) / 1e6,
-  'queued_age',
-    TIMESTAMPDIFF(MICROSECOND, s.LAST_QUEUED_TRANSACTION_END_QUEUE_TIMESTAMP, NOW(6)) / 1e6,
-  'queued', s.LAST_QUEUED_TRANSACTION, 'received', s.RECEIVED_TRANSACTION_SET,
-  'error', s.LAST_ERROR_NUMBER, 'text', s.LAST_ERROR_MESSAGE,
-  'lag_seconds', IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
-    GREATEST(0, TIMESTAMPDIFF(MICROSECOND, LEAST(
-      COALESCE((SELECT MIN(w.APPLYING_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP)
-         FROM performance_schema.replication_applier_status_by_worker w
-         WHERE w.CHANNEL_NAME = '' AND w.APPLYING_TRANSACTION <> ''), NOW(6)),
-      IF(s.LAST_QUEUED_TRANSACTION <> '',
-        s.LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP, NOW(6))
-    ), NOW(6))) / 1e6)) AS j
-FROM performance_schema.replication_connection_configuration c
-JOIN performance_schema.replication_connection_status s USING (CHANNEL_NAME)
-JOIN performance_schema.replication_applier_status a USING (CHANNEL_NAME)
-WHERE c.CHANNEL_NAME = ''
-"""
-_TERM = """
-SELECT JSON_OBJECT('term', term, 'uuid', uuid) AS j FROM ops.term ORDER BY term DESC LIMIT 1
+  'acknowledges', @@GLOBAL.rpl_semi_sync_replica_enabled,
+  'newest', (SELECT JSON_OBJECT('term', term, 'uuid', uuid)
+    FROM ops.term ORDER BY term DESC LIMIT 1),
+  'stream', (SELECT JSON_OBJECT('host', c.HOST, 'io', s.SERVICE_STATE, 'applier', a.SERVICE_STATE,
+    'heartbeat_age', TIMESTAMPDIFF(MICROSECOND, s.LAST_HEARTBEAT_TIMESTAMP, NOW(6)) / 1e6,
+    'queued_age',
+      TIMESTAMPDIFF(MICROSECOND, s.LAST_QUEUED_TRANSACTION_END_QUEUE_TIMESTAMP, NOW(6)) / 1e6,
+    'queued', s.LAST_QUEUED_TRANSACTION, 'received', s.RECEIVED_TRANSACTION_SET,
+    'error', s.LAST_ERROR_NUMBER, 'text', s.LAST_ERROR_MESSAGE,
+    'lag_seconds', IF(GTID_SUBSET(s.RECEIVED_TRANSACTION_SET, @@GLOBAL.gtid_executed), 0,
+      GREATEST(0, TIMESTAMPDIFF(MICROSECOND, LEAST(
+        COALESCE((SELECT MIN(w.APPLYING_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP)
+           FROM performance_schema.replication_applier_status_by_worker w
+           WHERE w.CHANNEL_NAME = '' AND w.APPLYING_TRANSACTION <> ''), NOW(6)),
+        IF(s.LAST_QUEUED_TRANSACTION <> '',
+          s.LAST_QUEUED_TRANSACTION_ORIGINAL_COMMIT_TIMESTAMP, NOW(6))
+      ), NOW(6))) / 1e6))
+    FROM performance_schema.replication_connection_configuration c
+    JOIN performance_schema.replication_connection_status s USING (CHANNEL_NAME)
+    JOIN performance_schema.replication_applier_status a USING (CHANNEL_NAME)
+    WHERE c.CHANNEL_NAME = '')) AS j
 """
 _WAITING = """
 SELECT VARIABLE_NAME AS name, VARIABLE_VALUE AS value FROM performance_schema.global_status
@@ -59,7 +56,7 @@ WHERE VARIABLE_NAME IN ('Rpl_semi_sync_source_wait_sessions', 'Rpl_semi_sync_sou
 # have been executed meanwhile either. Once a server that had room again, and commits to show for
 # it, was taken for stalled by an error of minutes before; and once an idle one, whose
 # clone_gtid_thread shows that state for ever: only a client's thread counts.
-STALLED = """
+_STALLED = """
 SELECT MAX(t.PROCESSLIST_TIME) AS seconds, @@GLOBAL.gtid_executed AS done,
   (SELECT LEFT(e.DATA, 80) FROM performance_schema.error_log e
      WHERE e.ERROR_CODE = 'MY-000035' AND e.LOGGED > NOW(6) - INTERVAL 660 SECOND
@@ -119,8 +116,8 @@ class Glimpse(Glance):
 
 def glimpse(server: Server, *, seconds: float) -> Glimpse:
     """Look at a server; raises SqlError, or Unreachable when ``seconds`` are over."""
-    mine, stream, term = server.batch([_GLIMPSE, _STREAM, _TERM], seconds=seconds)
-    me, follows, newest = (_unpacked(rows) for rows in (mine, stream, term))
+    me = json.loads(server.query(_GLIMPSE, seconds=seconds)[0]["j"])
+    follows, newest = me["stream"] or {}, me["newest"] or {}
     return Glimpse(
         health=Health(
             uuid=me["uuid"],
@@ -143,10 +140,6 @@ def glimpse(server: Server, *, seconds: float) -> Glimpse:
         error=int(follows.get("error") or 0),
         text=str(follows.get("text") or "")[:200],
     )
-
-
-def _unpacked(rows: list[Row]) -> Mapping[str, Any]:
-    return json.loads(rows[0]["j"]) if rows else {}
 
 
 class Regard:
@@ -182,12 +175,10 @@ class Regard:
         """
         reach, error, text, sessions, stall = Reach.ANSWERS, 0, "", 0, ("", 0.0)
         try:
-            self._server.ping(seconds=seconds)
-            sessions = self._waiting(seconds) if waiting else 0
-            stall = self._stalled(seconds) if stalled else stall
             if waiting or stalled:
-                row = self._server.query(_ALONE, seconds=seconds)[0]
-                self._alone = ALONE if row["alone"] else ""
+                sessions, stall = self._ask(seconds, waiting=waiting, stalled=stalled)
+            else:
+                self._server.ping(seconds=seconds)
         except SqlError as said:
             reach = Reach.SILENT if said.code in DYING else Reach.ANSWERS
             error, text = said.code, said.what
@@ -227,9 +218,19 @@ class Regard:
         """End the session."""
         self._server.close()
 
-    def _stalled(self, seconds: float) -> tuple[str, float]:
+    def _ask(
+        self, seconds: float, *, waiting: bool, stalled: bool
+    ) -> tuple[int, tuple[str, float]]:
+        """How many sessions wait for an acknowledgement, and what ``_stall`` makes of the rest."""
+        wanted = {_ALONE: True, _WAITING: waiting, _STALLED: stalled}
+        asked = [statement for statement, is_wanted in wanted.items() if is_wanted]
+        rows = dict(zip(asked, self._server.batch(asked, seconds=seconds), strict=True))
+        self._alone = ALONE if rows[_ALONE][0]["alone"] else ""
+        sessions = self._sessions(rows[_WAITING]) if waiting else 0
+        return sessions, self._stall(rows[_STALLED][0]) if stalled else ("", 0.0)
+
+    def _stall(self, row: Row) -> tuple[str, float]:
         """Why no commit ends, and for how long that has been so."""
-        row = self._server.query(STALLED, seconds=seconds)[0]
         lasts, now = float(row["seconds"] or 0), self._clock()
         waits = bool(row["why"]) and lasts >= _SHORT_STALL_SECONDS
         if not waits:
@@ -241,8 +242,7 @@ class Regard:
             return "", 0.0
         return row["why"], min(lasts, now - self._stalled_since)
 
-    def _waiting(self, seconds: float) -> int:
-        rows = self._server.query(_WAITING, seconds=seconds)
+    def _sessions(self, rows: list[Row]) -> int:
         values = {row["name"].rpartition("source_")[2]: int(row["value"]) for row in rows}
         progress = values.get("yes_tx", 0), values.get("no_tx", 0)
         if progress != self._progress or self._blocked_since is None:

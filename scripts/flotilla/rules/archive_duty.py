@@ -16,6 +16,8 @@ from flotilla.rules.gtid import GtidSet
 STEP_IN_SECONDS = 10.0
 # The recovery point may be so old before somebody is to be woken.
 ALARM_SECONDS = 60.0
+# How often it is measured; once it is beyond the limit, at once.
+MEASURE_SECONDS = 60.0
 
 Act = Literal["archive", "take", "wait"]
 
@@ -66,3 +68,12 @@ def objection(progress: Progress | None, backed_up: GtidSet, now: float) -> str:
     if age > ALARM_SECONDS:
         return f"the archive of binary logs is {age:.0f} s behind (limit {ALARM_SECONDS:.0f} s)"
     return ""
+
+
+def is_due(behind: float, told: float, since: float) -> bool:
+    """Whether to tell that the archive is ``behind`` seconds; ``told`` was ``since`` seconds ago.
+
+    Once a minute, and at once when it passes the limit: else whoever is to be woken after a minute
+    is woken after up to two.
+    """
+    return since >= MEASURE_SECONDS or behind > ALARM_SECONDS >= told
