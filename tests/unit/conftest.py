@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-from moto.dynamodb.models import DynamoDBBackend
+from moto.core.botocore_stubber import BotocoreStubber
 
 _turn = threading.RLock()
+_process = BotocoreStubber.process_request
 
 
-def _in_turn(act: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(act)
-    def alone(*args: Any, **kwargs: Any) -> Any:
-        with _turn:
-            return act(*args, **kwargs)
-
-    return alone
+def _in_turn(stub: BotocoreStubber, request: Any) -> Any:
+    with _turn:
+        return _process(stub, request)
 
 
-# moto looks at a condition and then writes; DynamoDB does both at once. With a lease renewed in one
-# thread and taken away in another, both succeeded. The lab's
-# API takes turns as well: lab/wsgi.py.
-for _name in ("put_item", "update_item", "delete_item", "transact_write_items"):
-    setattr(DynamoDBBackend, _name, _in_turn(getattr(DynamoDBBackend, _name)))
+# moto keeps its state in plain dictionaries: of two conditional writes to one item both succeeded,
+# and to delete a role while another one was deleted was "RuntimeError: dictionary changed size
+# during iteration". AWS does neither, and the lab's API takes turns as well: lab/wsgi.py.
+BotocoreStubber.process_request = _in_turn  # type: ignore[method-assign]

@@ -23,6 +23,7 @@ from flotilla.rules.archive import (
     gone,
     history,
     needed,
+    pieces,
     plan,
     split,
     straddling,
@@ -232,7 +233,7 @@ def test_what_is_read_of_a_file_has_every_wanted_transaction_whole(
     ends: list[int], some: set[int]
 ) -> None:
     """``ends``: how many transactions end in each part; none: it is a piece of a larger one."""
-    parts, number, pieces = [], 1, dict[int, set[int]]()
+    parts, number, held = [], 1, dict[int, set[int]]()
     begun: set[int] = set()
     for at, count in enumerate(ends):
         gtids = GtidSet.of(((uuid(1), ""), number + i) for i in range(count))
@@ -240,7 +241,7 @@ def test_what_is_read_of_a_file_has_every_wanted_transaction_whole(
         begun.add(at)
         for i in range(count):
             # The part begins with the rest of its first one, whichever is wanted.
-            pieces[number + i] = begun
+            held[number + i] = begun
         if count:
             number, begun = number + count, set()
     wanted = GtidSet.of(((uuid(1), ""), one) for one in some if one < number)
@@ -248,10 +249,42 @@ def test_what_is_read_of_a_file_has_every_wanted_transaction_whole(
     assert read == sorted(read, key=lambda one: one.place.start)
     assert read[0] == parts[0]
     there = {parts.index(one) for one in read}
-    assert all(pieces[one] <= there for one in some if one < number)
+    assert all(held[one] <= there for one in some if one < number)
     # Nothing but that, the beginning, and pieces of what is wanted.
-    rest = there - {0} - set().union(*(pieces[one] for one in some if one < number), set())
+    rest = there - {0} - set().union(*(held[one] for one in some if one < number), set())
     assert not rest
+
+
+@given(
+    st.sets(st.integers(0, 30), min_size=1),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12))),
+)
+def test_what_is_merged_never_changes_which_bytes_are_read(
+    some: set[int], runs: list[tuple[int, int]]
+) -> None:
+    parts = [part(at * 10, at * 10 + 10) for at in sorted(some)]
+    merged = [replace(part(at * 10, (at + many) * 10).place) for at, many in runs]
+    found = pieces(parts, merged)
+    assert [one for piece in found for one in piece.parts] == parts
+    for piece in found:
+        place = piece.merged
+        assert place is None or place in merged
+        if place is None:
+            assert len(piece.parts) == 1
+        else:
+            assert (piece.parts[0].place.start, piece.parts[-1].place.end) == (
+                place.start,
+                place.end,
+            )
+            assert len(piece.parts) * 10 == place.end - place.start
+
+
+def test_merged_parts_are_no_parts() -> None:
+    place = part(5, 9).place
+    assert Place.of(place.key) == place
+    assert Place.of(place.merged) is None
+    assert Place.of(place.merged, merged=True) == place
+    assert Place.of(place.key, merged=True) is None
 
 
 def test_a_stream_without_its_beginning_is_none() -> None:

@@ -17,7 +17,7 @@ from flotilla.backup.bucket import Bucket, MissingError
 from flotilla.backup.sealed import DamagedError, Ring
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.rules import archive as rules
-from flotilla.rules.archive import Known, Part, Place, Stream, Tenure
+from flotilla.rules.archive import Known, Part, Piece, Place, Stream, Tenure
 from flotilla.rules.binlog import BinlogError, Reader, Transaction
 from flotilla.rules.gtid import GtidSet
 
@@ -39,8 +39,9 @@ class _File:
     reader: Reader = field(default_factory=Reader)
     sent: int = 0
     parts: list[Part] = field(default_factory=list)
-    # How many of these are in a list.
+    # How many of these are in a list, and how many were looked at for merging.
     listed: int = 0
+    merged: int = 0
     # Read and not sent yet.
     waiting: bytearray = field(default_factory=bytearray)
     transactions: list[Transaction] = field(default_factory=list)
@@ -154,10 +155,27 @@ class Archiver:
         if len(file.parts) >= file.listed + LISTED:
             self._list(file, f"{rules.LIST}-{end:012d}", file.parts[file.listed :])
             file.listed = len(file.parts)
+            self._merge(file)
 
     def _close(self, file: _File) -> None:
         """Say in one object what all parts of a finished file say."""
+        self._merge(file)
         self._list(file, rules.LIST, file.parts)
+
+    def _merge(self, file: _File) -> None:
+        """Store the newest parts once more as one object, from the file: nobody kept them.
+
+        Not what is larger than a window: then its parts are large enough to be read one by one.
+        """
+        parts = file.parts[file.merged :]
+        file.merged = len(file.parts)
+        if len(parts) < 2 or parts[-1].place.end - parts[0].place.start > WINDOW:
+            return
+        place = Place(self.tenure.stream, file.name, parts[0].place.start, parts[-1].place.end)
+        with file.path.open("rb", buffering=0) as source:
+            source.seek(place.start)
+            data = source.read(place.end - place.start)
+        self._bucket.add(place.merged, self.ring.seal(place.merged, data))
 
     def _list(self, file: _File, name: str, parts: list[Part]) -> None:
         key = f"{self.tenure.stream.prefix}{file.name}/{name}"
@@ -193,7 +211,7 @@ class Archiver:
                 "The archive is as it was",
                 "docs/runbooks/binlog-archive-stops.md",
             )
-        file.sent, file.parts = end, list(parts)
+        file.sent, file.parts, file.merged = end, list(parts), len(parts)
         return file
 
     def _at(self, names: list[Path], name: str) -> _File:
@@ -283,6 +301,24 @@ def content(bucket: Bucket, ring: Ring, place: Place) -> tuple[Part, bytes]:
     opened = ring.open(place.key, stored, most=2 * WINDOW + (1 << 20))
     said, _, data = opened.partition(b"\n")
     return Part.parse(said.decode(), place.stream, place.file), data
+
+
+def merged_of(bucket: Bucket, stream: Stream, file: str) -> list[Place]:
+    """What of a file is stored once more in larger objects."""
+    entries = bucket.list(f"{stream.prefix}{file}/{rules.MERGED}-")
+    found = (Place.of(entry.key, merged=True) for entry in entries)
+    return [place for place in found if place]
+
+
+def piece(bucket: Bucket, ring: Ring, wanted: Piece) -> bytes:
+    """The bytes of the log in a piece. Raises DamagedError, MissingError, naming the part."""
+    if place := wanted.merged:
+        # Its parts say the same, and are the archive.
+        with suppress(DamagedError, MissingError):
+            data = ring.open(place.merged, bucket.read(place.merged), most=WINDOW)
+            if len(data) == place.end - place.start:
+                return data
+    return b"".join(content(bucket, ring, part.place)[1] for part in wanted.parts)
 
 
 def _part(bucket: Bucket, ring: Ring, place: Place) -> Part:

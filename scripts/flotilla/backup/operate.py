@@ -244,12 +244,13 @@ def retention(
         if parts:
             with steps.step("drop binary logs"):
                 files = {(part.place.stream, part.place.file) for part in parts}
-                lists = [
+                also = [
                     entry.key
                     for stream, file in sorted(files)
-                    for entry in store.list(f"{stream.prefix}{file}/{rules.LIST}")
+                    for kind in (rules.LIST, rules.MERGED)
+                    for entry in store.list(f"{stream.prefix}{file}/{kind}")
                 ]
-                store.remove([*(part.place.key for part in parts), *lists])
+                store.remove([*(part.place.key for part in parts), *also])
         steps.result = told
     return told
 

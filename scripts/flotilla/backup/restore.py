@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from flotilla.backup import stored
-from flotilla.backup.archiver import content, parts_of, streams
+from flotilla.backup.archiver import content, merged_of, parts_of, piece, streams
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.sealed import Ring
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.hosts.mysql import Server, SqlError
 from flotilla.rules import archive as rules
-from flotilla.rules.archive import Known, Part, Replay
+from flotilla.rules.archive import Known, Piece, Replay
 from flotilla.rules.backup import Manifest
 from flotilla.rules.binlog import Reader, Transaction
 from flotilla.rules.gtid import GtidSet
@@ -194,7 +194,8 @@ def _logs(
         reader, found = Reader(), list[Transaction]()
         wanted = rules.needed(known.parts, replay.gtids) if known else []
         with path.open("xb") as target:
-            for data in _read(bucket, ring, wanted):
+            merged = merged_of(bucket, stream, file)
+            for data in _read(bucket, ring, rules.pieces(wanted, merged)):
                 if over.is_set():
                     return made
                 found += reader.feed(data)
@@ -204,12 +205,11 @@ def _logs(
     return made
 
 
-def _read(bucket: Bucket, ring: Ring, parts: Sequence[Part]) -> Iterator[bytes]:
+def _read(bucket: Bucket, ring: Ring, pieces: Sequence[Piece]) -> Iterator[bytes]:
     """The bytes of each, in order; several on their way at once, as each takes S3 some time."""
     with ThreadPoolExecutor(LOG_WORKERS) as pool:
-        for at in range(0, len(parts), LOG_WORKERS):
-            some = [part.place for part in parts[at : at + LOG_WORKERS]]
-            yield from (data for _, data in pool.map(partial(content, bucket, ring), some))
+        for at in range(0, len(pieces), LOG_WORKERS):
+            yield from pool.map(partial(piece, bucket, ring), pieces[at : at + LOG_WORKERS])
 
 
 def _cut(path: Path, found: Iterable[Transaction], wanted: GtidSet, end: int) -> None:

@@ -3,9 +3,12 @@
     mysql/binlog/<term>/<server UUID>/<file>/<start>-<end>     bytes [start, end) of a file, sealed
     mysql/binlog/<term>/<server UUID>/<file>/parts-<end>       what some parts up to <end> say
     mysql/binlog/<term>/<server UUID>/<file>/parts             what all parts of a closed file say
+    mysql/binlog/<term>/<server UUID>/<file>/merged-<start>-<end>      the bytes of some parts again
 
 Each part says it too. To ask each would take a restore minutes: a file that is written to all day
-has 100,000 of them, and that of a primary that died is never closed.
+has 100,000 of them, and that of a primary that died is never closed. To read each takes it minutes
+too: ten minutes of logs are 1,200 parts, and 40 merged objects. What is merged is only ever a
+quicker way to what the parts hold; they alone make the history.
 
 A *stream* is what one server archived under one term of the record: names never collide after a
 failover, and nothing is ever written over. Invariants of a history:
@@ -29,9 +32,10 @@ from flotilla.rules.gtid import GtidSet
 
 BINLOG = "mysql/binlog/"
 LIST = "parts"
+MERGED = "merged"
 _KEY = re.compile(
     r"mysql/binlog/(?P<term>\d{6,})/(?P<uuid>[0-9a-f-]{36})/(?P<file>[^/]+\.\d+)/"
-    r"(?P<start>\d{12,})-(?P<end>\d{12,})"
+    rf"(?P<merged>{MERGED}-)?(?P<start>\d{{12,}})-(?P<end>\d{{12,}})"
 )
 
 
@@ -70,11 +74,16 @@ class Place:
         """Its object."""
         return f"{self.stream.prefix}{self.file}/{self.start:012d}-{self.end:012d}"
 
+    @property
+    def merged(self) -> str:
+        """The object that holds the same bytes as some parts."""
+        return f"{self.stream.prefix}{self.file}/{MERGED}-{self.start:012d}-{self.end:012d}"
+
     @classmethod
-    def of(cls, key: str) -> Place | None:
-        """The place that a key names; None for another object."""
+    def of(cls, key: str, *, merged: bool = False) -> Place | None:
+        """The place that the key of a part names, or that of merged parts; None for another."""
         found = _KEY.fullmatch(key)
-        if not found:
+        if not found or bool(found["merged"]) is not merged:
             return None
         stream = Stream(int(found["term"]), found["uuid"])
         return cls(stream, found["file"], int(found["start"]), int(found["end"]))
@@ -315,6 +324,45 @@ def needed(parts: Sequence[Part], wanted: GtidSet) -> list[Part]:
         if is_wanted or part.place.start == 0:
             found.append(part)
     return found[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What to read next: one part, or ``merged`` with what its ``parts`` hold, in order."""
+
+    parts: tuple[Part, ...]
+    merged: Place | None = None
+
+
+def pieces(parts: Sequence[Part], merged: Iterable[Place]) -> list[Piece]:
+    """How to read parts of one file with the fewest objects: the same bytes, in the same order.
+
+    What was merged is taken where all of it is wanted: of an object with more in it the rest could
+    be half a transaction. A restart of the archiver begins anew, so that two may overlap.
+    """
+    by_start: dict[int, list[Place]] = {}
+    for one in sorted(merged, key=lambda place: -place.end):
+        by_start.setdefault(one.start, []).append(one)
+    found: list[Piece] = []
+    at = 0
+    while at < len(parts):
+        run, place = _run(parts, at, by_start.get(parts[at].place.start, ()))
+        found.append(Piece(tuple(parts[at : at + run]), place))
+        at += run
+    return found
+
+
+def _run(parts: Sequence[Part], at: int, merged: Iterable[Place]) -> tuple[int, Place | None]:
+    """How many parts from ``at`` on are in the longest that fits, and which that is."""
+    for place in merged:
+        end = parts[at].place.start
+        for number, part in enumerate(parts[at:], 1):
+            if part.place.start != end or part.place.end > place.end:
+                break
+            end = part.place.end
+            if end == place.end:
+                return number, place
+    return 1, None
 
 
 def gone(promised: GtidSet, streams: Iterable[Known]) -> GtidSet:
