@@ -1,7 +1,8 @@
-"""Load balancers: who has the address, move it, the maintenance page, updates."""
+"""Load balancers: who has the address, move it, the maintenance page, certificates, updates."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from invoke.context import Context
@@ -109,6 +110,32 @@ def maintenance(
     show(done, json=json, text=text if done["changed"] else f"nothing to do: {text}")
 
 
+@task(help={"order": "have a new one ordered by ACME now, and served by both", **YES, **JSON})
+def certificate(_: Context, *, order: bool = False, yes: bool = False, json: bool = False) -> None:
+    """Show what is served on port 443, by whom it was issued and how long it lasts; or order anew.
+
+    Renewal needs no command: with fleet.lb.acme the load balancers do it by themselves. Loading a
+    new one reloads nothing and cuts no connection. Exit 0 whatever is found or when it is served, 2
+    no new one was given and the old one goes on, 3 refused and nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.lb import certificate as operate
+
+    settings = attempt(config.load, json=json)
+    if not order:
+        found = attempt(lambda: operate.seen(settings), json=json)
+        show(found, json=json, text=_certificates(found))
+        return
+    again = typed("lb.certificate", order=order)
+    done = attempt(
+        lambda: operate.order(
+            settings, confirmed=lambda plan: confirm(plan, yes=yes, again=again), said=said
+        ),
+        json=json,
+    )
+    show(done, json=json, text=f"{' and '.join(done['hosts'])} serve certificate {done['new']}")
+
+
 @task(help={"restart": "restart both, whether they need it or not", **YES, **JSON})
 def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = False) -> None:
     """Upgrade HAProxy, keepalived and their libraries: first the one without the address.
@@ -150,3 +177,21 @@ def _board(found: dict[str, Any]) -> str:
         lines.append(f"{one['name']:10} {one['zone']:16} {fit:5} {here}")
     lines += [f"! {problem}" for problem in found["problems"]] or ["all is well"]
     return "\n".join(lines)
+
+
+def _certificates(found: dict[str, Any]) -> str:
+    lines = [f"{'name':10} {'days left':>9}  {'serial':20} issued by"]
+    for member in found["members"]:
+        for one in member["certificates"]:
+            days, who = f"{one['days_left']:.0f}", f"{one['issuer']} for {one['names']}"
+            lines.append(f"{member['name']:10} {days:>9}  {one['serial'][:20]:20} {who}")
+    if found["acme"] is None:
+        lines.append("nobody orders new ones: fleet.lb.acme is null")
+    lines += sorted({_next_order(one) for one in found["members"] if one["order_at"]})
+    lines += [f"! {problem}" for problem in found["problems"]]
+    return "\n".join(lines)
+
+
+def _next_order(member: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(member["order_at"], UTC)
+    return f"the next one is ordered on {when:%Y-%m-%d at %H:%M} UTC: {member['order']}"

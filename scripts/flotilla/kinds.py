@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import ssl
 from ipaddress import IPv4Network
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -50,6 +51,17 @@ def _address(text: str) -> str:
         good = False
     if not good:
         raise ValueError("it must be an address with a host, and a port of 1 to 65535 or none")
+    return text
+
+
+def root_certificates(text: str) -> str:
+    """The text, if certificates can be read from it; raises ValueError."""
+    try:
+        ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError):
+        raise ValueError("it must be certificates as PEM text, or null") from None
+    if "PRIVATE KEY" in text:
+        raise ValueError("it holds a private key, which is no business of a fleet's")
     return text
 
 

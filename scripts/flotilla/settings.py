@@ -32,6 +32,7 @@ from flotilla.kinds import (
     Word,
     Words,
     listed,
+    root_certificates,
     split_by_shell,
 )
 from flotilla.settings_deploy import DeploySection
@@ -77,11 +78,29 @@ class Inventory(Section):
     other_regions: Annotated[tuple[Region, ...], BeforeValidator(listed)]
 
 
+class Acme(Section):
+    """The authority that certificates are ordered from, and whom it may write to."""
+
+    directory: Annotated[
+        str,
+        Text(
+            r"https://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~/-]*)?",
+            "the authority's directory: https://...",
+        ),
+    ]
+    email: Annotated[
+        str, Text(r"[A-Za-z0-9._+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", "an e-mail address")
+    ]
+    # Of an authority of one's own; null for one that browsers trust.
+    ca_pem: Annotated[str, AfterValidator(root_certificates)] | None
+
+
 class LoadBalancer(Section):
     """Who may reach the load balancers, and their certificate."""
 
     allow_from: Networks
     certificate_parameter: Parameter | None
+    acme: Acme | None
 
 
 class Tier(Section):

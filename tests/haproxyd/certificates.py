@@ -12,20 +12,20 @@ from cryptography.x509.oid import NameOID
 NAME = "shop.example"
 
 
-def certificate(serial: int, *, days: float = 90.0) -> str:
-    """One that signs itself, for NAME; it ends so many days from now."""
+def certificate(serial: int, *, days: float = 90.0, name: str = NAME) -> str:
+    """One that signs itself, for ``name``; it ends so many days from now."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(who)
+        .issuer_name(who)
         .public_key(key.public_key())
         .serial_number(serial)
         .not_valid_before(now - timedelta(days=365))
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(

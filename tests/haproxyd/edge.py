@@ -18,6 +18,7 @@ from templates.conftest import REPOSITORY, render_template
 from unit.ports import free_port
 
 from flotilla.hosts.haproxy import Runtime, local
+from flotilla.rules import acme
 from flotilla.rules.lb_maintenance import MAP
 from flotilla.wait import until
 
@@ -68,7 +69,10 @@ class Edge:
     def runtime(self) -> Runtime:
         """Its socket; files that it is asked about are those of ``folder``."""
         ask = local(self.folder / "admin.sock")
-        return Runtime("lb-1", lambda text: ask(text.replace(MAP, str(self.map))))
+        return Runtime("lb-1", lambda text: ask(self._placed(text)))
+
+    def _placed(self, text: str) -> str:
+        return text.replace(MAP, str(self.map)).replace(acme.MAP, str(self.acme_map))
 
     @property
     def pem(self) -> Path:
@@ -79,6 +83,11 @@ class Edge:
     def map(self) -> Path:
         """The file that says whether there is maintenance."""
         return self.folder / "maintenance.map"
+
+    @property
+    def acme_map(self) -> Path:
+        """The file that says what an authority is answered."""
+        return self.folder / "acme.map"
 
     def reload(self) -> None:
         """As systemd does it on a load balancer: by the role's own script."""
@@ -95,15 +104,15 @@ class Edge:
 
 @contextmanager
 def running(
-    folder: Path, *, name: str = "lb-1", pem: str = "", **variables: object
+    folder: Path, *, name: str = "lb-1", pem: str = "", port: int = 0, **variables: object
 ) -> Iterator[Edge]:
     """A load balancer and its servers, ended afterwards. ``variables`` are the role's; with ``pem``
-    it has that certificate. Those of two names may run at once.
+    it has that certificate. Those of two names may run at once, at the same ``port`` too.
 
     Clients are at other addresses of loopback than 127.0.0.1, which is exempt from limits; so here
     it is that address alone.
     """
-    port, behind, stats, tls_port = free_port(), free_port(), free_port(), free_port()
+    port, behind, stats, tls_port = port or free_port(), free_port(), free_port(), free_port()
     address = ADDRESSES[name]
     known: dict[str, object] = {"haproxy_edge_peers": {}, "haproxy_edge_peers_port": free_port()}
     if pem:
@@ -123,9 +132,11 @@ def running(
         page = render_template("haproxy", str(file["src"]), host="lb-1", __haproxy_file=file)
         (folder / name).write_text(page)
     (folder / "maintenance.map").touch()
+    (folder / "acme.map").touch()
     text = _ACCOUNTS.sub("", text)
     text = text.replace("/etc/haproxy/errors/", f"{folder}/")
     text = text.replace(MAP, str(folder / "maintenance.map"))
+    text = text.replace(acme.MAP, str(folder / "acme.map"))
     text = text.replace("/var/lib/haproxy/state", str(folder / "state"))
     text = text.replace("bind :80", f"bind {address}:{port}")
     text = text.replace("bind :443", f"bind {address}:{tls_port}")

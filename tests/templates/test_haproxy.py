@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from flotilla.rules import haproxy_file
+from flotilla.rules import acme, haproxy_file
 from flotilla.rules.lb_maintenance import MAP
 
 Render = Callable[..., str]
@@ -125,6 +125,42 @@ def test_a_certificate_given_as_text_has_a_place(render: Render) -> None:
     text = render("haproxy", "haproxy.cfg.j2", host="lb-1", haproxy_edge_certificate_pem=pem)
     assert "bind :443 ssl crt /etc/haproxy/edge.pem alpn h2,http/1.1" in text
     assert pem not in text
+
+
+def test_by_acme_443_is_open_and_80_redirects_by_the_map(render: Render) -> None:
+    text = render("haproxy", "haproxy.cfg.j2", host="lb-1", haproxy_acme_enabled=True)
+    lines = section(text, "frontend edge")
+    assert "bind :443 ssl crt /etc/haproxy/edge.pem alpn h2,http/1.1" in lines
+    redirect = next(line for line in lines if "redirect scheme https" in line)
+    assert redirect.endswith(
+        f"if !{{ ssl_fc }} {{ str({acme.CERTIFIED}),map({acme.MAP}) -m found }}"
+    )
+    answer = next(line for line in lines if acme.CHALLENGES in line)
+    # In maintenance, too: a certificate does not wait for the end of it.
+    page = next(line for line in lines if MAP in line)
+    assert lines.index(answer) < lines.index(page) < lines.index(redirect)
+
+
+def test_without_acme_there_is_no_map(edge: str) -> None:
+    assert acme.MAP not in edge
+
+
+@pytest.mark.parametrize("ca_pem", [None, "-----BEGIN CERTIFICATE-----"])
+def test_the_unit_orders_for_this_fleet_of_this_authority(render: Render, ca_pem: str) -> None:
+    known = {"directory": "https://ca.example/dir", "email": "ops@shop.example", "ca_pem": ca_pem}
+    fleet = {"name": "shop", "env": "blue", "domain": "shop.example", "lb": {"acme": known}}
+    unit = render(
+        "haproxy",
+        "flotilla-certificate.service.j2",
+        host="lb-1",
+        fleet=fleet,
+        haproxy_acme_enabled=True,
+        haproxy_edge_proxy_protocol=True,
+    )
+    assert "--fleet shop --env blue" in unit
+    assert "--domain shop.example --directory https://ca.example/dir --email ops@shop" in unit
+    assert "--certificate /etc/haproxy/edge.pem --proxied" in unit
+    assert ("REQUESTS_CA_BUNDLE" in unit) is (ca_pem is not None)
 
 
 def test_without_a_certificate_nothing_listens_on_443(edge: str) -> None:

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import world
 
+from flotilla import config
 from flotilla.discovery.certificates import METRIC, Certificates
 from flotilla.errors import Unreachable
 from flotilla.rules import lb_certificate as rules
 from flotilla.rules.lb_certificate import DAY, Certificate
 from flotilla.rules.status import findings
 from flotilla.rules.status_finding import Severity
+from flotilla.settings import Acme
 from flotilla.status import asking
 
 SAID = """\
@@ -27,16 +29,19 @@ Serial: 4D
 notBefore: Nov 22 08:15:24 2025 GMT
 notAfter: Dec  2 08:15:24 2026 GMT
 Subject Alternative Name: DNS:shop.example
+Issuer: /CN=an authority
 Subject: /CN=shop.example
 
 """
 ENDS = 1796199324.0  # 2 December 2026, 08:15:24 UTC
-ONE = Certificate("/etc/haproxy/edge.pem", "4D", ENDS)
+ONE = Certificate("/etc/haproxy/edge.pem", "4D", ENDS, "/CN=an authority", "DNS:shop.example")
 
 
 def test_what_haproxy_says_is_read() -> None:
     assert rules.files("# filename\n/etc/haproxy/edge.pem\n\n") == ["/etc/haproxy/edge.pem"]
-    assert rules.certificate(SAID) == ONE
+    found = rules.certificate(SAID)
+    assert found
+    assert asdict(found) == asdict(ONE)
 
 
 @pytest.mark.parametrize(
@@ -184,3 +189,42 @@ def test_the_board_has_it_from_the_load_balancers_own_report() -> None:
     served = tuple(replace(one, certificates=(ONE,)) for one in fleet.balancers)
     (found,) = findings(replace(fleet, balancers=served))
     assert (found.severity, found.page) == (Severity.DOWN, "certificate-runs-out")
+
+
+def renewing(**said: str) -> dict[str, Any]:
+    return {"at": 100.0, "serial": "4D", "trouble": "", "failed": ""} | said
+
+
+@pytest.mark.parametrize(
+    ("said", "age", "sentence"),
+    [
+        (None, 0, None),
+        ({}, 0, None),
+        (renewing(), 5, None),
+        (renewing(trouble="ssm does not answer"), 5, "lb-1 does not follow the stored certifi"),
+        (renewing(), 90, "lb-1 does not follow the stored certificate: it looked for the last"),
+        (renewing(failed="dns: no such name"), 5, "no new certificate: dns: no such name"),
+    ],
+)
+def test_the_board_tells_of_an_order_that_failed(said: Any, age: float, sentence: str) -> None:
+    known = asking._renewal(said, 100.0 + age)
+    one = replace(world().balancers[0], name="lb-1", renewal=known)
+    two = replace(one, name="lb-2")
+    found = [f for f in findings(world(balancers=(one, two))) if "certificate" in f.what]
+    if sentence is None:
+        assert found == []
+        return
+    assert sentence in found[0].what
+    assert found[0].severity is Severity.RISK
+    assert found[0].page == "certificate-runs-out"
+    # What the authority said is told once, what is wrong with a host of each.
+    assert len(found) == (1 if "no new" in sentence else 2)
+
+
+def test_a_host_is_asked_for_it_only_where_certificates_are_ordered() -> None:
+    settings = config.load("lab")
+    acme = Acme(directory="https://ca.example/dir", email="ops@shop.example", ca_pem=None)
+    ordered = settings.model_copy(update={"lb": settings.lb.model_copy(update={"acme": acme})})
+    assert asking.RENEWAL_UNIT not in asking.command(settings, "lb")
+    assert asking.RENEWAL_UNIT in asking.command(ordered, "lb")
+    assert asking.RENEWAL_UNIT not in asking.command(ordered, "app")

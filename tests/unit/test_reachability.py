@@ -34,7 +34,7 @@ def test_the_fleet_has_exactly_these_openings():
         ("bastion", "app"): {22},
         ("bastion", "mysql"): {22},
         ("bastion", "redis"): {22},
-        ("lb", "lb"): {None, 8404, 8405},
+        ("lb", "lb"): {None, 80, 8404, 8405},
         ("lb", "app"): {80},
         ("app", "mysql"): {3306, 3380},
         ("app", "redis"): {6379, 3381},

@@ -238,6 +238,25 @@ class Runtime:
         found = (lb_certificate.certificate(self._send(f"show ssl cert {one}")) for one in files)
         return tuple(filter(None, found))
 
+    def load_certificate(self, file: str, text: str) -> None:
+        """Have it serve a PEM text in place of what it read from ``file``; no connection is cut.
+
+        The text has no empty line: that would end it. Raises HostFailed with the old one served.
+        """
+        self._guard()
+        said = self._send(f"set ssl cert {file} <<\n{text}")
+        if "ransaction" in said:
+            said = self._send(f"commit ssl cert {file}")
+            if "Success!" in said:
+                return
+            self._send(f"abort ssl cert {file}")
+        answer = " ".join(said.split())
+        raise HostFailed(f"{self.name}: HAProxy did not take a certificate for {file}: {answer}")
+
+    def map(self, file: str) -> str:
+        """``show map``, unparsed: an entry a line, or a sentence where there is no such map."""
+        return self._send(f"show map {file}")
+
     def demand_admin(self) -> None:
         """Refuse a socket that lists servers but cannot change them."""
         level = self._send("show cli level").strip()

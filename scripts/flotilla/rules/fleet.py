@@ -36,6 +36,7 @@ def faults(settings: Any, *, env: str) -> Iterator[Fault]:
         _regions(settings),
         _database(settings),
         _application(settings),
+        _certificate(settings),
     )
 
 
@@ -193,5 +194,18 @@ def _application(settings: Any) -> Iterator[Fault]:
             (
                 f"is {paths.ready_path!r}, the same as health_path: alive and able to serve are "
                 "two questions, or a database outage would restart every application"
+            ),
+        )
+
+
+def _certificate(settings: Any) -> Iterator[Fault]:
+    """The load balancers' rights end with one parameter."""
+    wanted = f"/{settings.name}/{settings.env}/lb/certificate"
+    if settings.lb.acme and settings.lb.certificate_parameter != wanted:
+        yield (
+            ("lb", "certificate_parameter"),
+            (
+                f"is {settings.lb.certificate_parameter!r}: with fleet.lb.acme it must be {wanted},"
+                " the one that the load balancers may write"
             ),
         )

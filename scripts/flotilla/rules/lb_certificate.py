@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flotilla.rules.status_finding import Finding, Severity
 
@@ -12,17 +12,25 @@ from flotilla.rules.status_finding import Finding, Severity
 WARN_DAYS = 21.0
 FAULT_DAYS = 7.0
 DAY = 86_400.0
-CONFIGURE = "fab fleet.configure --limit lb"
+# The service looks every few seconds; an SSM that does not answer takes as long again.
+SILENT_SECONDS = 60.0
+LOOK = "fab lb.certificate"
 PAGE = "certificate-runs-out"
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """One that is in use: its file, its serial number, when it ends (seconds since the epoch)."""
+    """One that is in use: its file, its serial number, when it ends (seconds since the epoch).
+
+    ``issuer`` and ``names`` as HAProxy says them.
+    """
 
     file: str
     serial: str
     ends_at: float
+    # A service of before did not tell them.
+    issuer: str = field(default="", compare=False)
+    names: str = field(default="", compare=False)
 
 
 def files(text: str) -> list[str]:
@@ -36,8 +44,15 @@ def certificate(text: str) -> Certificate | None:
     found = {key: value.strip() for key, colon, value in pairs if colon}
     try:
         ends = float(ssl.cert_time_to_seconds(found["notAfter"]))
-        used = found["Status"] != "Unused"
-        return Certificate(found["Filename"].lstrip("*"), found["Serial"], ends) if used else None
+        if found["Status"] == "Unused":
+            return None
+        return Certificate(
+            found["Filename"].lstrip("*"),
+            found["Serial"],
+            ends,
+            issuer=found.get("Issuer", ""),
+            names=found.get("Subject Alternative Name", ""),
+        )
     except (KeyError, ValueError):
         return None
 
@@ -67,7 +82,7 @@ def _ending(one: Certificate, names: Sequence[str], now: float) -> Finding | Non
     else:
         what = f"the certificate of {on} ends in {days:.0f} days"
     severity = Severity.DOWN if days <= FAULT_DAYS else Severity.RISK
-    return Finding(severity, "certificate", f"{what} ({one.file})", CONFIGURE, PAGE)
+    return Finding(severity, "certificate", f"{what} ({one.file})", LOOK, PAGE)
 
 
 def _differing(served: Mapping[str, Sequence[Certificate]]) -> list[Finding]:
@@ -81,9 +96,39 @@ def _differing(served: Mapping[str, Sequence[Certificate]]) -> list[Finding]:
             Severity.RISK,
             "certificate",
             f"load balancers serve different certificates of {file}",
-            CONFIGURE,
+            LOOK,
             PAGE,
         )
         for file, known in serials.items()
         if len(known) > 1
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What the service that orders certificates said last: ``trouble`` is why the stored one is
+    not served, ``failed`` why the last order brought nothing, each "" for nothing of it.
+    """
+
+    age_seconds: float
+    trouble: str
+    failed: str
+
+
+def renewals(said: Mapping[str, Renewal | None]) -> list[Finding]:
+    """``said`` is by load balancer, None for one that says nothing: its unit is told of."""
+    there = {name: one for name, one in said.items() if one}
+    found = []
+    for name, one in there.items():
+        logs = f"fab fleet.logs {name} --unit flotilla-certificate"
+        what = one.trouble
+        if one.age_seconds > SILENT_SECONDS:
+            what = f"it looked for the last time {one.age_seconds:.0f} s ago"
+        if what:
+            text = f"{name} does not follow the stored certificate: {what}"
+            found.append(Finding(Severity.RISK, name, text, logs, PAGE))
+    found += [
+        Finding(Severity.RISK, "certificate", f"no new certificate: {why}", LOOK, PAGE)
+        for why in sorted({one.failed for one in there.values() if one.failed})
+    ]
+    return found

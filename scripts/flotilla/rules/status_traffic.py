@@ -103,9 +103,10 @@ def maintenance(world: World) -> Iterator[Finding]:
 
 
 def certificates(world: World) -> Iterator[Finding]:
-    """Certificates that run out, or that were renewed on one load balancer only."""
+    """Certificates that run out, were renewed on one load balancer only, or cannot be renewed."""
     served = {one.name: one.certificates for one in world.balancers}
     yield from lb_certificate.findings(served, world.at)
+    yield from lb_certificate.renewals({one.name: one.renewal for one in world.balancers})
 
 
 def following(world: World) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flotilla.rules import redis
 from flotilla.rules.images import Image
-from flotilla.rules.lb_certificate import Certificate
+from flotilla.rules.lb_certificate import Certificate, Renewal
 from flotilla.rules.lb_maintenance import Notice
 from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.rotation import Server
@@ -102,7 +102,8 @@ class Balancer:
     ``servers`` is None, with ``error``, when the socket did not answer; ``traffic`` is None when
     the statistics page did not. ``vrrp`` is "" and ``follows`` None when nothing on the host knows.
     ``maintenance`` is who put up the page that clients get instead, None for nobody;
-    ``certificates`` are those that it serves.
+    ``certificates`` are those that it serves, ``renewal`` what is said of the next one, None where
+    nobody on the host orders any.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Balancer:
     follows: Follows | None = None
     maintenance: Notice | None = None
     certificates: tuple[Certificate, ...] = ()
+    renewal: Renewal | None = None
 
 
 @dataclass(frozen=True, slots=True)

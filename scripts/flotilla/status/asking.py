@@ -12,7 +12,7 @@ from flotilla.deploy.world import TOOL
 from flotilla.errors import FlotillaError, HostFailed
 from flotilla.hosts import haproxy, redis
 from flotilla.rules import lb_maintenance
-from flotilla.rules.lb_certificate import Certificate
+from flotilla.rules.lb_certificate import Certificate, Renewal
 from flotilla.rules.lb_maintenance import MAP, Notice
 from flotilla.rules.redis import Member
 from flotilla.rules.rotation import Server
@@ -23,6 +23,8 @@ from flotilla.snapshot import Host
 SOURCE = Path(__file__).with_name("probe.py")
 EDGE_STATE = "/run/flotilla-address/state.json"
 DISCOVERY_REPORT = "/var/lib/flotilla-discovery/report.json"
+RENEWAL_REPORT = "/var/lib/flotilla-certificate/report.json"
+RENEWAL_UNIT = "flotilla-certificate"
 BACKEND = "app"
 _AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
 
@@ -47,6 +49,9 @@ def command(settings: Settings, role: str) -> str:
         wanted["edge"] = EDGE_STATE
         wanted["discovery"] = DISCOVERY_REPORT
         wanted["questions"] = {"maintenance": f"show map {MAP}"}
+        if settings.lb.acme:
+            wanted["units"].append(RENEWAL_UNIT)
+            wanted["renewal"] = RENEWAL_REPORT
     if role == "app":
         site = "http://127.0.0.1"
         wanted["app"] = {
@@ -91,6 +96,7 @@ def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> 
         "follows": _follows(answer.get("discovery"), answer["at"]),
         "certificates": _certificates(answer.get("discovery")),
         "maintenance": _maintenance(answer.get("maintenance") or {}),
+        "renewal": _renewal(answer.get("renewal"), answer["at"]),
     }
     try:
         rows = haproxy.parse_stat(_stat(answer), host.name)
@@ -116,6 +122,14 @@ def _certificates(found: Any) -> tuple[Certificate, ...]:
     """Those that the load balancer says it serves."""
     told = found.get("certificates", ()) if isinstance(found, Mapping) else ()
     return tuple(Certificate(**one) for one in told)
+
+
+def _renewal(found: Any, now: float) -> Renewal | None:
+    """What the service that orders certificates said last, on the host's own clock."""
+    if not isinstance(found, Mapping) or "at" not in found:
+        return None
+    age = max(0.0, now - found["at"])
+    return Renewal(age, str(found.get("trouble", "")), str(found.get("failed", "")))
 
 
 def _follows(found: Any, now: float) -> Follows | None:

@@ -3,8 +3,8 @@
 Only Python's standard library, of any version since 3.11; nothing is installed. Its one argument is
 a JSON object: ``units`` and ``disks`` (paths) to look at, and which of ``haproxy`` (socket path),
 ``questions`` (to that socket, by name), ``app`` (release tool, version_url, ready_url), ``redis``
-(reporter), ``edge`` (state file) and ``discovery`` (report file) there are. Each part that cannot
-be had is ``{"error": why}``; the others are there all the same.
+(reporter), ``edge`` (state file), ``discovery`` and ``renewal`` (report files) there are. Each part
+that cannot be had is ``{"error": why}``; the others are there all the same.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ def main() -> None:
         found["edge"] = tried(read_json, wanted["edge"])
     if "discovery" in wanted:
         found["discovery"] = tried(read_json, wanted["discovery"])
+    if "renewal" in wanted:
+        found["renewal"] = tried(read_json, wanted["renewal"])
     if "app" in wanted:
         found["app"] = tried(app, wanted["app"])
     if "redis" in wanted:

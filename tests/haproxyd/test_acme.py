@@ -1,0 +1,225 @@
+"""A certificate by ACME on both load balancers: real HAProxy, a real authority, real clients."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from dataclasses import replace
+
+import pytest
+from haproxyd.certificates import NAME, certificate
+from haproxyd.clients import clients
+from haproxyd.edge import Edge
+from haproxyd.ordering import STEPS
+from haproxyd.pair import FIRST, Pair, services
+
+from flotilla.certificate import order as ordering
+from flotilla.certificate import pem
+from flotilla.errors import FlotillaError, HostFailed, Refused
+from flotilla.rules.acme import CHALLENGES, FIRST_PAUSE_SECONDS, Request, Tokens
+from flotilla.wait import until
+
+SECONDS = 60.0
+CLIENTS = 10
+
+
+def test_orders_under_clients_fail_no_request_and_close_no_connection(pair: Pair) -> None:
+    edge = pair.edges["lb-1"]
+    with services(pair), clients(edge, keep_alive=CLIENTS) as seen:
+        serials = [_next_served(pair, "")]
+        for number in range(2):
+            time.sleep(2)  # of traffic with this one
+            pair.store.put("acme/request", Request(f"r{number}", "ann", time.time()))
+            serials.append(_next_served(pair, serials[-1]))
+        time.sleep(2)
+        # The address may move: what the other load balancer has is the same.
+        assert set(pair.served().values()) == {serials[-1]}
+        edge.reload()
+        assert set(pair.served().values()) == {serials[-1]}, "a reload must not bring the old back"
+    for kind, found in seen.items():
+        assert found.failed == 0, f"{kind}: {found}"
+        assert found.served > 200, f"{kind}: {found}"
+    # All but the reload left every connection open: those of before, and those it replaced.
+    assert sum(seen["h1"].certificates.values()) <= 2 * CLIENTS, str(seen["h1"])
+    assert len(set(serials)) == 3
+    assert pair.store.read().attempts.failures == 0
+
+
+def test_whichever_load_balancer_has_the_address_the_authority_is_answered(pair: Pair) -> None:
+    pair.authority.looks_at(pair.edges["lb-2"].host)
+    with services(pair):
+        assert _next_served(pair, "")
+
+
+def test_port_80_redirects_only_once_there_is_a_certificate_to_trust(pair: Pair) -> None:
+    edge = pair.edges["lb-1"]
+    assert _got(edge, "/")[0] == http.HTTPStatus.OK
+    with services(pair):
+        _next_served(pair, "")
+        until(lambda: _got(edge, "/")[0] == http.HTTPStatus.PERMANENT_REDIRECT, seconds=SECONDS)
+    edge.reload()
+    assert _got(edge, "/")[0] == http.HTTPStatus.PERMANENT_REDIRECT
+
+
+def test_a_token_is_served_while_it_holds_and_by_both(pair: Pair) -> None:
+    path = f"{CHALLENGES}abc-DEF_123"
+    with services(pair, orders=False):
+        pair.store.put("acme/tokens", Tokens({path: "abc.def"}, time.time() + 600))
+        for edge in pair.edges.values():
+            until(lambda edge=edge: _got(edge, path) == (200, "abc.def"), seconds=SECONDS)
+            assert _got(edge, f"{CHALLENGES}other")[1] != "abc.def"
+            edge.reload()
+            assert _got(edge, path) == (200, "abc.def"), "the next process has to know it too"
+        # Whoever stored it was killed: it ends by itself.
+        pair.ahead = 601.0
+        for edge in pair.edges.values():
+            until(lambda edge=edge: _got(edge, path)[1] != "abc.def", seconds=SECONDS)
+            assert "abc.def" not in edge.acme_map.read_text()
+
+
+def test_after_an_order_no_token_is_served(pair: Pair) -> None:
+    with services(pair):
+        _next_served(pair, "")
+        for edge in pair.edges.values():
+            until(lambda edge=edge: CHALLENGES not in edge.acme_map.read_text(), seconds=SECONDS)
+    assert pair.store.read().tokens.answers == {}
+    assert pair.store.secret("acme/pending") == ""
+
+
+@pytest.mark.parametrize("die_at", STEPS)
+def test_killed_before_any_step_the_next_order_ends_well(pair: Pair, die_at: str) -> None:
+    with services(pair, orders=False):
+        killed = pair.order_elsewhere(die_at)
+        assert killed.returncode == 9, killed.stderr
+        before = pair.store.read().certificate
+        assert bool(before) == (die_at == "forget")
+        signed = _signed(pair)
+        done = pair.order_elsewhere("")
+        assert done.returncode == 0, done.stderr
+        assert pem.read(pair.store.read().certificate).serial == done.stdout.strip()
+        # One that the authority had signed is fetched, and not signed again.
+        is_signed = STEPS.index(die_at) >= STEPS.index("fetch")
+        assert _signed(pair) - signed == (0 if is_signed else 1)
+        assert _next_served(pair, "") == done.stdout.strip()
+
+
+def test_a_load_balancer_that_does_not_know_the_token_stops_the_order(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordering, "SERVED_SECONDS", 3.0)
+    pair.stopped.add("lb-2")
+    with (
+        services(pair, orders=False),
+        pytest.raises(HostFailed, match=r"the authority was not asked to look.* lb-2: GET /"),
+    ):
+        pair.orderer().run()
+    assert pair.store.read().tokens.answers == {}
+    assert _signed(pair) == 0
+
+
+def test_a_load_balancer_that_is_away_does_not_stop_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordering, "SERVED_SECONDS", 3.0)
+    process = pair.edges["lb-2"].process
+    assert process
+    process.terminate()
+    process.wait()
+    with services(pair, orders=False):
+        assert pair.orderer().run().names == (NAME,)
+
+
+def test_an_authority_that_sees_another_answer_refuses_and_is_not_asked_again(pair: Pair) -> None:
+    # As when the name still leads to where the site was before.
+    pair.authority.looks_at("127.0.70.12")
+    with services(pair):
+        until(lambda: pair.store.read().attempts.why.startswith("https://"), seconds=SECONDS)
+        first = pair.store.read().attempts
+        assert "connection: " in first.why
+        time.sleep(2)  # many turns
+        assert pair.store.read().attempts == first
+        assert pair.report("lb-1")["failed"] == first.why
+        assert set(pair.served().values()) == {f"{FIRST:X}"}
+        # An hour later it is tried once more, and the pause grows.
+        pair.ahead = FIRST_PAUSE_SECONDS + 1
+        until(lambda: pair.store.read().attempts.failures == 2, seconds=SECONDS)
+        pair.authority.looks_at(pair.edges["lb-1"].host)
+        pair.store.put("acme/request", Request("r1", "ann", time.time() + pair.ahead))
+        _next_served(pair, "")
+
+
+def test_an_authority_that_is_down_leaves_all_as_it_is(pair: Pair) -> None:
+    pair.authority.process.kill()
+    with services(pair):
+        until(lambda: "Connection" in pair.store.read().attempts.why, seconds=SECONDS)
+        assert pair.store.read().attempts.failures == 1
+        assert set(pair.served().values()) == {f"{FIRST:X}"}
+        assert _got(pair.edges["lb-1"], "/")[0] == http.HTTPStatus.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "why"),
+    [("other.example", 90.0, "for other.example and not for"), (NAME, -1.0, "is over")],
+)
+def test_a_stored_certificate_that_is_none_of_ours_is_not_served(
+    pair: Pair, name: str, days: float, why: str
+) -> None:
+    with services(pair):
+        good = _next_served(pair, "")
+        kept = pair.store.read().attempts
+        pair.store.put("acme/attempts", replace(kept, at=time.time(), failures=1, why="a pause"))
+        pair.store.put("certificate", certificate(4711, days=days, name=name))
+        for one in pair.edges:
+            until(lambda one=one: why in str(pair.report(one)["trouble"]), seconds=SECONDS)
+        assert set(pair.served().values()) == {good}
+        assert _got(pair.edges["lb-1"], "/")[0] == http.HTTPStatus.PERMANENT_REDIRECT
+
+
+def test_a_certificate_for_other_names_is_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ordering.crypto_util.make_csr
+    monkeypatch.setattr(
+        ordering.crypto_util, "make_csr", lambda key, _: asked(key, ["other.example"])
+    )
+    with (
+        services(pair, orders=False),
+        pytest.raises(Refused, match=r"for other.example and not for shop.example"),
+    ):
+        pair.orderer().run()
+    assert pair.store.read().certificate == ""
+
+
+def test_a_key_of_another_certificate_is_no_certificate() -> None:
+    mark = "-----BEGIN PRIVATE KEY"
+    good, other = certificate(1), certificate(2)
+    for text in (good.partition(mark)[0] + mark + other.partition(mark)[2], "", good[:300]):
+        with pytest.raises(FlotillaError):
+            pem.read(text)
+    assert pem.read(good).serial == "1"
+
+
+def _next_served(pair: Pair, before: str) -> str:
+    """The serial number that both serve, as soon as it is not the one of ``before``."""
+
+    def found() -> str:
+        text = pair.store.read().certificate
+        serial = pem.read(text).serial if text else ""
+        return serial if serial != before and set(pair.served().values()) == {serial} else ""
+
+    return until(found, seconds=SECONDS)
+
+
+def _signed(pair: Pair) -> int:
+    """How many certificates the authority has signed."""
+    return (pair.folder / "authority/pebble.log").read_text().count("Issued certificate serial")
+
+
+def _got(edge: Edge, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(edge.host, edge.port, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Host": NAME})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
