@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from flotilla import config
 from flotilla.aws import secrets
 from flotilla.errors import FlotillaError
+from flotilla.rules.secrets import also_accepted
 
 
 class ActionModule(ActionBase):
@@ -28,7 +29,10 @@ class ActionModule(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """``values``: "<role>/<name>", or the parameter's name, to the secret; needs ``no_log``."""
+        """``values``: "<role>/<name>", or the parameter's name, to the secret; needs ``no_log``.
+
+        ``also``: while a secret is rotated, to the further values that servers accept.
+        """
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
             argument_spec={
@@ -39,7 +43,8 @@ class ActionModule(ActionBase):
         try:
             settings = config.load((task_vars or {})["fleet"]["env"])
             values = secrets.of_roles(settings, arguments["roles"])
+            also = also_accepted(values)
             values |= secrets.named(settings, arguments["parameters"])
         except FlotillaError as error:
             return result | {"failed": True, "msg": str(error), "error": error.as_dict()}
-        return result | {"changed": False, "values": values}
+        return result | {"changed": False, "values": values, "also": also}

@@ -234,6 +234,22 @@ class Backups(Section):
     copy_region: Region | None
 
 
+class Secrets(Section):
+    """Passwords and keys: which KMS key seals them in SSM, and how old one may be."""
+
+    kms_key: (
+        Annotated[
+            str,
+            Text(
+                r"alias/[A-Za-z0-9/_-]{1,250}|arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:\S+",
+                "alias/NAME or the ARN of a key in this region, or null for AWS's own",
+            ),
+        ]
+        | None
+    )
+    max_age_days: Annotated[int, Field(ge=1, le=3650)]
+
+
 class Settings(Section):
     """One fleet in one environment: everything under ``fleet:`` in fleet.yml.
 
@@ -263,6 +279,7 @@ class Settings(Section):
     mysql: Mysql
     redis: Redis
     backups: Backups
+    secrets: Secrets
     cloudwatch: Cloudwatch
     _root: Path = PrivateAttr(default_factory=Path)
     _digest: str = PrivateAttr(default="")

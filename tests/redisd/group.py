@@ -233,6 +233,7 @@ def _values(name: str) -> dict[str, Any]:
         "redis_min_replicas_max_lag_seconds": 3,
         "redis_backlog_mb": 16,
         "redis_app_keys": ["*"],
+        "redis_also_accepted": {},
         "ansible_managed": "",
     }
 

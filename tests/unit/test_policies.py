@@ -73,10 +73,27 @@ def test_no_role_may_delete_anything_or_change_who_may_what(role):
     actions = {a for s in document(role)["Statement"] for a in _list(s["Action"])}
     # Who may launch a host for a restore drill gives it that role; which one is tested below.
     actions -= {"iam:PassRole"} if role == "mysql" else set()
-    assert not {a for a in actions if "Delete" in a or a.startswith(("iam:", "sts:", "kms:"))}
+    assert {a for a in actions if a.startswith("kms:")} <= {"kms:Decrypt"}
+    assert not {a for a in actions if "Delete" in a or a.startswith(("iam:", "sts:"))}
+
+
+KEY = ARN.format(service="kms", rest="key/k-1")
+
+
+def opening(path: str, service: str = "ssm") -> dict[str, str]:
+    """What KMS is told when SSM opens a parameter."""
+    return {
+        "kms:ViaService": f"{service}.eu-central-1.amazonaws.com",
+        "kms:EncryptionContext:PARAMETER_ARN": parameter(path),
+    }
 
 
 MAY = [
+    ("redis", "kms:Decrypt", KEY, opening("/shop/blue/redis/app_password")),
+    ("mysql", "kms:Decrypt", KEY, opening("/shop/blue/mysql/watcher_password")),
+    ("app", "kms:Decrypt", KEY, opening("/shop/blue/mysql/app_password")),
+    ("app", "kms:Decrypt", KEY, opening("/shop/blue/redis/app_password")),
+    ("restore", "kms:Decrypt", KEY, opening("/shop/blue/mysql/backup_keys")),
     ("lb", "ec2:AssociateAddress", ADDRESS, EDGE),
     ("lb", "ec2:AssociateAddress", INSTANCE, BALANCER),
     ("lb", "ec2:DescribeAddresses", "*", {}),
@@ -137,6 +154,12 @@ MAY = [
     ("lb", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),
 ]
 MAY_NOT = [
+    ("redis", "kms:Decrypt", KEY, {}),
+    ("redis", "kms:Decrypt", KEY, opening("/shop/blue/mysql/app_password")),
+    ("redis", "kms:Decrypt", KEY, opening("/shop/green/redis/app_password")),
+    ("app", "kms:Decrypt", KEY, opening("/shop/blue/mysql/root_password")),
+    ("app", "kms:Decrypt", KEY, opening("/shop/blue/mysql/app_password", service="s3")),
+    ("restore", "kms:Decrypt", KEY, opening("/shop/blue/mysql/root_password")),
     ("lb", "ec2:AssociateAddress", ADDRESS, {"aws:ResourceTag/Name": "shop-green-edge"}),
     ("lb", "ec2:AssociateAddress", INSTANCE, DATABASE),
     ("lb", "ec2:StopInstances", INSTANCE, DATABASE),

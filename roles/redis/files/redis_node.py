@@ -8,6 +8,7 @@
     redis_node.py hasten                 after Sentinel started: have it try lost connections sooner
     redis_node.py apply                  bring running services to the files Ansible owns
     redis_node.py unread                 names of the settings that only a restart would bring
+    redis_node.py sessions --user USER   from which addresses an account is used now, as JSON
     redis_node.py rebuild                throw this replica's data away and copy the primary's
     redis_node.py move [--to HOST]       make another host the primary, as planned; on the primary
 
@@ -342,6 +343,14 @@ def unread(settings: Settings) -> int:
     return 0
 
 
+def sessions(settings: Settings, user: str) -> int:
+    """The addresses that this account's connections come from, without ports, as a JSON list."""
+    client = connect(settings, settings.address, settings.port, operator=True)
+    found = {row["addr"].rpartition(":")[0] for row in client.client_list() if row["user"] == user}
+    sys.stdout.write(json.dumps(sorted(found)) + "\n")
+    return 0
+
+
 def places(settings: Settings) -> redis_move.Places:
     """Connections to all of them, with the operator's rights."""
     found = settings.hosts.items()
@@ -385,6 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for name, action in actions.items():
         commands.add_parser(name, help=(action.__doc__ or "").partition("\n")[0])
+    asking = commands.add_parser("sessions", help="from which addresses an account is used")
+    asking.add_argument("--user", required=True, help="the account")
     moving = commands.add_parser("move", help="make another host the primary, as planned")
     moving.add_argument("--to", help="its name (default: the nearest replica)")
     chosen = parser.parse_args(arguments)
@@ -392,6 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o027)
     if chosen.command == "start":
         return start_redis(settings) if chosen.what == "redis" else start_sentinel(settings)
+    if chosen.command == "sessions":
+        return sessions(settings, chosen.user)
     if chosen.command == "move":
         return move(settings, chosen.to)
     return actions[chosen.command](settings)

@@ -41,6 +41,9 @@ def apply_sentinel(client: Any, cluster: str, options: Mapping[str, str]) -> Non
     client.execute_command("ACL", "LOAD")
     for name, value in options.items():
         client.execute_command("SENTINEL", "SET", cluster, name, value)
+    # As whom Sentinels speak to each other: the same account, which nothing else would renew.
+    client.execute_command("SENTINEL", "CONFIG", "SET", "sentinel-user", options["auth-user"])
+    client.execute_command("SENTINEL", "CONFIG", "SET", "sentinel-pass", options["auth-pass"])
 
 
 def hasten(client: Any) -> None:

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from flotilla.aws.session import client, described
-from flotilla.errors import Refused
+from flotilla.errors import FlotillaError, Refused
+from flotilla.rules.secrets import SUFFIXES, Held, Write, gathered, written
 from flotilla.settings import Settings
+
+# GetParameters takes no more names at once.
+_MOST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """When a parameter was last written (seconds since the epoch), by whom, and with which key.
+
+    ``by`` is what the writer said of itself, or the identity that AWS knows.
+    """
+
+    changed_at: float
+    by: str
+    key: str
 
 
 def of_roles(settings: Settings, roles: Iterable[str]) -> dict[str, str]:
@@ -50,3 +67,71 @@ def named(settings: Settings, names: Iterable[str]) -> dict[str, str]:
             "aws ssm put-parameter --type SecureString --name NAME --value file://FILE",
         )
     return {parameter["Name"]: parameter["Value"] for parameter in answer["Parameters"]}
+
+
+def held(settings: Settings, role: str, parameters: Iterable[str]) -> dict[str, Held]:
+    """What SSM holds of secrets of a role, those of a rotation too; absent ones are left out."""
+    above = settings.parameter(role, "")
+    names = [f"{above}{name}{suffix}" for name in parameters for suffix in ("", *SUFFIXES)]
+    found: dict[str, str] = {}
+    with described(settings, f"read secrets below {above}"):
+        for first in range(0, len(names), _MOST):
+            some = names[first : first + _MOST]
+            answer = client(settings, "ssm").get_parameters(Names=some, WithDecryption=True)
+            found |= {one["Name"].removeprefix(above): one["Value"] for one in answer["Parameters"]}
+    return gathered(found)
+
+
+def write(settings: Settings, role: str, parameter: str, change: Write, *, by: str) -> Held:
+    """Make one change of a rotation and read it back: what SSM holds now.
+
+    Raises FlotillaError where it is not what was written.
+    """
+    name = settings.parameter(role, parameter) + change.suffix
+    before = held(settings, role, [parameter])[parameter]
+    ssm = client(settings, "ssm")
+    with described(settings, f"write {name}"):
+        if change.value is None:
+            # Gone already is what was wanted.
+            ssm.delete_parameters(Names=[name])
+        else:
+            ssm.put_parameter(
+                Name=name,
+                Value=change.value,
+                Type="SecureString",
+                Overwrite=True,
+                Description=by,
+                **sealed_by(settings),
+            )
+    now = held(settings, role, [parameter]).get(parameter)
+    if now != written(before, change):
+        raise FlotillaError(
+            f"{name} is not what was written",
+            "somebody else may have changed it in this moment",
+            "SSM keeps its earlier versions",
+            "fab secrets.status",
+        )
+    return now
+
+
+def sealed_by(settings: Settings) -> dict[str, str]:
+    """What PutParameter is told of the KMS key; without it, SSM takes AWS's own."""
+    key = settings.secrets.kms_key
+    return {"KeyId": key} if key else {}
+
+
+def stored(settings: Settings) -> dict[str, Stored]:
+    """Every parameter of the fleet by its full name; no value is read."""
+    above = f"/{settings.name}/{settings.env}"
+    path = {"Key": "Path", "Option": "Recursive", "Values": [above]}
+    with described(settings, f"list the secrets below {above}"):
+        pages = client(settings, "ssm").get_paginator("describe_parameters")
+        return {
+            one["Name"]: Stored(
+                one["LastModifiedDate"].timestamp(),
+                one.get("Description") or one.get("LastModifiedUser", ""),
+                one.get("KeyId", ""),
+            )
+            for page in pages.paginate(ParameterFilters=[path])
+            for one in page["Parameters"]
+        }

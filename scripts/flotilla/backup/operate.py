@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flotilla.aws import dynamo
+from flotilla.aws.secrets import sealed_by
 from flotilla.aws.session import client, described
 from flotilla.backup import shared, stored
 from flotilla.backup.archiver import streams
@@ -283,8 +284,10 @@ def store_ring(settings: Settings, keys: Sequence[bytes]) -> None:
     copy = settings.backups.copy_region
     for place in [*([settings.elsewhere(copy)] if copy else []), settings]:
         with described(place, f"store the keys of backups in {place.region}"):
+            # A KMS key is of one region: the copy is sealed by AWS's own.
+            key = sealed_by(settings) if place is settings else {}
             client(place, "ssm").put_parameter(
-                Name=name, Value=text, Type="SecureString", Overwrite=True
+                Name=name, Value=text, Type="SecureString", Overwrite=True, **key
             )
     if ring(settings).keys != tuple(keys):
         raise FlotillaError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flotilla.hosts.mysql import MISSING, Server, SqlError, Statement
@@ -43,7 +43,11 @@ _WATCH = (
     "REPLICATION_SLAVE_ADMIN, REPLICATION CLIENT, RELOAD"
 )
 # What the server keeps of an account, in the words of mysql.user.
-_KEPT = "SHA2(CONCAT_WS('/', plugin, HEX(authentication_string), ssl_type, account_locked), 256)"
+_KEPT = (
+    "SHA2(CONCAT_WS('/', plugin, HEX(authentication_string), ssl_type, account_locked,"
+    # The second password, of which CONCAT_WS leaves no trace where there is none.
+    " HEX(User_attributes->>'$.additional_password')), 256)"
+)
 _REMEMBERED = f"""
 SELECT a.name, a.digest FROM ops.account a JOIN mysql.user u ON u.user = a.name
 WHERE a.kept = {_KEPT}
@@ -56,9 +60,13 @@ SELECT user, %s, {_KEPT} FROM mysql.user WHERE user = %s AND host = %s
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
-    """Account to password, and "root" to the key of digests. No repr: it must not be logged."""
+    """Account to password, and "root" to the key of digests. No repr: it must not be logged.
+
+    ``accepted`` has the accounts whose secret is being rotated: what servers take, newest first.
+    """
 
     passwords: Mapping[str, str]
+    accepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -173,13 +181,22 @@ def _local(name: str, os_user: str, *grants: str) -> Account:
 
 def _account(name: str, known: Secrets, requires: str, *grants: str) -> Account:
     who = f"'{name}'@'%%'"
-    password = (known.passwords[name],)
+    newest, *older = known.accepted.get(name, (known.passwords[name],))
+    base = (older[0] if older else newest,)
+    # Run again, each list refuses the newest password for a moment at most where there are two,
+    # and clients are given that one only after the account is as it should be.
+    second: Statement = (
+        (f"ALTER USER {who} IDENTIFIED BY %s RETAIN CURRENT PASSWORD", (newest,))
+        if older
+        else f"ALTER USER {who.replace('%%', '%')} DISCARD OLD PASSWORD"
+    )
     return Account(
         name,
         "%",
         (
-            (f"CREATE USER IF NOT EXISTS {who} IDENTIFIED BY %s {requires}", password),
-            (f"ALTER USER {who} IDENTIFIED BY %s {requires} ACCOUNT UNLOCK", password),
+            (f"CREATE USER IF NOT EXISTS {who} IDENTIFIED BY %s {requires}", base),
+            (f"ALTER USER {who} IDENTIFIED BY %s {requires} ACCOUNT UNLOCK", base),
+            second,
             *(grant.format(who.replace("%%", "%")) for grant in grants),
         ),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from flotilla.aws import dynamo
-from flotilla.aws.session import client, described
+from flotilla.aws.secrets import held as held_of
 from flotilla.errors import Refused
 from flotilla.lock import Lock
 from flotilla.mysql.accounts import MONITOR, REPLICATION, WATCHER, Secrets
 from flotilla.mysql.record import CLUSTER, Records
+from flotilla.rules.secrets import accepted
 from flotilla.settings import Settings
 
 
@@ -31,16 +32,18 @@ def lock(settings: Settings, reason: str) -> Lock:
 def secrets(settings: Settings) -> Secrets:
     """The passwords of this fleet's accounts, from SSM. Raises Refused naming what is missing."""
     wanted = {
-        settings.parameter("mysql", "root_password"): "root",
-        settings.parameter("mysql", "app_password"): settings.mysql.user,
-        settings.parameter("mysql", "replication_password"): REPLICATION,
-        settings.parameter("mysql", "monitor_password"): MONITOR,
-        settings.parameter("mysql", "watcher_password"): WATCHER,
+        "root_password": "root",
+        "app_password": settings.mysql.user,
+        "replication_password": REPLICATION,
+        "monitor_password": MONITOR,
+        "watcher_password": WATCHER,
     }
-    with described(settings, "read the MySQL passwords"):
-        answer = client(settings, "ssm").get_parameters(Names=list(wanted), WithDecryption=True)
-    found = {wanted[p["Name"]]: p["Value"] for p in answer["Parameters"]}
-    missing = sorted(name for name, account in wanted.items() if account not in found)
+    found = {wanted[name]: held for name, held in held_of(settings, "mysql", wanted).items()}
+    missing = sorted(
+        settings.parameter("mysql", name)
+        for name, account in wanted.items()
+        if account not in found
+    )
     if missing:
         raise Refused(
             f"SSM has no parameter {', '.join(missing)}",
@@ -48,4 +51,6 @@ def secrets(settings: Settings) -> Secrets:
             "Nothing was changed",
             "fab fleet.provision",
         )
-    return Secrets(found)
+    passwords = {account: held.current for account, held in found.items()}
+    taken = {account: accepted(held) for account, held in found.items()}
+    return Secrets(passwords, {name: both for name, both in taken.items() if len(both) > 1})

@@ -13,6 +13,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from flotilla.aws.errors import code
+from flotilla.aws.secrets import sealed_by
 from flotilla.errors import Refused
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World, data
@@ -287,6 +288,7 @@ def _generate(world: World, path: str, role: str) -> None:
             Type="SecureString",
             Overwrite=False,
             Tags=world.tags(path, Role=role),
+            **sealed_by(world.settings),
         )
     except ssm.exceptions.ParameterAlreadyExists:
         return  # another run was first, and its secret is the one hosts may already have

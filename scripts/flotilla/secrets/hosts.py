@@ -1,0 +1,199 @@
+"""The hosts that take a secret, and those that use it: told, asked, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from flotilla import configure, deploy, inventory
+from flotilla.agent.bundle import loaded
+from flotilla.agent.logins import CARRY, Order
+from flotilla.errors import HostFailed, Refused
+from flotilla.hosts.ssh import Runner, prepare
+from flotilla.mysql import operate as mysql
+from flotilla.mysql.recorded import Said
+from flotilla.mysql.session import session
+from flotilla.redis.operate import TOOL
+from flotilla.rules.secrets import Secret
+from flotilla.settings import Settings
+from flotilla.snapshot import Snapshot
+
+PORTS = {"mysql": 3306, "redis": 6379}
+SENTINEL_PORT = 26379
+LOGIN_SECONDS = 60.0
+STATUS_SECONDS = 15.0
+_SESSIONS = """
+SELECT DISTINCT PROCESSLIST_HOST AS address FROM performance_schema.threads
+WHERE PROCESSLIST_USER = %s AND PROCESSLIST_HOST IS NOT NULL
+"""
+_LOCAL = ("127.0.0.1", "localhost", "")
+
+
+class Hosts(Protocol):
+    """What a rotation does to hosts, and asks of them."""
+
+    def tell_servers(self) -> None:
+        """Have every server accept what SSM says, and nothing else."""
+
+    def tell_clients(self) -> None:
+        """Have every client of the fleet use what SSM says, one after the other."""
+
+    def logins(self, values: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """What every server says to each of these passwords."""
+
+    def behind(self, new: str, old: str) -> Mapping[str, str]:
+        """The hosts that do not use ``new``, or still hold ``old``, with the reason."""
+
+    def sessions(self) -> Mapping[str, Sequence[str]]:
+        """By server, the addresses the account is used from now."""
+
+    def known(self) -> Sequence[str]:
+        """The addresses of hosts that have the secret from us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The hosts of the fleet, by the run-books that configure and restart them."""
+
+    settings: Settings
+    secret: Secret
+    name: str
+    said: Said
+
+    @property
+    def account(self) -> str:
+        """Whom the secret lets in."""
+        return self.secret.account or self.settings.mysql.user
+
+    def tell_servers(self) -> None:
+        """See ``Hosts``: Redis by the playbook, MySQL by its primary."""
+        if self.secret.role == "redis":
+            self._configure("redis")
+        else:
+            mysql.ensure(self.settings, confirmed=lambda _: None, said=self.said)
+
+    def tell_clients(self) -> None:
+        """See ``Hosts``: by the playbook; the application is started again as a deploy does."""
+        if self.secret.users:
+            self._configure(self.secret.users)
+        if self.secret.users == "app":
+            self._restart_application()
+
+    def logins(self, values: Sequence[str]) -> dict[str, Sequence[str]]:
+        """See ``Hosts``: each server host asks its own services, by their private address."""
+        found: dict[str, Sequence[str]] = {}
+        command, package = loaded("flotilla.agent.logins", CARRY[self.secret.role])
+        ports = [PORTS[self.secret.role], *([SENTINEL_PORT] if self.secret.sentinels else [])]
+        with self._runner() as (runner, snapshot):
+            for host in snapshot.by_role(self.secret.role):
+                targets = [(host.private_ip or "", port) for port in ports]
+                order = Order(self.secret.role, self.account, values, targets)
+                stdin = f"{package}\n{json.dumps(asdict(order))}\n"
+                told = runner.run(host, command, stdin=stdin, seconds=LOGIN_SECONDS).stdout
+                said: dict[str, list[str]] = json.loads(told)
+                found |= {f"{host.name}:{key.rpartition(':')[2]}": w for key, w in said.items()}
+        return found
+
+    def behind(self, new: str, old: str) -> dict[str, str]:
+        """See ``Hosts``: the file that holds it is searched, by values that are given as input."""
+        if not self.secret.users:
+            return {}
+        found: dict[str, str] = {}
+        search = f"grep -qFf /dev/stdin {self.secret.file}"
+        with self._runner() as (runner, snapshot):
+            for host in snapshot.by_role(self.secret.users):
+                holds = [
+                    runner.run(host, search, stdin=f"{value}\n", sudo=True, check=False).rc
+                    for value in (new, old)
+                ]
+                if holds[0] != 0:
+                    found[host.name] = f"{self.secret.file} does not hold the new value"
+                elif holds[1] != 1:
+                    found[host.name] = f"{self.secret.file} holds the old value too"
+        if self.secret.users == "app":
+            stale = "its application was started before it was given the new value"
+            found |= {name: stale for name in self._stale() if name not in found}
+        return found
+
+    def sessions(self) -> dict[str, list[str]]:
+        """See ``Hosts``."""
+        if self.secret.role == "mysql":
+            with session(self.settings, fresh=True) as opened:
+                seats = opened.cluster.seats
+                rows = opened.cluster.each(
+                    seats, lambda seat: seat.server.query(_SESSIONS, (self.account,))
+                )
+            return {
+                name: [str(row["address"]).partition(":")[0] for row in answer]
+                for name, answer in rows.items()
+            }
+        command = f"{TOOL} sessions --user {self.account}"
+        with self._runner() as (runner, snapshot):
+            return {
+                host.name: json.loads(runner.run(host, command, sudo=True).stdout)
+                for host in snapshot.by_role("redis")
+            }
+
+    def known(self) -> list[str]:
+        """See ``Hosts``: the servers themselves, and the hosts that have the secret."""
+        with self._runner() as (_, snapshot):
+            roles = {self.secret.role, self.secret.users} - {""}
+            hosts = [host for role in roles for host in snapshot.by_role(role)]
+        return [*_LOCAL, *(host.private_ip for host in hosts if host.private_ip)]
+
+    def _configure(self, role: str) -> None:
+        configure.configure(self.settings, say=self.said, limit=role)
+
+    def _stale(self) -> list[str]:
+        """Application hosts that run what they were started with before."""
+        return sorted(host for host, told in self._releases().items() if told["stale"])
+
+    def _releases(self) -> dict[str, Any]:
+        """What the release tool of each application host says."""
+        with deploy.connect(self.settings) as (world, zones):
+            return {
+                host: world.releases.call(host, "status", seconds=STATUS_SECONDS) for host in zones
+            }
+
+    def _restart_application(self) -> None:
+        """Deploy what runs once more: only hosts that need it are drained and restarted."""
+        told = self._releases()
+        if not any(one["stale"] for one in told.values()):
+            return
+        versions = {one["current"] for one in told.values() if one["current"]}
+        if len(versions) != 1:
+            raise Refused(
+                f"application hosts run different releases: {', '.join(sorted(versions))}",
+                "they are restarted by a deploy of the one release that all of them run",
+                "Servers accept the old and the new value; clients go on with either",
+                "fab deploy.run --version VERSION, then the same command again",
+            )
+        words = deploy.Words(versions.pop(), reason=f"fab secrets.rotate {self.name}")
+        asked = deploy.request(self.settings, words)
+        outcome = deploy.deploy(
+            self.settings,
+            asked.version,
+            asked.options,
+            confirmed=lambda made: self.said(deploy.described(made)),
+            said=lambda step: self.said(f"{step.host} {step.name} {step.seconds:.1f} s"),
+            terms=asked.terms,
+        )
+        self.said(outcome.line)
+        if outcome.result not in {"done", "nothing to do"}:
+            raise HostFailed(
+                f"the application could not be restarted: {outcome.line}",
+                untouched="Servers accept the old and the new value; clients go on with either",
+                next="docs/runbooks/deploy-failed.md, then the same command again",
+            )
+
+    @contextmanager
+    def _runner(self) -> Iterator[tuple[Runner, Snapshot]]:
+        """SSH to the hosts there are now."""
+        oldest = inventory.max_age(self.settings)
+        snapshot = inventory.load(self.settings, max_age_seconds=oldest, refresh=True)
+        prepare(self.settings, snapshot)
+        with Runner(self.settings, snapshot) as runner:
+            yield runner, snapshot

@@ -1,0 +1,105 @@
+"""What an operator is told about secrets, from an account of moto's."""
+
+from __future__ import annotations
+
+import time
+
+import boto3
+import pytest
+from fleets import maker
+from moto import mock_aws
+
+from flotilla import secrets as capability
+from flotilla.aws import secrets as ssm
+from flotilla.errors import BadOption, FlotillaError, Refused
+from flotilla.provision.world import data
+from flotilla.rules.secrets import NEXT, PREVIOUS, ROTATED, Write
+
+YEAR = 366 * 86400
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        made = maker(tmp_path)().settings
+        client = boto3.client("ssm", region_name=made.region)
+        for role, names in data("secrets.yml").items():
+            for name in names:
+                client.put_parameter(
+                    Name=made.parameter(role, name), Value=f"{role}/{name}", Type="SecureString"
+                )
+        yield made
+
+
+def test_every_secret_is_shown_and_no_value(settings):
+    found = capability.status(settings)
+    assert {row["name"] for row in found["secrets"]} >= set(ROTATED)
+    assert all(row["age_days"] == 0 and row["rotating"] is None for row in found["secrets"])
+    assert found["notes"] == []
+    assert "redis/app_password'" not in str([row | {"path": ""} for row in found["secrets"]])
+
+
+def test_an_old_secret_is_a_note_with_its_command_where_there_is_one(settings):
+    notes = capability.status(settings, now=time.time() + YEAR)["notes"]
+    assert any(
+        n.startswith("redis-app: 366 days old") and "fab secrets.rotate redis-app" in n
+        for n in notes
+    )
+    assert any("fab backup.rotate-key" in note for note in notes)
+    assert not [note for note in notes if note.startswith("mysql-root")]
+
+
+def test_a_rotation_half_way_and_a_missing_secret_are_told(settings):
+    ssm.write(settings, "redis", "app_password", Write(NEXT, "new"), by="ann@desk:1")
+    client = boto3.client("ssm", region_name=settings.region)
+    client.delete_parameter(Name=settings.parameter("redis", "monitor_password"))
+    found = capability.status(settings)
+    rows = {row["name"]: row for row in found["secrets"]}
+    assert rows["redis-app"]["rotating"] == "accept"
+    assert rows["redis-monitor"]["age_days"] is None
+    assert len(found["notes"]) == 2
+
+
+def test_a_write_says_who_made_it_and_is_read_back(settings):
+    now = ssm.write(settings, "redis", "app_password", Write("", "new"), by="ann@desk:1")
+    assert now.current == "new"
+    assert ssm.stored(settings)[settings.parameter("redis", "app_password")].by == "ann@desk:1"
+    gone = ssm.write(settings, "redis", "app_password", Write(NEXT, None), by="ann@desk:1")
+    assert gone.next is None, "what is gone already is no error"
+
+
+@pytest.mark.parametrize("name", ["app-secret", "mysql-backup-keys", "mysql-watcher", "nobody"])
+def test_what_is_not_rotated_is_refused_with_those_that_are(settings, name):
+    with pytest.raises(BadOption, match="redis-app, mysql-app"):
+        capability.rotate(settings, name, confirmed=print, said=print)
+
+
+def test_parameters_that_no_rotation_leaves_stop_it_before_anything_is_changed(settings):
+    ssm.write(settings, "redis", "app_password", Write(PREVIOUS, "redis/app_password"), by="x")
+    with pytest.raises(Refused, match="old value again"):
+        capability.rotate(settings, "redis-app", confirmed=print, said=print)
+
+
+def test_a_plan_that_is_not_agreed_to_changes_nothing(settings):
+    def no(plan: str) -> None:
+        assert "accept: have every server accept both" in plan
+        raise Refused("not confirmed")
+
+    with pytest.raises(FlotillaError, match="not confirmed"):
+        capability.rotate(settings, "redis-app", confirmed=no, said=print)
+    assert not ssm.held(settings, "redis", ["app_password"])["app_password"].is_rotating
+
+
+def test_a_key_of_one_s_own_seals_what_is_written_from_then_on(settings):
+    alias = "alias/shop"
+    kms = boto3.client("kms", region_name=settings.region)
+    kms.create_alias(AliasName=alias, TargetKeyId=kms.create_key()["KeyMetadata"]["KeyId"])
+    own = settings.model_copy(
+        update={"secrets": settings.secrets.model_copy(update={"kms_key": alias})}
+    )
+    ssm.write(own, "redis", "app_password", Write("", "new"), by="ann@desk:1")
+    keys = {row["name"]: row["key"] for row in capability.status(own)["secrets"]}
+    assert keys["redis-app"] == alias
+    assert keys["redis-monitor"] != alias
