@@ -19,7 +19,7 @@ from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.rules.acme import CHALLENGES, FIRST_PAUSE_SECONDS, Request, Tokens
 from flotilla.wait import until
 
-SECONDS = 60.0
+SECONDS = 180.0
 CLIENTS = 10
 
 

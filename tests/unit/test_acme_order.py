@@ -236,7 +236,7 @@ def test_who_has_the_address_is_ec2s_word() -> None:
             {"aws_access_key_id": "a", "aws_secret_access_key": "b"},
         )
         ec2 = boto3.client("ec2", endpoint_url=url, region_name="eu-central-1", **keys)
-        image = ec2.register_image(Name="image-lb", RootDeviceName="/dev/sda1")["ImageId"]
+        image = ec2.register_image(Name="the-image", RootDeviceName="/dev/sda1")["ImageId"]
         made = ec2.run_instances(ImageId=image, MinCount=2, MaxCount=2)["Instances"]
         mine, other = (one["InstanceId"] for one in made)
         tags = [{"Key": "Name", "Value": "shop-blue-edge"}]
