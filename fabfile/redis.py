@@ -1,13 +1,15 @@
-"""Redis: who is primary, move the role, and work on the hosts."""
+"""Redis: who is primary, move the role, work on the hosts, and bring data back."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
+from flotilla.words import counted
 
 
 @task(help=JSON)
@@ -103,6 +105,83 @@ def rebuild(_: Context, host: str, *, yes: bool = False, json: bool = False) -> 
     )
     text = f"{host} is a copy of {done['primary']}: {done['keys']} keys in {done['seconds']:.0f} s"
     show(done, json=json, text=text)
+
+
+@task(help={**YES, **JSON})
+def backup(_: Context, *, yes: bool = False, json: bool = False) -> None:
+    """Take a backup of Redis now, from a replica, and read back what was stored.
+
+    A timer does it every day. Exit 0 done, 2 it was cut off and there is no backup, 3 refused (no
+    replica, no room, another one is at it), 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.redis import operate_backup
+
+    settings = attempt(config.load, json=json)
+    done = attempt(
+        lambda: operate_backup.backup(
+            settings,
+            confirmed=lambda plan: confirm(plan, yes=yes, again="fab redis.backup"),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"backup {done['backup']} of {done['host']}: {counted(done['keys'], 'key')}"
+    show(done, json=json, text=text)
+
+
+@task(help=JSON)
+def backups(_: Context, *, json: bool = False) -> None:
+    """Show the backups of Redis, the newest first. Changes nothing.
+
+    Exit 0 there is one, 1 there is none, 3 a manifest is damaged, 4 S3 or the API does not answer.
+    """
+    from flotilla import config
+    from flotilla.redis import operate_backup
+
+    settings = attempt(config.load, json=json)
+    found = attempt(lambda: operate_backup.listed(settings), json=json)
+    show(found, json=json, text=_stored(found))
+    if not found["backups"]:
+        raise Exit(code=1)
+
+
+@task(help={"from": "which backup: its id, or latest (default)", **YES, **JSON})
+def restore(_: Context, from_: str = "latest", *, yes: bool = False, json: bool = False) -> None:
+    """Replace all data of Redis by a backup, on a running group or on one that came back empty.
+
+    It is fetched and checked before anything is touched; the old data stays on the primary, in
+    /var/lib/redis/data.before-<time>. Exit 0 done, 2 begun and not ended (the same command begins
+    again), 3 refused or called off and the old data is served, 4 unreachable, 5 no such id.
+    """
+    from flotilla import config
+    from flotilla.redis import operate_backup
+
+    settings = attempt(config.load, json=json)
+    again = typed("redis.restore", **{"from": from_})
+    done = attempt(
+        lambda: operate_backup.restore(
+            settings,
+            from_,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = f"{done['host']} serves {done['backup']}: {counted(done['keys'], 'key')}; it was away"
+    show(done, json=json, text=f"{text} for {done['away_seconds']:.1f} s. Before: {done['before']}")
+
+
+def _stored(found: dict[str, Any]) -> str:
+    from flotilla.rules.redis_backup import age
+
+    lines = [
+        f"{one['id']}  {one['host']:9} {age(one['age_seconds']):>7}  {one['keys']:>10}"
+        f" {one['bytes'] >> 20:7} MiB {one['stored_bytes'] >> 20:7} MiB"
+        for one in found["backups"]
+    ]
+    head = f"{'backup':26} {'host':9} {'age':>7}  {'keys':>10} {'data':>11} {'stored':>11}"
+    return "\n".join([head, *lines] if lines else ["there is no backup; next: fab redis.backup"])
 
 
 def _rolled(done: dict[str, Any]) -> str:

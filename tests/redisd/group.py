@@ -42,6 +42,11 @@ def program() -> list[str]:
     return [*with_libraries(disks[0], disks, loader), "--argv0", "redis-server", str(server)]
 
 
+def checker() -> list[str]:
+    """What runs redis-check-rdb."""
+    return ["redis-check-rdb" if word == "redis-server" else word for word in program()]
+
+
 class Process:
     """A server that can be killed, frozen and started again."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socketserver
 import subprocess
 import sys
@@ -21,17 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redisd.group import HOSTS, ROLE, Group, Process, redis_node
+from redisd.group import HOSTS, ROLE, Group, Process, checker, redis_node
 
 from flotilla.errors import HostFailed, Unreachable
 from flotilla.hosts.ssh import Result, Results
 from flotilla.redis.operate import TOOL
+from flotilla.redis.operate_backup import BACKUP_TOOL
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 from flotilla.wait import until
 
 # What a session opens with, by the modules whose commands find this group instead of a fleet.
-MODULES = ("operate", "operate_maintain", "operate_rebuild")
+MODULES = ("operate", "operate_backup", "operate_maintain", "operate_rebuild")
 _NODE = f"""\
 #!{sys.executable}
 import pathlib, shutil, sys
@@ -43,12 +45,23 @@ node.SETTINGS, node.OWNED = home / "flotilla.json", home / "flotilla.conf"
 node.HOME, node.DATA, node.ROLE = home, home / "data", home / "role.conf"
 sys.exit(node.main())
 """
+# The tool that role redis_backup installs, in the account that the environment names.
+_BACKUP = f"""\
+#!{sys.executable}
+import pathlib, sys
+sys.path.insert(0, {str(ROLE.parents[1] / "scripts")!r})
+from flotilla.agent import redis_backup as tool
+home = pathlib.Path(__file__).parent
+tool.HOME, tool.NODE = home, str(home / "node.py")
+words = ["--fleet", "flotilla", "--env", "lab", "--host", home.name, "--namespace", "Flotilla"]
+sys.exit(tool.main([*words, *sys.argv[1:]]))
+"""
 _SYSTEMCTL = """\
 #!/usr/bin/python3 -SE
-import json, socket, sys
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as end:
     end.connect({socket!r})
-    end.sendall((json.dumps([{name!r}, *sys.argv[1:]]) + "\\n").encode())
+    end.sendall((json.dumps([{name!r}, os.getppid(), *sys.argv[1:]]) + "\\n").encode())
     code, text = json.loads(end.makefile().readline())
 (sys.stderr if code else sys.stdout).write(text)
 sys.exit(code)
@@ -70,7 +83,8 @@ class Hands:
     """What a session's Runner does, for ``group``. ``did`` is what systemctl was told, by host.
 
     ``unreachable`` holds names of hosts; ``on`` may hold something that happens once, before
-    systemctl does what it is told, or instead if it returns why not: ``{"redis-2: stop": act}``.
+    systemctl does what it is told, or instead if it returns why not: ``{"redis-2: stop": act}``;
+    ``caller`` is the process that told it.
     """
 
     def __init__(self, group: Group, folder: Path) -> None:
@@ -80,6 +94,7 @@ class Hands:
         self.unreachable: set[str] = set()
         self.did: list[str] = []
         self.on: dict[str, Any] = {}
+        self.caller = 0
         for name in HOSTS:
             self._furnish(name)
 
@@ -104,6 +119,7 @@ class Hands:
         root = self.root(name)
         for there, here in (
             (TOOL, str(self.home(name) / "node.py")),
+            (BACKUP_TOOL, str(self.home(name) / "backup.py")),
             ("/var/lib/redis", str(self.home(name))),
             ("/usr/bin/", f"{root}/usr/bin/"),
             ("/etc/systemd/", f"{root}/etc/systemd/"),
@@ -140,7 +156,7 @@ class Hands:
 
         class Answer(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                name, *words = json.loads(self.rfile.readline())
+                name, hands.caller, *words = json.loads(self.rfile.readline())
                 self.wfile.write((json.dumps(hands._systemctl(name, words)) + "\n").encode())
 
         class Server(socketserver.ThreadingUnixStreamServer):
@@ -210,6 +226,8 @@ class Hands:
             unit.parent.mkdir(parents=True)
             unit.touch()
         _program(home / "node.py", _NODE)
+        _program(home / "backup.py", _BACKUP)
+        _program(root / "bin/redis-check-rdb", f'#!/bin/sh\nexec {shlex.join(checker())} "$@"\n')
         _program(root / "bin/systemctl", _SYSTEMCTL.format(socket=self._socket, name=name))
         _program(root / "bin/apt-get", _APT.format(root=root))
         _program(root / "bin/dpkg-query", _DPKG)

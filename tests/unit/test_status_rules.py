@@ -27,7 +27,7 @@ from flotilla import environment
 from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.status import findings, is_well
 from flotilla.rules.status_finding import Severity
-from flotilla.rules.status_world import Backups, Disk, Follows, World
+from flotilla.rules.status_world import Backups, Disk, Follows, RedisBackups, World
 
 PAGES = {page.stem for page in (environment.root() / "docs" / "runbooks").glob("*.md")}
 UNREADY = "RISK the application on app-2 cannot serve: its readiness page"
@@ -499,10 +499,26 @@ def test_how_far_the_archive_is_behind_is_told_while_s3_is_away():
     assert [one.what for one in findings(seen)][-1] == "it is 99 s behind"
 
 
+def young():
+    return tuple(replace(host, age_seconds=60.0) for host in world().hosts)
+
+
 def test_good_backups_and_a_new_fleet_without_one_are_well():
     good = Backups(1e6 - 3600, "", 1e6, Drilled(1e6 - 3600, ""))
     assert is_well(findings(replace(world(), backups=good)))
-    young = tuple(replace(host, age_seconds=60.0) for host in world().hosts)
-    assert is_well(findings(replace(world(), hosts=young, backups=Backups(None, "x", 1e6))))
+    assert is_well(findings(replace(world(), hosts=young(), backups=Backups(None, "x", 1e6))))
     failed = Backups(1e6 - 60, "", 1e6, Drilled(1e6 - 60, "the drill failed"))
-    assert only(replace(world(), hosts=young, backups=failed)).startswith("RISK the drill failed")
+    assert only(replace(world(), hosts=young(), backups=failed)).startswith("RISK the drill failed")
+
+
+def test_redis_without_a_recent_backup_is_a_risk_unless_it_is_new():
+    old = tuple(replace(host, age_seconds=9e5) for host in world().hosts)
+    for newest, said_ in (
+        (None, "RISK there is no backup of Redis"),
+        (1e6 - 28 * 3600, "RISK the newest backup of Redis is 28 h old"),
+    ):
+        seen = replace(world(), redis_backups=RedisBackups(newest, 1e6))
+        assert is_well(findings(replace(seen, hosts=young())))
+        assert only(replace(seen, hosts=old)).startswith(said_)
+    good = RedisBackups(1e6 - 3600, 1e6)
+    assert is_well(findings(replace(world(), hosts=old, redis_backups=good)))

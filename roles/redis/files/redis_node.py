@@ -10,6 +10,8 @@
     redis_node.py unread                 names of the settings that only a restart would bring
     redis_node.py sessions --user USER   from which addresses an account is used now, as JSON
     redis_node.py rebuild                throw this replica's data away and copy the primary's
+    redis_node.py save                   this replica's data as one checked file, for a backup
+    redis_node.py restore --backup ID    replace the group's data by what was fetched to it
     redis_node.py move [--to HOST]       make another host the primary, as planned; on the primary
 
 No role is ever written into a file that Ansible owns: who is primary is a fact of run time.
@@ -29,9 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import redis
+import redis_backup
 import redis_health
 import redis_move
 import redis_rebuild
+import redis_restore
 import redis_rules as rules
 import redis_settings
 from redis.backoff import NoBackoff
@@ -129,7 +133,7 @@ def ask_all(settings: Settings) -> dict[str, rules.Word]:
 
 def is_empty() -> bool:
     """Does this host hold no data?"""
-    return not any(DATA.glob("appendonlydir/*")) and not any(DATA.glob("*.rdb"))
+    return not rules.has_data(DATA)
 
 
 def settle(look: Callable[[], rules.Start]) -> rules.Start:
@@ -289,13 +293,15 @@ def status(settings: Settings) -> int:
         for section, keys in INFO.items():
             info = client.info(section)
             found |= {key: info.get(key) for key in keys}
+        found["keys"] = sum(db["keys"] for db in client.info("keyspace").values())
     except redis.exceptions.RedisError as error:
         found["error"] = str(error)
     words = ask_all(settings)
     found["sentinels"] = {name: word.names or None for name, word in words.items()}
     sentinel = connect(settings, settings.address, settings.sentinel_port)
-    found |= {"quorum_error": None, "unseen": None}
+    found |= {"quorum_error": None, "unseen": None, "held": None}
     try:
+        found["held"] = held(settings, sentinel)
         found["unseen"] = unseen(settings, sentinel)
         sentinel.execute_command("SENTINEL", "CKQUORUM", settings.cluster)
     except redis.exceptions.RedisError as error:
@@ -303,6 +309,13 @@ def status(settings: Settings) -> int:
     json.dump(found, sys.stdout)
     sys.stdout.write("\n")
     return 0
+
+
+def held(settings: Settings, sentinel: Any) -> int | None:
+    """The milliseconds its Sentinel waits, where a restore that was cut off has left others."""
+    row = redis_move.pairs(sentinel.execute_command("SENTINEL", "MASTER", settings.cluster))
+    waits = row["down-after-milliseconds"]
+    return int(waits) if waits == str(redis_restore.HOLD_MS) else None
 
 
 def unseen(settings: Settings, sentinel: Any) -> list[str]:
@@ -377,6 +390,34 @@ def rebuild(settings: Settings) -> int:
     return redis_move.ended(run.run)
 
 
+def save(settings: Settings) -> int:
+    """Save this replica's data into a file, for a backup."""
+    folder = HOME / "backup"
+    folder.mkdir(mode=0o750, exist_ok=True)
+    client = connect(settings, settings.address, settings.port, operator=True)
+    file = folder / "dump.rdb"
+    file.unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    return redis_move.ended(
+        lambda: redis_backup.save(client, host=settings.name, data=DATA, file=file, free=free)
+    )
+
+
+def restore(settings: Settings, backup: str) -> int:
+    """Replace the data of the group by what was fetched to this host."""
+
+    def own(path: Path) -> None:
+        shutil.chown(path, "redis", "redis")
+
+    run = redis_restore.Swap(
+        places(settings),
+        redis_restore.Disk(DATA, own),
+        named=rules.named_by_majority(ask_all(settings)),
+        wait_ms=settings.sentinel["down-after-milliseconds"],
+    )
+    return redis_move.ended(lambda: run.run(backup))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and do it."""
     parser = argparse.ArgumentParser(description="what a Redis host does for itself")
@@ -391,6 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "remember": remember,
         "hasten": hasten,
         "rebuild": rebuild,
+        "save": save,
     }
     for name, action in actions.items():
         commands.add_parser(name, help=(action.__doc__ or "").partition("\n")[0])
@@ -398,6 +440,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asking.add_argument("--user", required=True, help="the account")
     moving = commands.add_parser("move", help="make another host the primary, as planned")
     moving.add_argument("--to", help="its name (default: the nearest replica)")
+    restoring = commands.add_parser("restore", help=(restore.__doc__ or "").partition("\n")[0])
+    restoring.add_argument("--backup", required=True, help="the id of what was fetched")
     chosen = parser.parse_args(arguments)
     settings = load()
     os.umask(0o027)
@@ -407,6 +451,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return sessions(settings, chosen.user)
     if chosen.command == "move":
         return move(settings, chosen.to)
+    if chosen.command == "restore":
+        return restore(settings, chosen.backup)
     return actions[chosen.command](settings)
 
 

@@ -10,6 +10,7 @@ Nothing here talks to a host. Two invariants:
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -254,6 +255,36 @@ def uncopied(info: Mapping[str, Any]) -> str:
         return "its append-only file is being written"
     written = info.get("aof_enabled") and info.get("aof_last_bgrewrite_status") == "ok"
     return "" if written else "its append-only file was not written"
+
+
+# --- a backup and a restore -----------------------------------------------------------------------
+
+
+def unsaved(info: Mapping[str, Any]) -> str:
+    """Why a backup is not taken here, by INFO replication; empty for nothing."""
+    if info["role"] != "slave":
+        return "this host is the primary; a replica does it"
+    if info.get("master_sync_in_progress"):
+        return "this host copies its primary"
+    return "" if info.get("master_link_status") == "up" else "its link to the primary is down"
+
+
+def unloaded(info: Mapping[str, Any], keys: int) -> str:
+    """Why a start did not bring ``keys`` keys and a primary, by its INFO; empty for nothing.
+
+    What came or expired since the start is not counted.
+    """
+    if info["loading"]:
+        return "Redis was still loading"
+    if info["role"] != "master":
+        return f"Redis started as a replica of {info.get('master_host')}"
+    found = info["rdb_last_load_keys_loaded"]
+    return "" if found == keys else f"Redis loaded {found} keys of {keys}"
+
+
+def has_data(folder: Path) -> bool:
+    """Whether a data directory holds anything that Redis would load."""
+    return any(folder.glob("appendonlydir/*")) or any(folder.glob("*.rdb"))
 
 
 def _is_replica(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A database host as its backup tool sees it: who it is, and where its bucket and its keys are."""
+"""A host as its backup tool sees it: who it is, and where its bucket and its keys are."""
 
 from __future__ import annotations
 
@@ -32,15 +32,18 @@ RECORD_SECONDS, SLOW_SECONDS = 1.0, 5.0
 class Host:
     """This host: who it is, where its bucket and its keys are."""
 
-    def __init__(self, options: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, environment: Mapping[str, str], role: str = "mysql"
+    ) -> None:
         self.fleet, self.env, self.namespace = options.fleet, options.env, options.namespace
+        self._role_name = role
         self._region = environment.get("AWS_REGION", "")
         if not self._region:
             raise Refused(
                 "AWS_REGION is not set",
                 "it belongs into /etc/flotilla/aws.env, which role base writes",
                 "Nothing was changed",
-                "fab fleet.configure --limit mysql",
+                f"fab fleet.configure --limit {role}",
             )
         endpoint = environment.get("AWS_ENDPOINT_URL")
         self._role = OwnRole(environment.get(METADATA, METADATA_URL))
@@ -73,7 +76,7 @@ class Host:
         and costs nothing else.
         """
         try:
-            self._slow.put_metrics(self.namespace, {"Role": "mysql"}, metrics)
+            self._slow.put_metrics(self.namespace, {"Role": self._role_name}, metrics)
         except FlotillaError as error:
             log.warning("metrics %s were not stored: %s", ", ".join(metrics), error.what)
             return False
@@ -90,7 +93,7 @@ class Host:
 
     def ring(self) -> Ring:
         """The keys, read again each time: they may have been rotated. Raises FlotillaError."""
-        name = f"/{self.fleet}/{self.env}/mysql/backup_keys"
+        name = f"/{self.fleet}/{self.env}/{self._role_name}/backup_keys"
         found = parameters(self._slow, {name: "keys"})
         if "keys" not in found:
             raise no_keys(name)

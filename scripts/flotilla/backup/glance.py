@@ -8,16 +8,16 @@ from dataclasses import replace
 from datetime import datetime
 
 from flotilla.aws import dynamo
-from flotilla.backup import operate, shared
+from flotilla.backup import operate, rdb, shared
 from flotilla.backup.bucket import Bucket
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.rules import backup as names
-from flotilla.rules import restore_drill
+from flotilla.rules import redis_backup, restore_drill
 from flotilla.rules.archive_duty import Progress, objection
 from flotilla.rules.backup import Manifest
 from flotilla.rules.gtid import GtidSet
 from flotilla.rules.restore_drill import Drilled
-from flotilla.rules.status_world import Backups
+from flotilla.rules.status_world import Backups, RedisBackups
 from flotilla.settings import Settings
 
 
@@ -31,6 +31,12 @@ def backups(settings: Settings) -> Backups:
         # How far the archive is behind is told all the same: this is when somebody asks.
         known = replace(progress, missing="") if progress else None
         return Backups(None, objection(known, GtidSet(), now), now, silent=error.what)
+
+
+def redis_backups(settings: Settings) -> RedisBackups:
+    """By their names alone. Raises FlotillaError when S3 does not answer."""
+    newest = max(rdb.ids(operate.bucket(settings)), default=None)
+    return RedisBackups(redis_backup.begun(newest) if newest else None, time.time())
 
 
 def _backups(bucket: Bucket, progress: Progress | None, now: float) -> Backups:

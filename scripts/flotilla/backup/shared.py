@@ -15,6 +15,7 @@ from flotilla.rules.archive_duty import Lease, Progress
 
 ARCHIVE = "mysql-archive"
 BACKUP, DRILL = "mysql-backup", "mysql-drill"
+REDIS_BACKUP = "redis-backup"
 LEASE_SECONDS = 10.0
 TAKING_SECONDS = 120.0
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from flotilla.backup import direct
 from flotilla.backup.bucket import Bucket, MissingError
@@ -21,11 +22,33 @@ WORKERS = 3
 INDEX_MOST = 256 << 20
 
 
+class _Signed(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def mac(self) -> str: ...
+    @property
+    def signed(self) -> bytes: ...
+
+
+_S = TypeVar("_S", bound=_Signed)
+
+
 def read_manifest(bucket: Bucket, ring: Ring, backup: str) -> Manifest:
     """A backup's manifest. Raises DamagedError, MissingError."""
-    key = rules.manifest_key(backup)
+    return authentic(bucket, ring, rules.manifest_key(backup), backup, Manifest.parse)
+
+
+def authentic(
+    bucket: Bucket, ring: Ring, key: str, backup: str, parse: Callable[[bytes], _S]
+) -> _S:
+    """What ``parse`` makes of the object ``key``, if it is the manifest of ``backup`` and somebody
+    with a key of the ring wrote it. Raises DamagedError, MissingError.
+    """
     try:
-        manifest = Manifest.parse(bucket.read(key))
+        manifest = parse(bucket.read(key))
     except ValueError as error:
         raise DamagedError(key, f"it is no manifest: {error}") from None
     if not ring.is_mac(manifest.mac, manifest.signed):
@@ -76,12 +99,18 @@ def opened(bucket: Bucket, ring: Ring, backup: str, one: Stored, size: int) -> b
         sealed = bucket.read(key, offset=one.offset, length=one.length)
     except MissingError:
         raise DamagedError(where, "there is no such object, or it ends before") from None
-    if digest(sealed) != one.sha256:
-        raise DamagedError(where, "its checksum is not the one in the index")
+    name = rules.chunk_name(backup, one.number)
+    return checked(ring, where, name, sealed, sha256=one.sha256, size=size)
+
+
+def checked(ring: Ring, where: str, name: str, sealed: bytes, *, sha256: str, size: int) -> bytes:
+    """The ``size`` bytes that were sealed under ``name``. Raises DamagedError naming ``where``."""
+    if digest(sealed) != sha256:
+        raise DamagedError(where, "its checksum is not the one that was noted when it was stored")
     try:
-        content = ring.open(rules.chunk_name(backup, one.number), sealed, most=size)
+        content = ring.open(name, sealed, most=size)
     except DamagedError as error:
-        raise DamagedError(where, error.what) from None
+        raise DamagedError(where, error.what, error.next) from None
     if len(content) != size:
         raise DamagedError(where, f"it holds {len(content)} bytes, not {size}")
     return content

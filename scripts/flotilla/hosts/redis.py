@@ -54,6 +54,8 @@ def member(host: Host, report: Mapping[str, Any]) -> Member:
         quorum_error=report["quorum_error"],
         is_syncing=bool(report.get("master_sync_in_progress")),
         unseen=_unseen(report.get("unseen")),
+        keys=report.get("keys"),
+        held=report.get("held"),
     )
 
 

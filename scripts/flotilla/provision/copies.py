@@ -15,7 +15,7 @@ from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World, data
 
 BACKUPS, COPIES = "backups", "backups-copy"
-KEYS = ("mysql", "backup_keys")
+KEYS = (("mysql", "backup_keys"), ("redis", "backup_keys"))
 # A role that was made a moment ago is not known to S3 at once.
 NOT_YET = ("InvalidRequest", "InvalidArgument")
 
@@ -85,17 +85,17 @@ def _present(world: World, name: str) -> Mapping[str, Any]:
 
 
 def _keys(world: World, there: World) -> list[Change]:
-    """The ring of keys where the copy is, unless that one is at least as new; no value is read."""
-    name = world.settings.parameter(*KEYS)
-    here, copied = _changed(world, name), _changed(there, name)
-    if copied is not None and (here is None or copied >= here):
-        return []
-    act = partial(_copy_keys, world, there)
-    return [Change("change" if copied else "create", "secret copy", name, act)]
+    """The rings of keys where the copy is, unless those are at least as new; no value is read."""
+    found = []
+    for name in (world.settings.parameter(*one) for one in KEYS):
+        here, copied = _changed(world, name), _changed(there, name)
+        if copied is None or (here is not None and copied < here):
+            act = partial(_copy_keys, world, there, name)
+            found.append(Change("change" if copied else "create", "secret copy", name, act))
+    return found
 
 
-def _copy_keys(world: World, there: World) -> None:
-    name = world.settings.parameter(*KEYS)
+def _copy_keys(world: World, there: World, name: str) -> None:
     found = world.client("ssm").get_parameter(Name=name, WithDecryption=True)["Parameter"]["Value"]
     there.client("ssm").put_parameter(Name=name, Value=found, Type="SecureString", Overwrite=True)
 

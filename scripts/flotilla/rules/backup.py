@@ -84,9 +84,7 @@ class Manifest:
     @property
     def signed(self) -> bytes:
         """What ``mac`` is made of."""
-        fields = asdict(self)
-        del fields["mac"]
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        return unsigned(asdict(self))
 
     def as_json(self) -> bytes:
         """To be stored."""
@@ -102,6 +100,12 @@ class Manifest:
             return cls(**{**found, "volumes": tuple(found["volumes"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"a field is missing or unknown ({error})") from error
+
+
+def unsigned(fields: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest that its ``mac`` is made of."""
+    proven = {name: value for name, value in fields.items() if name != "mac"}
+    return json.dumps(proven, sort_keys=True, separators=(",", ":")).encode()
 
 
 def new_id(now: datetime, server_uuid: str) -> str:

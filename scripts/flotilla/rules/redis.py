@@ -17,7 +17,8 @@ class Member:
     ``role`` is what it says it is, primary or replica, None while Redis does not answer (``error``
     says why). ``names`` is whom each Sentinel names, by host, as heard from this host; None for one
     that did not answer. ``unseen`` is what this host's own Sentinel takes to be down, None where it
-    was not asked.
+    was not asked. ``held`` is how many milliseconds its Sentinel waits for a primary that is away
+    where that is not what its settings say, ``keys`` how many there are.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Member:
     quorum_error: str | None
     is_syncing: bool = False
     unseen: tuple[str, ...] | None = None
+    keys: int | None = None
+    held: int | None = None
 
 
 def primary(members: Sequence[Member]) -> Member | None:
@@ -68,6 +71,9 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     found += [f"{m.name}: Redis does not answer ({m.error})" for m in members if m.role is None]
     for member in members:
         found += [f"{member.name}: {sentence}" for sentence in _member(member, chosen)]
+        if member.held:
+            wait = f"{member.held / 1000:g} s for a primary that is away"
+            found.append(f"{member.name}: its Sentinel waits {wait}, as a restore told it to")
     heard = {member.name for member in members if member.role is not None}
     return found + (_dissent(chosen, heard) if chosen else [])
 

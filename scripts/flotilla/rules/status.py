@@ -46,6 +46,7 @@ def findings(world: World) -> list[Finding]:
         status_data.mysql,
         status_data.backups,
         status_data.redis,
+        status_data.redis_backups,
         _machines,
         _images,
         _agents,

@@ -148,5 +148,18 @@ def redis(world: World) -> Iterator[Finding]:
                 yield risk(member.name, what, f"fab fleet.logs {member.name} --unit redis-server")
 
 
+def redis_backups(world: World) -> Iterator[Finding]:
+    """A backup of Redis that is too old, or none."""
+    found = world.redis_backups
+    age = max((host.age_seconds for host in world.by_role("redis")), default=0.0)
+    if found is None or age < YOUNG_SECONDS:
+        return
+    if found.newest is None:
+        yield risk("redis", "there is no backup of Redis", "fab redis.backup", NO_BACKUP)
+    elif (hours := (found.at - found.newest) / 3600) > BACKUP_HOURS:
+        what = f"the newest backup of Redis is {hours:.0f} h old"
+        yield risk("redis", what, "fab redis.backup", NO_BACKUP)
+
+
 def _about(problem: str, names: set[str]) -> bool:
     return any(problem.startswith((f"{name}:", f"{name} ")) for name in names)

@@ -155,14 +155,22 @@ class Backups:
 
 
 @dataclass(frozen=True, slots=True)
+class RedisBackups:
+    """When the newest backup of Redis was taken, in seconds since the epoch, None for never."""
+
+    newest: float | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """The whole fleet. ``wanted`` is how many hosts fleet.yml wants by role.
 
     ``mysql`` is what ``flotilla.mysql.status`` gives, None with ``mysql_error`` when it could not
     be had. ``edge_owner`` is the instance that has the Elastic IP ``edge_address``; both are "" for
     none, None when EC2 could not be asked. ``api_error`` is why AWS could not be asked, "" if it
-    could. ``lock`` says who is changing the fleet now. ``backups`` is None when AWS did not
-    tell. ``at`` is when all this was, by the operator's clock.
+    could. ``lock`` says who is changing the fleet now. ``backups`` and ``redis_backups`` are None
+    when AWS did not tell. ``at`` is when all this was, by the operator's clock.
     """
 
     fleet: str
@@ -183,6 +191,7 @@ class World:
     lock: str = ""
     at: float = 0.0
     backups: Backups | None = None
+    redis_backups: RedisBackups | None = None
 
     @property
     def is_blind(self) -> bool:

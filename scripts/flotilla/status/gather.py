@@ -14,7 +14,7 @@ from flotilla import inventory
 from flotilla.aws import dynamo, lease
 from flotilla.aws import images as image_edge
 from flotilla.aws.session import client, described
-from flotilla.backup.glance import backups
+from flotilla.backup.glance import backups, redis_backups
 from flotilla.errors import FlotillaError, Unreachable
 from flotilla.hosts import access
 from flotilla.inventory import store
@@ -81,6 +81,7 @@ class Looking:
         }
         work["mysql"] = lambda: _mysql(settings, runner, snapshot)
         work["backups"] = lambda: backups(settings)
+        work["redis backups"] = lambda: redis_backups(settings)
         work["images"] = lambda: image_edge.ours(settings)
         work["edge"] = lambda: _edge(settings)
         work["lock"] = lambda: lease.read(dynamo.locks(settings), LOCK)
@@ -205,6 +206,7 @@ def _world(settings: Settings, snapshot: Snapshot, found: Mapping[str, Any]) -> 
     caches = {h.name: asking.cache(h, heard[h.name]) for h in _role(snapshot, "redis", heard)}
     mysql = found["mysql"]
     broken = isinstance(mysql, FlotillaError)
+    saved = found["redis backups"]
     return rules.World(
         fleet=settings.prefix,
         wanted={role: tier.count for role, tier in settings.tiers.items()},
@@ -230,6 +232,7 @@ def _world(settings: Settings, snapshot: Snapshot, found: Mapping[str, Any]) -> 
         lock=_lock(found["lock"], now),
         at=now,
         backups=found["backups"] if isinstance(found["backups"], rules.Backups) else None,
+        redis_backups=saved if isinstance(saved, rules.RedisBackups) else None,
     )
 
 

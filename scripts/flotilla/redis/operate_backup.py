@@ -1,0 +1,225 @@
+"""An operator's commands on backups of Redis: take one, list them, bring one back.
+
+Hosts do the work (``flotilla-redis-backup``, ``redis_node.py restore``), so that data does not
+travel through the operator's machine, and whoever loses his connection has not lost half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from contextlib import suppress
+from typing import Any
+
+from flotilla.backup import operate, rdb
+from flotilla.backup.bucket import Bucket
+from flotilla.backup.sealed import Ring
+from flotilla.errors import BadOption, HostFailed, Refused
+from flotilla.hosts.ssh import Runner
+from flotilla.lock import Lock
+from flotilla.mysql.recorded import Confirmed, Said, recorded
+from flotilla.redis.operate import LOCK, MOVERS, TOOL, opened
+from flotilla.redis.status import looked, status
+from flotilla.rules import redis_backup as rules
+from flotilla.rules.redis import Member, primary
+from flotilla.rules.redis_backup import Manifest, Restore
+from flotilla.settings import Settings
+from flotilla.snapshot import Host
+from flotilla.wait import DeadlineError, until
+from flotilla.words import counted
+
+BACKUP_TOOL = "/usr/local/sbin/flotilla-redis-backup"
+# The hosts' own time limits, and what a slow network takes for all of a host's memory.
+BACKUP_SECONDS = 3 * 3600.0
+RESTORE_SECONDS = 4000.0
+# A restore that was cut off is over after this: its Sentinels wait no longer.
+ORDER_SECONDS = 150.0
+LOOK_SECONDS = 15.0
+WHOLE_SECONDS = 60.0
+
+
+def listed(settings: Settings) -> dict[str, Any]:
+    """{backups}: whole backups, newest first. Raises Refused for a damaged manifest."""
+    store, keys = _stored(settings)
+    found = [rdb.read_manifest(store, keys, one) for one in rdb.ids(store)]
+    return {"backups": rules.summary(found, time.time())}
+
+
+def backup(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
+    """Take a backup now: {backup, host, keys, bytes, stored_bytes, taken, seconds}.
+
+    Raises Refused with nothing changed, HostFailed.
+    """
+    command = "fab redis.backup"
+    with opened(settings, fresh=True) as (runner, hosts):
+        chosen = _saver(runner, hosts)
+        confirmed(
+            f"{settings.prefix}: back up {_keys(chosen.keys)} of Redis from {chosen.name}, a"
+            " replica; clients notice nothing"
+        )
+        with recorded(settings, command, said) as steps:
+            with steps.step(f"save and store on {chosen.name}"):
+                told = _on_host(runner, chosen.name, f"{BACKUP_TOOL} run", seconds=BACKUP_SECONDS)
+            with steps.step("read its manifest back"):
+                store, keys = _stored(settings)
+                manifest = rdb.read_manifest(store, keys, told["backup"])
+            steps.result = {**told, "host": manifest.host, "keys": manifest.keys}
+        return steps.result
+
+
+def restore(settings: Settings, backup: str, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
+    """Replace all data by a backup ("latest" or an id): {backup, host, keys, before, ...}.
+
+    Raises BadOption for what is no id, Refused with the old data served, HostFailed naming what is
+    served.
+    """
+    if backup != rules.LATEST and not rules.is_id(backup):
+        raise BadOption(
+            f"--from {backup!r} is no backup",
+            "it is latest, or a name as 20261120T030000Z-1a2b3c4d",
+            "Nothing was changed",
+            "fab redis.backups",
+        )
+    store, keys = _stored(settings)
+    manifest = rdb.read_manifest(store, keys, backup)
+    command = f"fab redis.restore --from {manifest.id}"
+    with opened(settings, fresh=True) as (runner, hosts):
+        plan = _planned(runner, hosts)
+        confirmed(_text(settings, manifest, plan))
+        with (
+            Lock(settings, MOVERS, reason=command) as movers,
+            Lock(settings, LOCK, reason=command) as lock,
+            recorded(settings, command, said) as steps,
+        ):
+            with steps.step("look again"):
+                plan = _planned(runner, hosts)
+            with steps.step(f"fetch {manifest.id} to {plan.host}, and check it"):
+                line = f"{BACKUP_TOOL} fetch --backup {shlex.quote(manifest.id)}"
+                _on_host(runner, plan.host, line, seconds=BACKUP_SECONDS)
+            movers.check()
+            lock.check()
+            with steps.step(f"replace the data on {plan.host}; the others copy"):
+                told = _replaced(runner, plan, manifest)
+            with steps.step("verify"):
+                _verify(runner, hosts, plan)
+            steps.result = told | {"taken": manifest.taken, "replaced_keys": plan.keys}
+        return steps.result
+
+
+def _stored(settings: Settings) -> tuple[Bucket, Ring]:
+    """The bucket and the keys of what is in there. Raises Refused, Unreachable."""
+    ring = operate.ring(settings, settings.parameter("redis", "backup_keys"))
+    return operate.bucket(settings), ring
+
+
+def _saver(runner: Runner, hosts: list[Host]) -> Member:
+    """The replica to take a backup from. Raises Refused."""
+    found: Member | str = ""
+
+    def ready() -> bool:
+        nonlocal found
+        members, _ = looked(runner, hosts)
+        found = rules.saver(members, primary(members))
+        return isinstance(found, Member)
+
+    # Where machines are busy, a host may miss the time it has to answer: no reason to refuse.
+    with suppress(DeadlineError):
+        until(ready, seconds=LOOK_SECONDS, every=0.5)
+    if isinstance(found, Member):
+        return found
+    raise Refused(found, untouched="Nothing was changed", next="fab redis.status")
+
+
+def _planned(runner: Runner, hosts: list[Host]) -> Restore:
+    """Where to restore. Waits for what a restore that was cut off has left. Raises Refused."""
+    found: Restore | str = ""
+
+    def ready() -> bool:
+        nonlocal found
+        found = rules.restore_on(*looked(runner, hosts))
+        return isinstance(found, Restore)
+
+    with suppress(DeadlineError):
+        until(ready, seconds=ORDER_SECONDS, every=1.0)
+    if isinstance(found, Restore):
+        return found
+    raise Refused(
+        found or "no Redis host answers",
+        "a restore begins on the host that everybody copies",
+        "Nothing was changed",
+        "fab redis.status; docs/runbooks/redis-data-is-lost.md",
+    )
+
+
+def _text(settings: Settings, manifest: Manifest, plan: Restore) -> str:
+    ago = rules.age(time.time() - manifest.at)
+    lines = [
+        f"{settings.prefix}: all data of Redis is replaced by backup {manifest.id}",
+        f"  it has {_keys(manifest.keys)} in {manifest.size} bytes, as they were {ago} ago, at",
+        f"  {manifest.taken}; what was written since is not in it",
+        f"  {plan.host} has {_keys(plan.keys)} now, which are replaced; they are kept there in",
+        "  /var/lib/redis/data.before-<time>",
+        "  the backup is fetched and checked first, while Redis serves what it has; then",
+        f"  {plan.host} is away for as long as it takes to load it, and the other hosts copy it",
+    ]
+    lines += [f"  {name} cannot be asked, and copies it when it is back" for name in plan.missing]
+    return "\n".join(lines)
+
+
+def _keys(keys: int | None) -> str:
+    return "an unknown number of keys" if keys is None else counted(keys, "key")
+
+
+def _on_host(runner: Runner, host: str, command: str, *, seconds: float) -> dict[str, Any]:
+    """What the tool on a host printed. Raises Refused, HostFailed with what it said."""
+    result = runner.run(host, command, sudo=True, seconds=seconds, check=False)
+    if result.rc == 0:
+        told: dict[str, Any] = json.loads(result.stdout)
+        return told
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    what, _, after = (lines[-1] if lines else f"exit {result.rc}").partition("Next: ")
+    kind = Refused if result.rc == Refused.exit_code else HostFailed
+    raise kind(f"{host}: {what.strip()}", next=after or f"fab fleet.logs {host}")
+
+
+def _replaced(runner: Runner, plan: Restore, manifest: Manifest) -> dict[str, Any]:
+    line = f"{TOOL} restore --backup {shlex.quote(manifest.id)}"
+    result = runner.run(plan.host, line, sudo=True, seconds=RESTORE_SECONDS, check=False)
+    if result.rc == 0:
+        told: dict[str, Any] = json.loads(result.stdout)
+        return told
+    lines = [text for text in result.stderr.splitlines() if text.strip()]
+    why = lines[-1] if lines else f"exit {result.rc}"
+    if result.rc == Refused.exit_code:
+        raise Refused(
+            f"called off by {plan.host}: {why}",
+            "what is restored must be whole, and everybody must copy it",
+            "The data of before is served",
+            "fab redis.status",
+        )
+    raise HostFailed(
+        f"{plan.host}: {why}",
+        "not every host may have the backup",
+        f"Data that was there is in /var/lib/redis of {plan.host}, in data.before-<time>",
+        "fab redis.status, then the same command again",
+    )
+
+
+def _verify(runner: Runner, hosts: list[Host], plan: Restore) -> None:
+    """Everything is in order, but for the hosts that could not be asked before."""
+    found: dict[str, Any] = {}
+
+    def whole() -> bool:
+        found.update(status(runner, hosts))
+        wrong = [one for one in found["problems"] if not one.startswith(plan.missing)]
+        return found["primary"] == plan.host and (not wrong or bool(plan.missing))
+
+    try:
+        until(whole, seconds=WHOLE_SECONDS, every=0.5)
+    except DeadlineError:
+        raise HostFailed(
+            f"{plan.host} has the backup, but not everything is in order: "
+            f"{'; '.join(found['problems']) or found['primary']}",
+            next="fab redis.status",
+        ) from None
