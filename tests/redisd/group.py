@@ -98,7 +98,7 @@ class Trust:
         return tls_leaf.Settings([ZONE, f"{name}.{ZONE}"], [HOSTS[name]], 168, "redis")
 
     def leaf(self, name: str, *, now: datetime | None = None, **changes: Any) -> bytes:
-        """Key, certificate and issuer. ``now`` is when it is made, ``changes`` are to ``wanted``."""
+        """Key, certificate, issuer. ``now`` is when it is made, ``changes`` are to ``wanted``."""
         wanted = replace(self.wanted(name), **changes)
         made = tls_leaf.made(wanted, *self.issuer, now or datetime.now(UTC))
         return bytes(made[0])

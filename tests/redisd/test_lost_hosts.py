@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from typing import Any
 
 import pytest
-from redisd.group import HOSTS, Group, redis_node
+from redisd.group import HOSTS, Group
 from redisd.operators import Hands
 
 from flotilla.errors import HostFailed

@@ -182,7 +182,7 @@ def test_no_sentinel_goes_away_for_its_certificate_while_another_one_is_away(
 ) -> None:
     group.sentinels["redis-3"].end()
     group.certify("redis-1")
-    with pytest.raises(HostFailed, match="keeps its old certificate.*redis-3 does not answer"):
+    with pytest.raises(HostFailed, match=r"keeps its old certificate.*redis-3 does not answer"):
         hands.run("redis-1", f"{TOOL} certificate")
     assert hands.did == []
     assert not tls.is_stale(place(group, "redis-1"), PORT), "Redis needs no restart, and has it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from fleets import Make, maker, planned
+from fleets import Make, maker
 from hypothesis import given
 from hypothesis import strategies as st
 from moto import mock_aws
@@ -83,9 +82,9 @@ def test_an_issuer_vouches_for_nothing_outside_of_its_role(tmp_path, names, addr
     wanted = tool.Settings(names, addresses, 168, "root")
     name = addresses[0] if addresses else names[0]
     assert shaken(tmp_path, leaf(wanted), name) == "permitted subtree violation"
-    assert "may not vouch for" in tool.why_not(
-        wanted, ISSUER.certificate, ROOT.certificate, NOW
-    ), "and the host says so before it makes one"
+    assert "may not vouch for" in tool.why_not(wanted, ISSUER.certificate, ROOT.certificate, NOW), (
+        "and the host says so before it makes one"
+    )
 
 
 def test_an_issuer_makes_no_further_issuer(tmp_path):
@@ -189,7 +188,11 @@ def test_a_service_that_does_not_take_it_is_told_of_and_told_again(home: Path) -
 @pytest.mark.parametrize(
     ("issuer", "days", "said"),
     [
-        (rules.issuer("mysql.shop.blue.internal", NETWORK, ROOT, ROOT.key, NOW), 0, "may not vouch"),
+        (
+            rules.issuer("mysql.shop.blue.internal", NETWORK, ROOT, ROOT.key, NOW),
+            0,
+            "may not vouch",
+        ),
         (ISSUER, 731, "valid until"),
         (
             rules.issuer(ZONE, NETWORK, rules.root("a", "b", ISSUER.key, NOW), ROOT.key, NOW),

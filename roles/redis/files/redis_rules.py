@@ -264,7 +264,7 @@ def _is_replica(name: str) -> bool:
 
 
 def reached(text: str, lines: Sequence[str]) -> str:
-    """A Sentinel's configuration with ``lines`` for how it is reached, everything else as it was."""
+    """A Sentinel's configuration with ``lines`` for how it is reached, and the rest as it was."""
     ours = ("port", *(line.partition(" ")[0] for line in lines))
     kept = [line for line in text.splitlines() if line.partition(" ")[0] not in ours]
     return "\n".join([*lines, *kept]) + "\n"

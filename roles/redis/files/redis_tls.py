@@ -152,7 +152,9 @@ def lasts(place: Place, ports: Sequence[int]) -> dict[str, float | None]:
     how long it does in all; and the issuer's days. None for what is not there.
     """
     now = time.time()
-    served = [span for port in ports if (der := _served(place.address, port)) and (span := _span(der))]
+    served = [
+        span for port in ports if (der := _served(place.address, port)) and (span := _span(der))
+    ]
     first = min(served, key=lambda span: span[1], default=None)
     blocks = _text(place.leaf).split(_BEGIN)[1:]
     issuer = _span(_der(blocks[1])) if len(blocks) > 1 else None
@@ -187,12 +189,12 @@ def _served(address: str, port: int) -> bytes | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with contextlib.suppress(OSError):
-        with (
-            socket.create_connection((address, port), ASK_SECONDS) as plain,
-            context.wrap_socket(plain) as encrypted,
-        ):
-            return encrypted.getpeercert(binary_form=True)
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((address, port), ASK_SECONDS) as plain,
+        context.wrap_socket(plain) as encrypted,
+    ):
+        return encrypted.getpeercert(binary_form=True)
     return None
 
 

@@ -109,7 +109,9 @@ def _names(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
     return sorted(found.get_values_for_type(x509.DNSName)), sorted(addresses)
 
 
-def _may(issuer: x509.Certificate, what: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _may(
+    issuer: x509.Certificate, what: str | ipaddress.IPv4Address | ipaddress.IPv6Address
+) -> bool:
     """RFC 5280: with any permitted tree of its kind, a name has to be in one of them."""
     limits = issuer.extensions.get_extension_for_class(x509.NameConstraints).value
     for tree in limits.permitted_subtrees or ():
@@ -240,7 +242,11 @@ def status(home: Path, now: datetime) -> int:
     """One JSON object: when what this host has ends, in seconds since the epoch."""
     found = {
         name: ends.not_valid_after_utc.timestamp() if (ends := certificate(home / file)) else None
-        for name, file in (("leaf", "leaf.pem"), ("issuer", "issuer.pem"), ("root", "authority.pem"))
+        for name, file in (
+            ("leaf", "leaf.pem"),
+            ("issuer", "issuer.pem"),
+            ("root", "authority.pem"),
+        )
     }
     json.dump({"at": now.timestamp(), "ends": found}, sys.stdout)
     sys.stdout.write("\n")

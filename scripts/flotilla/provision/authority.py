@@ -30,8 +30,8 @@ def stages(world: World) -> list[Stage]:
     made = [Change("create", "authority", path, partial(_make_root, world))] if not root else []
     told = _value(world, public)
     if root is None or told != root.public():
-        verb = "change" if told else "create"
-        made.append(Change(verb, "certificate", public, partial(_tell, world)))
+        act = partial(_tell, world)
+        made.append(Change("change" if told else "create", "certificate", public, act))
     issuers = [change for role in HOLDERS for change in _issuer(world, role, root)]
     return [made[:1], [*made[1:], *issuers]]
 
@@ -77,7 +77,7 @@ def _root(path: str, pem: str) -> rules.Authority:
     except ValueError as error:
         raise Refused(
             f"SSM's parameter {path} is no authority: {error}",
-            "every certificate of the fleet hangs on it, and another one would be trusted by nobody",
+            "every certificate hangs on it, and another one would be trusted by nobody",
             "Nothing was changed",
             f"aws ssm get-parameter-history --name {path} --with-decryption",
         ) from error
@@ -108,5 +108,3 @@ def _put(world: World, name: tuple[str, str], value: str, *, overwrite: bool) ->
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-
-# The host makes the next one when a third is left, and looks every hour: what has less was not made.
+# The host makes the next one when a third is left, and looks every hour: this is hours later.
 LATE = 0.28
-# Two thirds of its life are over, and any `fab fleet.provision` makes the next issuer.
+# Any `fab fleet.provision` made the next one when eight months were left.
 ISSUER_DAYS = 90.0
 
 
