@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import threading
 import time
@@ -200,6 +201,32 @@ def test_a_file_that_is_no_certificate_leaves_the_old_one_in_use(
     assert group.app("redis-2").ping()
 
 
+@pytest.mark.parametrize(("trusted", "visits"), [("own", 1), ("other", None)])
+def test_an_application_counts_visits_at_a_redis_that_proves_its_name_and_at_no_other(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: str, visits: int | None
+) -> None:
+    """Its name leads to a proxy on its own host, and the servers behind that have it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "guestbook"))
+    sessions = importlib.import_module("guestbook.sessions")
+    settings = importlib.import_module("guestbook.settings")
+    found = socket.getaddrinfo
+    led = {ZONE: HOSTS["redis-1"]}
+    monkeypatch.setattr(
+        "socket.getaddrinfo", lambda host, *more, **also: found(led.get(host, host), *more, **also)
+    )
+    (tmp_path / "ca.pem").write_text(
+        (group.authority if trusted == "own" else Trust()).root.public()
+    )
+    env = {
+        "DATABASE_PASSWORD": "x",
+        "SECRET_KEY": "x",
+        "CACHE_PASSWORD": "app",
+        "CACHE_ADDRESS": f"{ZONE}:{PORT}",
+        "CACHE_CA": str(tmp_path / "ca.pem"),
+    }
+    assert sessions.Sessions(settings.read(env)).visit(None).visits == visits
+
+
 def test_a_group_without_tls_moves_to_it_at_once_and_keeps_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,4 +272,4 @@ def _follow(clients: dict[str, Any]) -> bool:
         found = clients["redis-1"].info("replication")
     except RedisError:
         return False
-    return bool(found["connected_slaves"] == len(HOSTS) - 1)
+    return bool(found.get("min_slaves_good_slaves") == len(HOSTS) - 1)

@@ -18,6 +18,7 @@ No role is ever written into a file that Ansible owns: who is primary is a fact 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -310,7 +311,9 @@ def status(settings: Settings) -> int:
     except redis.exceptions.RedisError as error:
         found["error"] = str(error)
     place = redis_tls.Place(settings.address, LEAF, AUTHORITY)
-    found["certificate"] = redis_tls.lasts(place, (settings.port, settings.sentinel_port))
+    found["certificate"] = None
+    with contextlib.suppress(redis_tls.TlsError):
+        found["certificate"] = redis_tls.lasts(place, (settings.port, settings.sentinel_port))
     words = ask_all(settings)
     found["sentinels"] = {name: word.names or None for name, word in words.items()}
     sentinel = connect(settings, settings.address, settings.sentinel_port)
