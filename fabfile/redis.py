@@ -205,5 +205,6 @@ def _board(found: dict[str, Any]) -> str:
         role = "primary" if one["is_primary"] else one["role"] or "no answer"
         follows = one["primary_address"] or "-"
         lines.append(f"{one['name']:10} {role:9} {follows:16} {one['offset'] or 0:12}  {named}")
-    lines += [f"! {problem}" for problem in found["problems"]] or ["all is well"]
+    wrong = [*found["problems"], *found["certificates"]]
+    lines += [f"! {problem}" for problem in wrong] or ["all is well"]
     return "\n".join(lines)

@@ -320,6 +320,10 @@ class Settings(Section):
         """The SSM parameter of a secret: ``/<fleet>/<env>/<role>/<name>``."""
         return f"/{self.name}/{self.env}/{role}/{name}"
 
+    def zone(self, role: str) -> str:
+        """The name that every host of a role can prove to have; its hosts' own are below it."""
+        return f"{role}.{self.name}.{self.env}.internal"
+
     def placed(self, root: Path, digest: str) -> Settings:
         """The same settings, knowing where their file was and what it held."""
         copy = self.model_copy()

@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,22 @@ import jinja2
 import yaml
 from mysqld.binaries import NoImageError, disks_of, first, newest, with_libraries
 
+from flotilla.rules import authority
 from flotilla.wait import until
 from lab.layout import layout
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "redis"
-sys.path.insert(0, str(ROLE / "files"))
+sys.path[:0] = [str(ROLE / "files"), str(ROLE.parent / "tls" / "files")]
 
 import redis_node  # noqa: E402  the role's own file
+import tls_leaf  # noqa: E402  the role's own file
 
 HOSTS = {"redis-1": "127.88.0.1", "redis-2": "127.88.0.2", "redis-3": "127.88.0.3"}
 CLUSTER = "shop-lab"
 PORT, SENTINEL_PORT, HEALTH_PORT = 16379, 26399, 13381
 DOWN_AFTER_MS = 3000
+ZONE = "redis.shop.lab.internal"
+NETWORK = "127.88.0.0/24"
 
 
 def program() -> list[str]:
@@ -80,11 +86,38 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
 
+class Trust:
+    """An authority with an issuer for role redis, and what hosts make with that."""
+
+    def __init__(self) -> None:
+        past = datetime.now(UTC) - timedelta(days=30)
+        self.root = authority.root("shop", "lab", authority.new_key(), past)
+        self.issuer = self.issued(datetime.now(UTC))
+
+    def issued(self, now: datetime) -> authority.Authority:
+        """An issuer of that age."""
+        return authority.issuer(ZONE, NETWORK, self.root, authority.new_key(), now)
+
+    def wanted(self, name: str) -> tls_leaf.Settings:
+        """What /etc/flotilla/tls/tls.json of that host would say."""
+        return tls_leaf.Settings([ZONE, f"{name}.{ZONE}"], [HOSTS[name]], 168, "redis")
+
+    def leaf(self, name: str, *, now: datetime | None = None, **changes: Any) -> bytes:
+        """Key, certificate, issuer. ``now`` is when it is made, ``changes`` are to ``wanted``."""
+        wanted = replace(self.wanted(name), **changes)
+        made = tls_leaf.made(wanted, *self.issuer, now or datetime.now(UTC))
+        return bytes(made[0])
+
+
 class Group:
     """The hosts; ``servers`` and ``sentinels`` are their processes."""
 
-    def __init__(self, argv: Sequence[str], folder: Path) -> None:
+    def __init__(self, argv: Sequence[str], folder: Path, *, plain: bool = False) -> None:
         self.folder = folder
+        self.authority = Trust()
+        self._plain = plain
+        redis_node.AUTHORITY = folder / "authority.pem"
+        redis_node.AUTHORITY.write_text(self.authority.root.public())
         self.servers: dict[str, Process] = {}
         self.sentinels: dict[str, Process] = {}
         for name in HOSTS:
@@ -115,6 +148,17 @@ class Group:
     def client(self, name: str, *, operator: bool = True) -> Any:
         return redis_node.connect(self.settings(name), HOSTS[name], PORT, operator=operator)
 
+    def app(self, name: str, **options: Any) -> Any:
+        """The application's account, as a client that believes only the authority."""
+        return redis_node.redis_tls.client(
+            redis_node.AUTHORITY,
+            host=HOSTS[name],
+            port=PORT,
+            username="app",
+            password="app",
+            **options,
+        )
+
     def sentinel(self, name: str) -> Any:
         return redis_node.connect(self.settings(name), HOSTS[name], SENTINEL_PORT, operator=True)
 
@@ -124,6 +168,12 @@ class Group:
             process.start()
         for process in self.sentinels.values():
             process.start()
+        if self._plain:
+            return
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until it is one group."""
         until(self.is_whole, seconds=40, every=0.2)
         for name in HOSTS:
             redis_node.hasten(self.settings(name))
@@ -172,11 +222,19 @@ class Group:
             )[0]
         ]
 
+    def certify(self, name: str, **changes: Any) -> None:
+        """A new certificate for a host, as its timer makes it; see ``Trust.leaf``."""
+        (self.folder / name / "leaf.pem").write_bytes(self.authority.leaf(name, **changes))
+
     def _host(self, argv: Sequence[str], name: str) -> None:
         folder = self.folder / name
         data = folder / "data"
         data.mkdir(parents=True)
-        values = _values(name)
+        values = _values(name) | {
+            "__redis_leaf": folder / "leaf.pem",
+            "__redis_authority": redis_node.AUTHORITY,
+        }
+        self.certify(name)
         for file in ("users.acl", "sentinel.acl"):
             (folder / file).write_text(_rendered(f"{file}.j2", values))
         owned = _rendered("flotilla.conf.j2", values)
@@ -189,8 +247,17 @@ class Group:
         (folder / "flotilla.conf").write_text(owned)
         (folder / "role.conf").write_text(role)
         settings = self.settings(name)
+        encrypted = redis_node.redis_tls.sentinel_lines(
+            SENTINEL_PORT, folder / "leaf.pem", redis_node.AUTHORITY
+        )
+        if self._plain:
+            # As before there was TLS: what the owned file says comes later.
+            (folder / "flotilla.conf.tls").write_text(owned)
+            kept = [line for line in owned.splitlines() if not line.startswith(("port", "tls-"))]
+            (folder / "flotilla.conf").write_text("\n".join([f"port {PORT}", *kept]) + "\n")
+            encrypted = [f"port {SENTINEL_PORT}"]
         lines = [
-            f"port {SENTINEL_PORT}",
+            *encrypted,
             f"bind {HOSTS[name]}",
             f"dir {folder}",
             f"aclfile {folder / 'sentinel.acl'}",
@@ -212,9 +279,12 @@ class Group:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Group]:
-    """A whole group, ended afterwards. Raises NoImageError where there is none to be had."""
-    group = Group(program(), folder)
+def running(folder: Path, *, plain: bool = False) -> Iterator[Group]:
+    """A whole group, ended afterwards; with ``plain``, from before there was TLS, and started only.
+
+    Raises NoImageError where there is none to be had.
+    """
+    group = Group(program(), folder, plain=plain)
     try:
         group.start()
         yield group
@@ -250,4 +320,4 @@ def _rendered(template: str, values: dict[str, Any]) -> str:
     return environment.from_string((ROLE / "templates" / template).read_text()).render(values)
 
 
-__all__ = ["HOSTS", "PORT", "Group", "NoImageError", "redis_node", "running"]
+__all__ = ["CLUSTER", "HOSTS", "PORT", "Group", "NoImageError", "redis_node", "running"]

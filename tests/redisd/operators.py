@@ -43,6 +43,7 @@ import redis_node as node
 home = pathlib.Path(__file__).parent
 node.SETTINGS, node.OWNED = home / "flotilla.json", home / "flotilla.conf"
 node.HOME, node.DATA, node.ROLE = home, home / "data", home / "role.conf"
+node.LEAF, node.AUTHORITY = home / "leaf.pem", home.parent / "authority.pem"
 sys.exit(node.main())
 """
 # The tool that role redis_backup installs, in the account that the environment names.
@@ -177,9 +178,9 @@ class Hands:
             return 1, f"{failure}\nSee journalctl for details.\n"
         for service in services:
             process = self._process(name, service)
-            if words[0] == "stop":
+            if words[0] in ("stop", "restart"):
                 process.stop()
-            wanted = words[0] == "start" and not process.is_running
+            wanted = words[0] in ("start", "restart") and not process.is_running
             if wanted and not self._start(name, service, process):
                 return 1, ""
         return 0, ""

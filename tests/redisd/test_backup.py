@@ -71,7 +71,9 @@ def contents(group: Group, name: str) -> dict[str, str]:
 
 
 def raw(name: str) -> Any:
-    return redis_node.redis.Redis(host=HOSTS[name], port=PORT, username="app", password="app")
+    return redis_node.redis_tls.client(
+        redis_node.AUTHORITY, host=HOSTS[name], port=PORT, username="app", password="app"
+    )
 
 
 def backup(settings: Settings) -> dict[str, Any]:
@@ -84,8 +86,8 @@ def restore(settings: Settings, which: str = "latest", confirmed: Any = yes) -> 
 
 def spoilt(group: Group) -> None:
     """What somebody did by mistake, on every host."""
-    there = redis_node.redis.Redis(
-        host=HOSTS[group.primary()], port=PORT, username="app", password="app"
+    there = redis_node.redis_tls.client(
+        redis_node.AUTHORITY, host=HOSTS[group.primary()], port=PORT, username="app", password="app"
     )
     keys = list(there.scan_iter("key:*"))
     there.delete(*keys)

@@ -35,7 +35,7 @@ def shell(command: str, stdin: str, seconds: float) -> str:
     ).stdout
 
 
-def order(name: str, **more: object) -> Order:
+def order(group: Group, name: str, **more: object) -> Order:
     run = new_run()
     made = Order(
         run=run,
@@ -48,6 +48,7 @@ def order(name: str, **more: object) -> Order:
         limit_seconds=60.0,
         label="app-1",
         key=f"flotilla_ledger:{run}",
+        authority=group.authority.root.public(),
     )
     return replace(made, **more)  # type: ignore[arg-type]
 
@@ -73,7 +74,7 @@ def fates(entries: list[Entry]) -> set[Fate]:
 
 @pytest.mark.timeout(120)
 def test_what_is_acknowledged_is_there_with_who_took_it_and_is_taken_away(group: Group) -> None:
-    wanted = order("redis-1", wait_replicas=1, wait_ms=WAIT_MS)
+    wanted = order(group, "redis-1", wait_replicas=1, wait_ms=WAIT_MS)
     with writing(wanted) as ledger:
         told = ledger.stop()
     assert len(told) > 20
@@ -86,7 +87,7 @@ def test_what_is_acknowledged_is_there_with_who_took_it_and_is_taken_away(group:
 
 @pytest.mark.timeout(120)
 def test_a_refusal_of_the_server_is_a_write_that_failed(group: Group) -> None:
-    with writing(order("redis-2", is_probe=True)) as ledger:
+    with writing(order(group, "redis-2", is_probe=True)) as ledger:
         told = ledger.stop()
     assert fates(told) == {Fate.FAILED}
     assert {entry.error for entry in told} == {"ReadOnlyError"}
@@ -94,7 +95,7 @@ def test_a_refusal_of_the_server_is_a_write_that_failed(group: Group) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_write_that_no_replica_has_in_time_is_not_acknowledged(group: Group) -> None:
-    wanted = order("redis-1", wait_replicas=1, wait_ms=WAIT_MS)
+    wanted = order(group, "redis-1", wait_replicas=1, wait_ms=WAIT_MS)
     with writing(wanted) as ledger:
         for name in ("redis-2", "redis-3"):
             group.servers[name].signal(signal.SIGSTOP)
@@ -118,7 +119,7 @@ def test_a_write_that_no_replica_has_in_time_is_not_acknowledged(group: Group) -
 
 @pytest.mark.timeout(120)
 def test_a_server_that_dies_leaves_its_last_writes_open(group: Group) -> None:
-    wanted = order("redis-1")
+    wanted = order(group, "redis-1")
     with writing(wanted) as ledger:
         group.servers["redis-1"].end()
         time.sleep(0.5)

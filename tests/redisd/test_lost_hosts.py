@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from typing import Any
 
 import pytest
-from redisd.group import HOSTS, PORT, Group, redis_node
+from redisd.group import HOSTS, Group
 from redisd.operators import Hands
 
 from flotilla.errors import HostFailed
 from flotilla.wait import DeadlineError, until
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def app(name: str) -> Any:
-    return redis_node.redis.Redis(
-        host=HOSTS[name], port=PORT, username="app", password="app", decode_responses=True
-    )
 
 
 def lose(group: Group, hands: Hands, name: str) -> None:
@@ -41,9 +34,10 @@ def starts(hands: Hands, name: str, service: str) -> bool:
 def test_with_a_majority_lost_nobody_takes_writes_until_empty_hosts_replace_it_and_nothing_is_lost(
     group: Group, hands: Hands
 ) -> None:
+    client = group.app("redis-1")
     for number in range(50):
-        app("redis-1").rpush("kept", number)
-    assert app("redis-1").wait(2, 5000) == 2
+        client.rpush("kept", number)
+    assert client.wait(2, 5000) == 2
     for name in ("redis-1", "redis-2"):
         lose(group, hands, name)
     with pytest.raises(DeadlineError):
@@ -55,4 +49,5 @@ def test_with_a_majority_lost_nobody_takes_writes_until_empty_hosts_replace_it_a
     until(group.is_whole, seconds=60)
     until(lambda: group.offered() == ["redis-3"], seconds=10)
     for name in HOSTS:
-        assert app(name).lrange("kept", 0, -1) == [str(number) for number in range(50)]
+        found = group.app(name, decode_responses=True).lrange("kept", 0, -1)
+        assert found == [str(number) for number in range(50)]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from redisd.group import DOWN_AFTER_MS, HOSTS, PORT, Group, redis_node
+from redisd.group import DOWN_AFTER_MS, HOSTS, Group, redis_node
 from redisd.operators import Hands
 
 from flotilla.wait import until
@@ -55,13 +55,8 @@ class Writer:
                 continue
             if connection is None or name != to[0]:
                 name = to[0]
-                connection = redis_node.redis.Redis(
-                    host=HOSTS[name],
-                    port=PORT,
-                    username="app",
-                    password="app",
-                    socket_timeout=1.0,
-                    retry=redis_node.Retry(redis_node.NoBackoff(), 0),
+                connection = self._group.app(
+                    name, socket_timeout=1.0, retry=redis_node.Retry(redis_node.NoBackoff(), 0)
                 )
             number += 1
             try:
@@ -89,9 +84,7 @@ def writing(group: Group) -> Iterator[Writer]:
 
 def there(group: Group) -> set[int]:
     primary = group.primary()
-    app = redis_node.redis.Redis(
-        host=HOSTS[primary], port=PORT, username="app", password="app", decode_responses=True
-    )
+    app = group.app(primary, decode_responses=True)
     return set(map(int, app.lrange("ledger", 0, -1)))
 
 

@@ -30,8 +30,12 @@ def test_transactions_and_scripts_outlive_a_restart_and_nobody_is_the_default_us
     until(group.is_whole, seconds=90)
     assert set(app(group.primary()).keys()) == written
     for password in (None, ""):
-        stranger = redis_node.redis.Redis(
-            host=HOSTS["redis-1"], port=PORT, username="default", password=password
+        stranger = redis_node.redis_tls.client(
+            redis_node.AUTHORITY,
+            host=HOSTS["redis-1"],
+            port=PORT,
+            username="default",
+            password=password,
         )
         with pytest.raises(RedisError):
             stranger.get("plain")

@@ -83,8 +83,12 @@ class Application:
         primary = HOSTS[self._group.primary_name]
         while not self._stopped.wait(0.01):
             try:
-                with redis_node.redis.Redis(
-                    primary, PORT, username="app", password=self.password
+                with redis_node.redis_tls.client(
+                    redis_node.AUTHORITY,
+                    host=primary,
+                    port=PORT,
+                    username="app",
+                    password=self.password,
                 ) as r:
                     # No write: a busy machine's replicas lag, and the primary then takes none.
                     r.get("k")
@@ -253,8 +257,12 @@ def test_what_hosts_of_redis_use_themselves_is_changed_under_them(made: Servers,
     replica = next(host for host in HOSTS if host != made.group.primary_name)
     # A link that is made anew logs in with what the host has been given.
     who = json.loads((made.hands.home(replica) / "flotilla.json").read_text())
-    with redis_node.redis.Redis(
-        HOSTS[made.group.primary_name], PORT, username="sentinel", password=who["operator_password"]
+    with redis_node.redis_tls.client(
+        redis_node.AUTHORITY,
+        host=HOSTS[made.group.primary_name],
+        port=PORT,
+        username="sentinel",
+        password=who["operator_password"],
     ) as primary:
         primary.execute_command("CLIENT", "KILL", "TYPE", "replica")
     until(lambda: _follows(made, replica), seconds=20)

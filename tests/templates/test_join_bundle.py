@@ -18,6 +18,7 @@ from flotilla.rules import join as rules
 
 ROLES = REPOSITORY / "roles"
 SECRETS = {"redis/app_password": 'a"b\\c', "mysql/app_password": "p w", "app/secret_key": "%%x%%"}
+PUBLIC = {"authority/certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}
 
 
 def load(name: str, path: Path) -> Any:
@@ -87,7 +88,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             ("host", [{"role": "base"}, *own], plain),
         )
     ]
-    secrets = {"__site_secrets": {"values": SECRETS}}
+    secrets = {"__site_secrets": {"values": SECRETS | PUBLIC}}
     local: dict[str, dict[str, Any]] = {"localhost": {"ansible_connection": "local"} | secrets}
     local["localhost"]["ansible_python_interpreter"] = sys.executable
     listing = inventory()
@@ -175,3 +176,13 @@ def test_the_unit_waits_for_no_target_and_tries_again(render) -> None:
     unit = render("join", "join.service.j2", host="app-1", join_parameters=[])
     assert "Type=exec" in unit, "a oneshot would hold up multi-user.target and the host's SSH keys"
     assert "Restart=on-failure" in unit
+
+
+def test_redis_has_to_prove_its_name_through_the_proxy_of_the_host(rendered) -> None:
+    """Any library checks the name it connects to, and on this host that is HAProxy."""
+    name = "redis.flotilla.lab.internal"
+    files = dict(zip((file["path"] for file in FILES), rendered["app-1"], strict=True))
+    assert f"127.0.0.1 localhost {name}\n" in files["/etc/hosts"]
+    assert f'CACHE_ADDRESS="{name}:6379"' in files["/etc/app/environment"]
+    assert 'CACHE_CA="/etc/app/authority.pem"' in files["/etc/app/environment"]
+    assert files["/etc/app/authority.pem"] == PUBLIC["authority/certificate"]

@@ -112,3 +112,13 @@ def test_the_host_knows_all_hosts_and_who_is_first(rendered: Callable[..., str])
     assert found["hosts"] == {f"redis-{n}": f"10.77.5.{n}" for n in (1, 2, 3)}
     assert found["initial"] == "redis-1"
     assert found["sentinel"]["quorum"] == "2"
+
+
+def test_redis_listens_with_tls_only_and_verifies_whom_it_connects_to(
+    rendered: Callable[..., str],
+) -> None:
+    found = settings(rendered("flotilla.conf.j2"))
+    assert (found["port"], found["tls-port"]) == ("0", "6379")
+    assert (found["tls-replication"], found["tls-protocols"]) == ("yes", "TLSv1.3")
+    assert found["tls-cert-file"] == found["tls-key-file"] == "/etc/flotilla/tls/leaf.pem"
+    assert found["tls-ca-cert-file"] == "/etc/flotilla/tls/authority.pem"

@@ -151,6 +151,7 @@ MAY = [
     ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
+    ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/tls_issuer"), {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Flotilla"}),
     ("lb", "logs:CreateLogGroup", LOGS, {}),
     ("lb", "logs:PutRetentionPolicy", LOGS, {}),
@@ -204,6 +205,11 @@ MAY_NOT = [
     ("app", "ssm:GetParameter", parameter("/shop/blue/mysql/root_password"), {}),
     ("app", "ssm:GetParameters", parameter("/shop/blue/mysql/root_password"), {}),
     ("app", "ssm:GetParameters", parameter("/shop/blue/redis/sentinel_password"), {}),
+    ("app", "ssm:GetParameters", parameter("/shop/blue/redis/tls_issuer"), {}),
+    *(
+        (role, "ssm:GetParameters", parameter("/shop/blue/operator/authority"), {})
+        for role in ("bastion", "lb", "app", "mysql", "redis")
+    ),
     ("app", "ec2:CreateTags", INSTANCE, DATABASE | NAMING),
     ("app", "ec2:CreateTags", INSTANCE, SERVER | NAMING | {"aws:RequestTag/Name": "mysql-1"}),
     ("app", "ec2:CreateTags", INSTANCE, SERVER | {"aws:TagKeys": "Role"}),

@@ -130,9 +130,12 @@ def test_secrets_are_never_made_again(fleet):
     before = secret_values(fleet())
     parts.converge(fleet(app=4, lb=2))
     assert secret_values(fleet()) == before
-    assert len(set(before.values())) == len(before) == 10
+    generated = {
+        name: value for name, value in before.items() if not value.startswith("-----BEGIN ")
+    }
+    assert len(set(generated.values())) == len(generated) == 10
     # 192 bits; MySQL takes at most 32 characters for a replication account.
-    assert {len(value) for value in before.values()} == {32}
+    assert {len(value) for value in generated.values()} == {32}
 
 
 def test_one_lost_secret_comes_back_alone(fleet):

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from flotilla.hosts.redis import member
-from flotilla.rules.redis import Member, Next, following, primary, problems
+from flotilla.rules.redis import (
+    Lasts,
+    Member,
+    Next,
+    certificates,
+    following,
+    primary,
+    problems,
+)
 from flotilla.snapshot import Host
 
 ADDRESSES = {f"redis-{n}": f"10.77.5.{n}" for n in (1, 2, 3)}
@@ -198,3 +206,29 @@ def test_with_anything_out_of_order_nobody_is_moved(overrides, silent, says):
 def test_a_primary_without_anybody_else_stays():
     alone = [member(host("redis-1"), report("redis-1", sentinels={"redis-1": "10.77.5.1"}))]
     assert "no replica" in str(following(alone, {}, None))
+
+
+def lasting(left: float | None = 100.0, issuer: float | None = 400.0) -> dict[str, object]:
+    return {"hours_left": left, "hours": 169.0, "issuer_days_left": issuer}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, ""),
+        (lasting(), ""),
+        (lasting(left=48.0), ""),
+        (lasting(left=47.0), "redis-2: its certificate ends in 47 h and was not renewed"),
+        (lasting(left=-1.0), "redis-2: its certificate has ended: clients refuse it"),
+        (lasting(left=None, issuer=None), ""),
+        (lasting(issuer=89.0), "ends in 89 days: fab fleet.provision, then fab fleet.configure"),
+    ],
+)
+def test_a_certificate_that_was_not_renewed_in_time_is_told_and_keeps_nobody_from_work(
+    found: dict[str, object] | None, said: str
+) -> None:
+    members = group(redis_2={"certificate": found})
+    told = certificates(members)
+    assert told == [] if not said else said in told[0]
+    assert problems(members, {}) == []
+    assert members[1].certificate == (Lasts(**found) if found else None)  # type: ignore[arg-type]

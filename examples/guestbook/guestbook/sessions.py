@@ -41,6 +41,10 @@ class Sessions:
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,
             decode_responses=True,
+            # Whoever answers has to prove the name in CACHE_ADDRESS, wherever that leads.
+            ssl=settings.cache_ca is not None,
+            ssl_ca_certs=settings.cache_ca,
+            ssl_check_hostname=True,
             health_check_interval=15,
             # Three tries over some 0.3 s: enough for a connection cut by a failover, short for a
             # page.

@@ -31,6 +31,7 @@ class Settings:
     database_password: str
     database_ca: str | None
     cache: Address
+    cache_ca: str | None
     cache_user: str
     cache_password: str
     secret_key: str
@@ -54,6 +55,7 @@ def read(env: Mapping[str, str], *, release: Path | None = None) -> Settings:
         database_password=_required(env, "DATABASE_PASSWORD"),
         database_ca=env.get("DATABASE_CA") or None,
         cache=_address(env, "CACHE_ADDRESS", "127.0.0.1:6379"),
+        cache_ca=env.get("CACHE_CA") or None,
         cache_user=env.get("CACHE_USER", "app"),
         cache_password=_required(env, "CACHE_PASSWORD"),
         secret_key=_required(env, "SECRET_KEY"),

@@ -9,6 +9,9 @@
     redis_node.py apply                  bring running services to the files Ansible owns
     redis_node.py unread                 names of the settings that only a restart would bring
     redis_node.py sessions --user USER   from which addresses an account is used now, as JSON
+    redis_node.py plain                  {"plain": true} while Redis here answers without TLS
+    redis_node.py secure                 have such a Redis speak TLS and nothing else, at once
+    redis_node.py certificate            have Redis and its Sentinel take the host's certificate
     redis_node.py rebuild                throw this replica's data away and copy the primary's
     redis_node.py save                   this replica's data as one checked file, for a backup
     redis_node.py restore --backup ID    replace the group's data by what was fetched to it
@@ -18,6 +21,7 @@ No role is ever written into a file that Ansible owns: who is primary is a fact 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -38,6 +42,7 @@ import redis_rebuild
 import redis_restore
 import redis_rules as rules
 import redis_settings
+import redis_tls
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -46,6 +51,8 @@ OWNED = Path("/etc/redis/flotilla.conf")
 HOME = Path("/var/lib/redis")
 DATA = HOME / "data"
 ROLE = Path("/run/redis/role.conf")
+LEAF = Path("/etc/flotilla/tls/leaf.pem")
+AUTHORITY = Path("/etc/flotilla/tls/authority.pem")
 
 ASK_TIMEOUT_SECONDS = 0.4
 # How long a start looks for a majority. Long enough for Sentinels that boot at the same time.
@@ -80,24 +87,32 @@ def load() -> Settings:
     return Settings(**json.loads(SETTINGS.read_text()))
 
 
-def connect(settings: Settings, address: str, port: int, *, operator: bool = False) -> Any:
-    """A client of the Redis or Sentinel there; it connects at the first command."""
+def connect(
+    settings: Settings, address: str, port: int, *, operator: bool = False, **encryption: Any
+) -> Any:
+    """A client of the Redis or Sentinel there; it connects at the first command.
+
+    Whoever is there has to prove that the fleet's authority knows it by that address.
+    """
     who = (settings.operator_user, settings.operator_password)
     if not operator:
         who = (settings.monitor_user, settings.monitor_password)
-    return redis.Redis(
-        host=address,
-        port=port,
-        username=who[0],
-        password=who[1],
-        socket_timeout=ASK_TIMEOUT_SECONDS,
-        socket_connect_timeout=ASK_TIMEOUT_SECONDS,
-        decode_responses=True,
+    options: dict[str, Any] = {
+        "host": address,
+        "port": port,
+        "username": who[0],
+        "password": who[1],
+        "socket_timeout": ASK_TIMEOUT_SECONDS,
+        "socket_connect_timeout": ASK_TIMEOUT_SECONDS,
+        "decode_responses": True,
         # Its own retries wait for seconds; whoever asks here asks again soon anyhow.
-        retry=Retry(NoBackoff(), 0),
-        lib_name=None,
-        lib_version=None,
-    )
+        "retry": Retry(NoBackoff(), 0),
+        "lib_name": None,
+        "lib_version": None,
+    }
+    if encryption:
+        return redis.Redis(**options, **encryption)
+    return redis_tls.client(AUTHORITY, **options)
 
 
 def ask_sentinel(client: Any, cluster: str) -> rules.Word:
@@ -180,7 +195,12 @@ def start_redis(settings: Settings) -> int:
 def start_sentinel(settings: Settings) -> int:
     """Give a Sentinel without memory its first configuration; it owns the file from then on."""
     path = HOME / "sentinel.conf"
+    encrypted = redis_tls.sentinel_lines(settings.sentinel_port, LEAF, AUTHORITY)
     if path.exists():
+        # It is not running now. How it is reached is ours; everything else there is its own.
+        text = path.read_text()
+        if (wanted := rules.reached(text, encrypted)) != text:
+            put(path, wanted)
         return 0
     initial = settings.hosts[settings.initial]
     first = connect(settings, initial, settings.port)
@@ -192,7 +212,7 @@ def start_sentinel(settings: Settings) -> int:
         return 1
     quorum = settings.sentinel["quorum"]
     lines = [
-        f"port {settings.sentinel_port}",
+        *encrypted,
         f"bind {settings.address} 127.0.0.1",
         f"dir {HOME}",
         "aclfile /etc/redis/sentinel.acl",
@@ -296,6 +316,10 @@ def status(settings: Settings) -> int:
         found["keys"] = sum(db["keys"] for db in client.info("keyspace").values())
     except redis.exceptions.RedisError as error:
         found["error"] = str(error)
+    place = redis_tls.Place(settings.address, LEAF, AUTHORITY)
+    found["certificate"] = None
+    with contextlib.suppress(redis_tls.TlsError):
+        found["certificate"] = redis_tls.lasts(place, (settings.port, settings.sentinel_port))
     words = ask_all(settings)
     found["sentinels"] = {name: word.names or None for name, word in words.items()}
     sentinel = connect(settings, settings.address, settings.sentinel_port)
@@ -361,6 +385,54 @@ def sessions(settings: Settings, user: str) -> int:
     client = connect(settings, settings.address, settings.port, operator=True)
     found = {row["addr"].rpartition(":")[0] for row in client.client_list() if row["user"] == user}
     sys.stdout.write(json.dumps(sorted(found)) + "\n")
+    return 0
+
+
+def plain(settings: Settings) -> int:
+    """Whether Redis here still answers without TLS, as one JSON object."""
+    json.dump({"plain": redis_tls.is_plain(_unencrypted(settings))}, sys.stdout)
+    sys.stdout.write("\n")
+    return 0
+
+
+def secure(settings: Settings) -> int:
+    """Have a Redis that answers without TLS speak TLS and nothing else, at once.
+
+    Only with all of the group, and while no Sentinel runs: see tasks/secure.yml.
+    """
+    client = _unencrypted(settings)
+    if redis_tls.is_plain(client):
+        redis_tls.secure(client, redis_settings.owned_lines(OWNED.read_text()))
+        sys.stdout.write("speaks TLS now\n")
+    return 0
+
+
+def _unencrypted(settings: Settings) -> Any:
+    """To this host itself: what is said does not leave it."""
+    return connect(settings, settings.address, settings.port, operator=True, ssl=False)
+
+
+def certificate(settings: Settings) -> int:
+    """Have Redis and its Sentinel take the host's certificate; a line for each that did.
+
+    Exit 0 when both have it, or do not run; 1 when it has to be tried again, with the reason.
+    """
+    place = redis_tls.Place(settings.address, LEAF, AUTHORITY)
+    # What is served may have ended, which is what is mended here; and nobody else has this address.
+    client = connect(
+        settings, settings.address, settings.port, operator=True, **redis_tls.unverified()
+    )
+    if redis_tls.is_stale(place, settings.port):
+        redis_tls.reload(client, place)
+        sys.stdout.write("Redis took the certificate\n")
+    if not redis_tls.is_stale(place, settings.sentinel_port):
+        return 0
+    why = rules.needed(ask_all(settings), me=settings.name)
+    if why:
+        sys.stderr.write(f"the Sentinel keeps its old certificate for now: {why}\n")
+        return 1
+    redis_tls.restart_sentinel(place, settings.sentinel_port)
+    sys.stdout.write("the Sentinel took the certificate\n")
     return 0
 
 
@@ -431,6 +503,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "unread": unread,
         "remember": remember,
         "hasten": hasten,
+        "plain": plain,
+        "secure": secure,
+        "certificate": certificate,
         "rebuild": rebuild,
         "save": save,
     }
@@ -453,7 +528,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return move(settings, chosen.to)
     if chosen.command == "restore":
         return restore(settings, chosen.backup)
-    return actions[chosen.command](settings)
+    try:
+        return actions[chosen.command](settings)
+    except redis_tls.TlsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

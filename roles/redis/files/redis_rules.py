@@ -289,3 +289,28 @@ def has_data(folder: Path) -> bool:
 
 def _is_replica(name: str) -> bool:
     return name.startswith("slave") and name[len("slave") :].isdecimal()
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+def reached(text: str, lines: Sequence[str]) -> str:
+    """A Sentinel's configuration with ``lines`` for how it is reached, and the rest as it was."""
+    ours = ("port", *(line.partition(" ")[0] for line in lines))
+    kept = [line for line in text.splitlines() if line.partition(" ")[0] not in ours]
+    return "\n".join([*lines, *kept]) + "\n"
+
+
+def needed(words: Mapping[str, Word], *, me: str) -> str:
+    """Why the Sentinel of host ``me`` may not go away for a moment; empty when it may.
+
+    The others have to be a majority without it, and of one mind, so that a primary that dies just
+    then is failed over all the same.
+    """
+    others = {name: word for name, word in words.items() if name != me}
+    quiet = sorted(name for name, word in others.items() if not word.names)
+    if len(others) - len(quiet) < majority(len(words)):
+        return f"without it there would be no majority, for {', '.join(quiet)} does not answer"
+    if len({word.names for word in others.values() if word.names}) > 1:
+        return "the other Sentinels do not agree who is primary"
+    return ""

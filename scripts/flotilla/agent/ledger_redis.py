@@ -25,13 +25,15 @@ KEPT_SECONDS = 3600
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order(ledger.Order):
     """An order for a hash, ``key``. ``wait_replicas``: acknowledged is a write that so many
-    replicas have within ``wait_ms`` (WAIT); with 0, one that the primary has.
+    replicas have within ``wait_ms`` (WAIT); with 0, one that the primary has. ``authority`` (PEM)
+    has to vouch for whoever answers, by the name or address in ``host``.
     """
 
     program = "flotilla.agent.ledger_redis"
     carry = ("redis", "async_timeout")
 
     key: str
+    authority: str
     wait_replicas: int = 0
     wait_ms: int = 1000
 
@@ -82,6 +84,9 @@ def connect(order: Order) -> Any:
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=ANSWER_SECONDS,
         single_connection_client=True,
+        ssl=True,
+        ssl_ca_data=order.authority,
+        ssl_check_hostname=True,
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )

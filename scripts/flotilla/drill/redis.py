@@ -113,7 +113,7 @@ class Drill(writes.Drill):
         self._hosts: dict[str, Host] = members
         self._wait = options.wait_replicas
         self._outside = outside
-        self._known = ledger.password(settings)
+        self._known = ledger.access(settings)
 
     def clients(self, writers: int) -> Clients:
         """See ``writes.Drill``."""

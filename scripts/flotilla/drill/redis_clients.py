@@ -8,12 +8,13 @@ from flotilla.agent.ledger_redis import Order
 from flotilla.drill import clients
 from flotilla.drill.clients import LIMIT_SECONDS, PAUSE_SECONDS
 from flotilla.hosts.ssh import Runner
-from flotilla.redis.ledger import order, taken
+from flotilla.redis.ledger import Access, order, taken
 from flotilla.snapshot import Host
 
 
 class Clients(clients.Clients):
-    """Writers; ``addresses`` are the servers' by member. ``known`` is the application's password.
+    """Writers; ``addresses`` are the servers' by member. ``known`` is what the
+    application knows.
 
     No probe asks a server past HAProxy: an old primary may take such a write until it sees that it
     has no replica, and what counts is what applications are led to.
@@ -21,7 +22,7 @@ class Clients(clients.Clients):
 
     def __init__(
         self,
-        known: str,
+        known: Access,
         runner: Runner,
         *,
         apps: Iterable[Host],

@@ -8,7 +8,7 @@ from typing import Any
 
 from flotilla.errors import HostFailed
 from flotilla.hosts.ssh import Runner
-from flotilla.rules.redis import Member
+from flotilla.rules.redis import Lasts, Member
 from flotilla.snapshot import Host
 
 # Installed by role redis. It asks with the monitoring account; the password stays on the host.
@@ -56,6 +56,7 @@ def member(host: Host, report: Mapping[str, Any]) -> Member:
         unseen=_unseen(report.get("unseen")),
         keys=report.get("keys"),
         held=report.get("held"),
+        certificate=Lasts(**report["certificate"]) if report.get("certificate") else None,
     )
 
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 
 from flotilla.aws.errors import described
 from flotilla.errors import FlotillaError
-from flotilla.provision import copies, groups, hosts, identity, network, storage, templates
+from flotilla.provision import (
+    authority,
+    copies,
+    groups,
+    hosts,
+    identity,
+    network,
+    storage,
+    templates,
+)
 from flotilla.provision.change import Change, Stage, carry_out
 from flotilla.provision.world import World
 
@@ -18,6 +27,7 @@ PARTS: dict[str, Look] = {
     "groups": lambda world, _shrink: groups.stages(world),
     "identity": lambda world, _shrink: identity.stages(world),
     "storage": lambda world, _shrink: storage.stages(world),
+    "authority": lambda world, _shrink: authority.stages(world),
     "copies": lambda world, _shrink: copies.stages(world),
     "templates": lambda world, _shrink: templates.stages(world),
     "hosts": lambda world, shrink: hosts.stages(world, shrink=shrink),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from flotilla.agent.bundle import loaded
 from flotilla.agent.ledger_redis import Order
@@ -18,17 +18,31 @@ from flotilla.snapshot import Host
 KEYS = "flotilla_ledger"
 PORT = 6379
 USER = "app"
+# What everybody trusts; see provision.authority.
+CERTIFICATE = ("authority", "certificate")
 READ_BACK_SECONDS = 30.0
 
 
-def password(settings: Settings) -> str:
-    """Of the application's account. Raises Refused, Unreachable."""
-    name = settings.parameter("redis", "app_password")
-    return secrets.named(settings, [name])[name]
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What an application needs to reach Redis: the password of its account, the name that Redis
+    has to prove, and the authority (PEM) that has to vouch for it.
+    """
+
+    password: str
+    name: str
+    authority: str
+
+
+def access(settings: Settings) -> Access:
+    """As the application's account. Raises Refused, Unreachable."""
+    names = [settings.parameter("redis", "app_password"), settings.parameter(*CERTIFICATE)]
+    found = secrets.named(settings, names)
+    return Access(found[names[0]], settings.zone("redis"), found[names[1]])
 
 
 def order(
-    known: str,
+    known: Access,
     *,
     run: str,
     label: str,
@@ -41,8 +55,10 @@ def order(
     return Order(
         run=run,
         port=PORT,
+        host=known.name,
         user=USER,
-        password=known,
+        password=known.password,
+        authority=known.authority,
         writers=writers,
         pause_seconds=pause_seconds,
         limit_seconds=limit_seconds,

@@ -10,12 +10,13 @@ from typing import Any
 from flotilla.errors import FlotillaError
 from flotilla.hosts.redis import read
 from flotilla.hosts.ssh import Runner
-from flotilla.rules.redis import Member, primary, problems
+from flotilla.rules.redis import Member, certificates, primary, problems
 from flotilla.snapshot import Host
 
 
 def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
-    """``primary`` (a name or None), ``members``, ``problems`` (sentences), ``next``; JSON types.
+    """``primary`` (a name or None), ``members``, ``problems`` and ``certificates`` (sentences),
+    ``next``; JSON types.
 
     A host that cannot be asked is a member with role "silent", and a problem. Raises nothing.
     """
@@ -30,6 +31,7 @@ def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
             *({"name": name, "role": "silent", "why": why} for name, why in silent.items()),
         ],
         "problems": found,
+        "certificates": certificates(members),
         "next": "fab fleet.status" if found else "",
     }
 

@@ -9,6 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+# The host makes the next one when a third is left, and looks every hour: this is hours later.
+LATE = 0.28
+# Any `fab fleet.provision` made the next one when eight months were left.
+ISSUER_DAYS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lasts:
+    """How long a host's certificate lasts: what is served has ``hours_left`` of ``hours``."""
+
+    hours_left: float | None
+    hours: float | None
+    issuer_days_left: float | None
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -43,6 +57,7 @@ class Member:
     unseen: tuple[str, ...] | None = None
     keys: int | None = None
     held: int | None = None
+    certificate: Lasts | None = None
 
 
 def primary(members: Sequence[Member]) -> Member | None:
@@ -76,6 +91,27 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
             found.append(f"{member.name}: its Sentinel waits {wait}, as a restore told it to")
     heard = {member.name for member in members if member.role is not None}
     return found + (_dissent(chosen, heard) if chosen else [])
+
+
+def certificates(members: Sequence[Member]) -> list[str]:
+    """What was not renewed in time, in sentences. It keeps nobody from working on the hosts."""
+    found = []
+    for member in members:
+        lasts = member.certificate
+        if lasts is None:
+            continue
+        if lasts.hours_left is not None and lasts.hours:
+            if lasts.hours_left <= 0:
+                found.append(f"{member.name}: its certificate has ended: clients refuse it")
+            elif lasts.hours_left < lasts.hours * LATE:
+                left = f"{lasts.hours_left:.0f} h"
+                found.append(f"{member.name}: its certificate ends in {left} and was not renewed")
+        if lasts.issuer_days_left is not None and lasts.issuer_days_left < ISSUER_DAYS:
+            found.append(
+                f"{member.name}: what it signs certificates with ends in"
+                f" {lasts.issuer_days_left:.0f} days: fab fleet.provision, then fab fleet.configure"
+            )
+    return found
 
 
 def _dissent(chosen: Member, heard: Collection[str]) -> list[str]:

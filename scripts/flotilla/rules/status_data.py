@@ -20,6 +20,7 @@ ARCHIVED_SECONDS = 300.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
+ENDING = "certificate-runs-out"
 NO_BACKUP, NO_ARCHIVE = "backup-is-missing", "binlog-archive-stops"
 NO_DRILL = "restore-drill-fails"
 NO_ANSWER = "aws-api-does-not-answer"
@@ -140,6 +141,9 @@ def redis(world: World) -> Iterator[Finding]:
         severity = Severity.RISK if chosen else Severity.DOWN
         after = f"fab fleet.logs {name if is_host else 'redis'} --unit redis-sentinel"
         yield Finding(severity, name if is_host else "redis", problem, after, REDIS)
+    for problem in redis_rules.certificates(members):
+        name = problem.partition(":")[0]
+        yield risk(name, problem, f"fab fleet.logs {name} --unit flotilla-tls", ENDING)
     for member in members:
         if chosen and member.role == "replica" and member.offset is not None:
             behind = (chosen.offset or 0) - member.offset

@@ -1,0 +1,269 @@
+#!/usr/bin/python3
+"""Give this host a certificate of its own, and a new one in time, with nobody there.
+
+    tls_leaf.py issue    make one if it is time; exit 1: there can be none, and why
+    tls_leaf.py renew    the same, then have the services take it; exit 1: try again
+    tls_leaf.py status   one JSON object on stdout
+
+The host's role has an issuer (a key that may sign for names of that role only); with it the host
+signs for itself. Key and certificate are one file, so that no service ever reads half of a pair;
+it is replaced whole or not at all. Services are told at every run, not only after a renewal: one
+that could not take the new certificate then takes it an hour later.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+HOME = Path("/etc/flotilla/tls")
+# Clocks of hosts differ by less.
+BEFORE = timedelta(hours=1)
+RENEW_AT = 1 / 3
+HOOK_SECONDS = 120
+_USAGE = x509.KeyUsage(
+    digital_signature=True, content_commitment=False, key_encipherment=False,
+    data_encipherment=False, key_agreement=False, key_cert_sign=False, crl_sign=False,
+    encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
+
+class LeafError(Exception):
+    """There can be no certificate now; the message says why, and what would help."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """/etc/flotilla/tls/tls.json. ``group`` may read the leaf; ``after`` are commands (argv)."""
+
+    names: list[str]
+    addresses: list[str]
+    hours: int
+    group: str
+    after: list[list[str]] = field(default_factory=list)
+
+
+def load(home: Path) -> Settings:
+    """The settings. Raises OSError, ValueError or TypeError when the file is not right."""
+    return Settings(**json.loads((home / "tls.json").read_text()))
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def why_new(
+    leaf: x509.Certificate | None, wanted: Settings, issuer: x509.Certificate, now: datetime
+) -> str:
+    """Why another certificate is needed; empty when this one does."""
+    if leaf is None:
+        return "there is none"
+    if _names(leaf) != (sorted(wanted.names), sorted(wanted.addresses)):
+        return "it is for other names"
+    try:
+        leaf.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return "another issuer made it"
+    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    if now < start:
+        return "it is not valid yet"
+    return f"it ends {end:%Y-%m-%d %H:%M} UTC" if end - now < (end - start) * RENEW_AT else ""
+
+
+def why_not(
+    wanted: Settings, issuer: x509.Certificate, root: x509.Certificate, now: datetime
+) -> str:
+    """Why this issuer can make none; empty when it can."""
+    try:
+        issuer.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError):
+        return "the issuer was not made by the authority that everybody trusts"
+    if not issuer.not_valid_before_utc <= now < issuer.not_valid_after_utc:
+        return f"the issuer is valid until {issuer.not_valid_after_utc:%Y-%m-%d} only"
+    outside = [
+        *(name for name in wanted.names if not _may(issuer, name)),
+        *(one for one in wanted.addresses if not _may(issuer, ipaddress.ip_address(one))),
+    ]
+    return f"the issuer may not vouch for {', '.join(outside)}" if outside else ""
+
+
+def _names(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
+    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = (str(one) for one in found.get_values_for_type(x509.IPAddress))
+    return sorted(found.get_values_for_type(x509.DNSName)), sorted(addresses)
+
+
+def _may(
+    issuer: x509.Certificate, what: str | ipaddress.IPv4Address | ipaddress.IPv6Address
+) -> bool:
+    """RFC 5280: with any permitted tree of its kind, a name has to be in one of them."""
+    limits = issuer.extensions.get_extension_for_class(x509.NameConstraints).value
+    for tree in limits.permitted_subtrees or ():
+        if isinstance(what, str):
+            if isinstance(tree, x509.DNSName) and f".{what}".endswith(f".{tree.value}"):
+                return True
+        elif isinstance(tree, x509.IPAddress) and what in tree.value:
+            return True
+    return False
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def made(
+    wanted: Settings, key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate, now: datetime
+) -> tuple[bytes, x509.Certificate]:
+    """A new key with its certificate, and the issuer's: what a server sends. It never outlives
+    its issuer.
+    """
+    own = ec.generate_private_key(ec.SECP256R1())
+    names = [x509.DNSName(name) for name in wanted.names]
+    addresses = [x509.IPAddress(ipaddress.ip_address(one)) for one in wanted.addresses]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.names[0][:64])])
+    end = min(now + timedelta(hours=wanted.hours), issuer.not_valid_after_utc)
+    above = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.subject)
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(max(now - BEFORE, issuer.not_valid_before_utc))
+        .not_valid_after(end)
+        .add_extension(x509.SubjectAlternativeName([*names, *addresses]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_USAGE, critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(above, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    text = own.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    pem = serialization.Encoding.PEM
+    return text + leaf.public_bytes(pem) + issuer.public_bytes(pem), leaf
+
+
+def certificate(path: Path) -> x509.Certificate | None:
+    """The first certificate of a file; None where there is no good one."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def put(path: Path, content: bytes, group: str) -> None:
+    """A file for root and one group, whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(0o640)
+        shutil.chown(draft, group=group)
+        draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """One run at a time: of the timer's, and of the playbook's."""
+    with (home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def issue(home: Path, now: datetime) -> str:
+    """Make a certificate if it is time; why one was made. Raises LeafError."""
+    wanted = load(home)
+    root = certificate(home / "authority.pem")
+    issuer = certificate(home / "issuer.pem")
+    if root is None or issuer is None:
+        raise LeafError(f"{home} has no authority.pem or issuer.pem: fab fleet.configure")
+    why = why_new(certificate(home / "leaf.pem"), wanted, issuer, now)
+    if not why:
+        return ""
+    cannot = why_not(wanted, issuer, root, now)
+    if cannot:
+        raise LeafError(f"{cannot}: fab fleet.provision, then fab fleet.configure")
+    key: Any = serialization.load_pem_private_key((home / "issuer.pem").read_bytes(), None)
+    content, leaf = made(wanted, key, issuer, now)
+    put(home / "leaf.pem", content, wanted.group)
+    sys.stderr.write(f"new until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, for {why}\n")
+    return why
+
+
+def renew(home: Path, now: datetime, *, tell: bool = True) -> int:
+    """Make one if it is time, then have the services take it."""
+    with alone(home):
+        try:
+            issue(home, now)
+        except LeafError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        failed = [argv for argv in load(home).after if _run(argv)] if tell else []
+    return 1 if failed else 0
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        return subprocess.run(argv, check=False, timeout=HOOK_SECONDS).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        sys.stderr.write(f"{argv[0]}: {error}\n")
+        return 1
+
+
+def status(home: Path, now: datetime) -> int:
+    """One JSON object: when what this host has ends, in seconds since the epoch."""
+    found = {
+        name: ends.not_valid_after_utc.timestamp() if (ends := certificate(home / file)) else None
+        for name, file in (
+            ("leaf", "leaf.pem"),
+            ("issuer", "issuer.pem"),
+            ("root", "authority.pem"),
+        )
+    }
+    json.dump({"at": now.timestamp(), "ends": found}, sys.stdout)
+    sys.stdout.write("\n")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and do it."""
+    parser = argparse.ArgumentParser(description="this host's own certificate")
+    parser.add_argument("command", choices=("issue", "renew", "status"))
+    chosen = parser.parse_args(arguments)
+    now = datetime.now(UTC)
+    os.umask(0o077)
+    if chosen.command == "status":
+        return status(HOME, now)
+    return renew(HOME, now, tell=chosen.command == "renew")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
