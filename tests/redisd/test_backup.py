@@ -12,7 +12,7 @@ import pytest
 from mysqld.agents import _metadata
 from redisd.group import CLUSTER, HOSTS, PORT, Group, redis_node
 from redisd.operators import Hands
-from redisd.test_lost_hosts import app, lose, starts
+from redisd.test_lost_hosts import lose, starts
 from redisd.test_maintain import yes
 from redisd.test_move import writing
 
@@ -52,7 +52,7 @@ def key(settings: Settings, ring: str) -> None:
 
 def filled(group: Group) -> dict[str, str]:
     """Keys of every sort, on all hosts; what they are, by name."""
-    there = app(group.primary())
+    there = group.app(group.primary(), decode_responses=True)
     with there.pipeline() as pipe:
         for number in range(KEYS):
             pipe.set(f"key:{number}", f"value {number}")
@@ -66,7 +66,7 @@ def filled(group: Group) -> dict[str, str]:
 
 def contents(group: Group, name: str) -> dict[str, str]:
     """What a host has, key by key, whatever sort it is; the writer's own list left out."""
-    found = app(name)
+    found = group.app(name, decode_responses=True)
     return {one: found.dump(one) for one in raw(name).scan_iter(count=1000) if one != b"ledger"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from redisd.group import HOSTS, PORT, Group, redis_node
 from redisd.operators import Hands
-from redisd.test_lost_hosts import app
 
 from flotilla.wait import until
 
@@ -16,7 +15,7 @@ RedisError = redis_node.redis.exceptions.RedisError
 def test_transactions_and_scripts_outlive_a_restart_and_nobody_is_the_default_user(
     group: Group, hands: Hands
 ) -> None:
-    there = app("redis-1")
+    there = group.app("redis-1", decode_responses=True)
     with there.pipeline() as transaction:
         transaction.set("in a transaction", 1).set("too", 1).execute()
     there.eval("redis.call('set', KEYS[1], 1) redis.call('set', KEYS[2], 1)", 2, "script", "both")
@@ -28,7 +27,7 @@ def test_transactions_and_scripts_outlive_a_restart_and_nobody_is_the_default_us
     for name in ("redis-1", "redis-2", "redis-3"):
         hands.run(name, "systemctl start redis-server", check=False)
     until(group.is_whole, seconds=90)
-    assert set(app(group.primary()).keys()) == written
+    assert set(group.app(group.primary(), decode_responses=True).keys()) == written
     for password in (None, ""):
         stranger = redis_node.redis_tls.client(
             redis_node.AUTHORITY,
