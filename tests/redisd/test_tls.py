@@ -131,7 +131,8 @@ class Holder:
     def _run(self) -> None:
         try:
             while not self._over.wait(0.002):
-                self._client.incr("held")
+                # No write: a busy machine's replicas lag, and the primary then takes none.
+                self._client.get("held")
                 self.count += 1
             assert self._client.client_id() == self._id, "it was cut, and connected again"
         except Exception as error:
@@ -158,7 +159,7 @@ def test_a_renewal_under_load_drops_no_connection_and_moves_no_primary(
             assert hands.run(name, f"{TOOL} certificate").stdout == "", "nothing to do any more"
         until(group.is_whole, seconds=20)
         count = held.count
-        until(lambda: held.count > count + 20, seconds=10)
+        until(lambda: held.error or held.count > count + 20, seconds=10)
     assert held.error == ""
     assert set(writer.acked) <= there(group)
     assert [line for line in hands.did if "redis-server" in line] == []
