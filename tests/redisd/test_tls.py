@@ -179,6 +179,24 @@ def test_a_redis_whose_certificate_has_ended_takes_the_new_one(group: Group, han
     assert group.app("redis-3").ping()
 
 
+def test_sentinels_whose_certificates_have_all_ended_take_new_ones(
+    group: Group, hands: Hands
+) -> None:
+    """A lab that was asleep for a week: none of them believes another one's word."""
+    old = datetime.now(UTC) - timedelta(days=8)
+    good, group.authority.issuer = group.authority.issuer, group.authority.issued(old)
+    for name in HOSTS:
+        give(group, name, group.authority.leaf(name, now=old))
+        group.sentinels[name].end()
+        group.sentinels[name].start()
+    until(lambda: all(tls._served(HOSTS[n], SENTINEL_PORT) is not None for n in HOSTS), seconds=20)
+    group.authority.issuer = good
+    for name in HOSTS:
+        group.certify(name)
+        assert "Sentinel took" in hands.run(name, f"{TOOL} certificate").stdout
+    until(group.is_whole, seconds=40)
+
+
 def test_no_sentinel_goes_away_for_its_certificate_while_another_one_is_away(
     group: Group, hands: Hands
 ) -> None:
