@@ -18,6 +18,7 @@ from pathlib import Path
 from mysqld.binaries import NoImageError, disks_of, newest
 from templates.conftest import render_template
 
+from flotilla.rules.access import JUMP
 from flotilla.wait import until
 from lab.layout import layout
 
@@ -58,7 +59,8 @@ class Machine:
         )
         root = shlex.quote(str(folder / "root"))
         script = (
-            f"mount -t overlay overlay -o {shlex.quote(layers)} {root} && mount -t proc proc {root}/proc"
+            f"mount -t overlay overlay -o {shlex.quote(layers)} {root}"
+            f" && mount -t proc proc {root}/proc"
             f" && mount -t tmpfs tmpfs {root}/run && mount --rbind /dev {root}/dev"
             f" && ip link set lo up && touch {root}/run/ready && exec chroot {root} sleep infinity"
         )
@@ -106,6 +108,19 @@ class Machine:
             capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
 
+    @contextmanager
+    def beside(self, *command: str) -> Iterator[None]:
+        """Run a program of this machine in its network meanwhile."""
+        entered = ["nsenter", "--target", str(self.init), "--net", *command]
+        process = subprocess.Popen(
+            entered, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
     def path(self, inside: str) -> Path:
         """Where a path of it is on this machine."""
         return Path(f"/proc/{self.init}/root{inside}")
@@ -146,8 +161,8 @@ def configure(machine: Machine, role: str, **overrides: object) -> None:
     if role == "bastion":
         text = render_template("bastion", "sshd.conf.j2", host=host, **overrides)
         machine.write("/etc/ssh/sshd_config.d/50-flotilla-bastion.conf", text)
-        no_home = ["--no-create-home", "--home-dir", "/nonexistent"]
-        machine.run("useradd", "--system", *no_home, "--shell", "/usr/sbin/nologin", "-p", "*", "jump")
+        account = ["--no-create-home", "--home-dir", "/nonexistent", "--password", "*", JUMP]
+        machine.run("useradd", "--system", "--shell", "/usr/sbin/nologin", *account)
 
 
 @contextmanager

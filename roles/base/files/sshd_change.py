@@ -32,9 +32,11 @@ SAVED = HOME / "saved"
 PENDING = HOME / "pending.json"
 UNIT = "flotilla-sshd-revert"
 TOOL = "/usr/local/sbin/flotilla-sshd"
-# sshd starts itself anew some milliseconds after it was told to; until then logins are the old one's.
+# sshd starts itself anew some milliseconds after it was told to; logins before are the old one's.
 SETTLE_SECONDS = 1.0
 SESSION = "sshd-session"
+# Until sshd was reloaded no login is a proof.
+NEVER = 1e12
 
 
 class RefusedError(Exception):
@@ -157,12 +159,11 @@ def _save(files: list[Path]) -> None:
             shutil.copy2(there, SAVED / path)
     # On the disk before the first file is replaced: a reboot puts back what it names.
     os.sync()
-    _pending(files, float("inf"))
+    _pending(files, NEVER)
 
 
 def _pending(files: list[Path], now: float) -> None:
-    # Until sshd was reloaded no login is a proof.
-    record = {"files": [f"/{path}" for path in files], "since_boot": min(now, 1e12)}
+    record = {"files": [f"/{path}" for path in files], "since_boot": now}
     fresh = PENDING.with_suffix(".new")
     with fresh.open("w") as file:
         file.write(json.dumps(record) + "\n")
