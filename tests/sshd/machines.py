@@ -25,6 +25,11 @@ from lab.layout import layout
 REPO = Path(__file__).resolve().parents[2]
 KEY = "/etc/ssh/ssh_host_ed25519_key"
 
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+    "HOME": "/root",
+}
+
 # HUP is what `systemctl reload ssh` sends; a timer is a process that waits.
 _SYSTEMCTL = """#!/bin/sh
 case "$1" in
@@ -96,7 +101,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self.argv(*command), input=stdin, capture_output=True, text=True, timeout=seconds,
-            check=False, env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": "/root"},
+            check=False, env=_ENVIRONMENT,
         )  # fmt: skip
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done

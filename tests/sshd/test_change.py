@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ KEY = "/root/key"
 
 
 @pytest.fixture
-def changed(host: Machine) -> Iterator[Machine]:
+def changed(host: Machine) -> Machine:
     """A host with the tool, whose root may log in to admin."""
     configure(host, "app")
     host.write(TOOL, (REPO / "roles/base/files/sshd_change.py").read_bytes(), 0o755)
@@ -30,7 +29,7 @@ def changed(host: Machine) -> Iterator[Machine]:
     host.run("chown", "-R", "admin:", "/home/admin")
     host.write("/etc/sudoers.d/admin", "admin ALL=(ALL) NOPASSWD:ALL\n", 0o440)
     host.start()
-    yield host
+    return host
 
 
 def stage(host: Machine, text: str, path: str = FILE) -> None:

@@ -1,4 +1,4 @@
-"""A FIDO2 token as ssh-agent speaks for it: an ed25519-sk key, with or without its owner's proof."""
+"""A FIDO2 token as ssh-agent speaks for it: an ed25519-sk key and what its owner proved."""
 
 from __future__ import annotations
 

@@ -77,6 +77,7 @@ def test_no_role_may_delete_anything_or_change_who_may_what(role):
 
 
 MAY = [
+    ("bastion", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/access/trust.json", {}),
     ("lb", "ec2:AssociateAddress", ADDRESS, EDGE),
     ("lb", "ec2:AssociateAddress", INSTANCE, BALANCER),
     ("lb", "ec2:DescribeAddresses", "*", {}),
@@ -174,6 +175,17 @@ MAY_NOT = [
     ("app", "ssm:GetParameter", parameter("/shop/green/app/secret_key"), {}),
     ("app", "ssm:GetParametersByPath", parameter("/shop/blue"), {}),
     ("app", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),
+    *(
+        (role, f"ssm:{action}", parameter(f"/shop/blue/ssh/{key}_ca"), {})
+        for role in HOLDERS
+        for action in ("GetParameter", "GetParameters", "GetParametersByPath")
+        for key in ("user", "host")
+    ),
+    *(
+        (role, "s3:PutObject", "arn:aws:s3:::shop-blue-artifacts/access/trust.json", {})
+        for role in HOLDERS
+    ),
+    ("bastion", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "AWS/EC2"}),
     ("bastion", "cloudwatch:PutMetricData", "*", {}),
     ("redis", "dynamodb:GetItem", TABLE, {"dynamodb:LeadingKeys": "redis"}),

@@ -230,7 +230,7 @@ def _alone() -> Iterator[None]:
 
 
 def main() -> int:
-    """Do one of the four."""
+    """Do one of the five."""
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     beginning = verbs.add_parser("begin", help="put the staged files in place, for a while")
@@ -238,6 +238,7 @@ def main() -> int:
     verbs.add_parser("confirm", help="keep them; from a new login only")
     reverting = verbs.add_parser("revert", help="put back what was there, unless it was confirmed")
     reverting.add_argument("--no-reload", action="store_true", help="before sshd starts")
+    verbs.add_parser("differs", help="only say what begin would change")
     verbs.add_parser("place", help="put them in place for the next boot, of an image")
     given = parser.parse_args()
     try:
@@ -248,6 +249,9 @@ def main() -> int:
                 told = confirm(login_began(os.getpid()))
             elif given.verb == "revert":
                 told = revert(reload=not given.no_reload)
+            elif given.verb == "differs":
+                found = [f"/{path}" for path in differing()]
+                told = {"changed": bool(found), "files": found}
             else:
                 told = place()
     except (RefusedError, OSError) as error:

@@ -80,3 +80,15 @@ def publish(settings: Settings, authority: Authority, *, dry: bool = False) -> b
     if told and rules.is_same(body, told):
         return False
     return grants.publish(settings, body, dry=dry)
+
+
+def renewed(
+    authority: Authority, key: str, certificate: str, names: Sequence[str], *, now: int
+) -> str:
+    """A host's certificate that lasts: the one it has ("" for none), or a new one."""
+    has = certificates.read(certificate) if certificate else None
+    wanted = certificates.fingerprint(key), certificates.fingerprint(authority.host), set(names)
+    is_right = has is not None and (has.key, has.ca, set(has.principals)) == wanted
+    if has and is_right and has.ends - now > rules.HOST_SECONDS / 2:
+        return certificate
+    return authority.machine(key, names, now=now)

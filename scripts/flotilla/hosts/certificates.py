@@ -11,9 +11,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -39,10 +42,7 @@ def public_of(ca: str, comment: str) -> str:
         raise Refused(
             "the CA's key in SSM cannot be read", untouched="Nothing was changed"
         ) from error
-    encoded = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    return f"{encoded.decode()} {comment}"
+    return f"{_line(key.public_key())} {comment}"
 
 
 def signed(
@@ -95,11 +95,36 @@ def fingerprint(key: str) -> str:
     return _keygen("-l", "-E", "sha256", "-f", "-", stdin=f"{key}\n").split()[1]
 
 
-def described(certificate: str) -> list[str]:
-    """What a certificate says, line by line and without blanks, for people and for comparing."""
-    return [
-        line.strip() for line in _keygen("-L", "-f", "-", stdin=f"{certificate}\n").splitlines()
-    ]
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a certificate says; keys as fingerprints, ``ends`` in seconds since the epoch."""
+
+    key: str
+    ca: str
+    principals: tuple[str, ...]
+    ends: int
+
+
+def read(text: str) -> Certificate | None:
+    """Read a certificate of an ed25519 key; None for anything that is none."""
+    try:
+        found = serialization.load_ssh_public_identity(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    if not isinstance(found, serialization.SSHCertificate):
+        return None
+    return Certificate(
+        fingerprint(_line(found.public_key())),
+        fingerprint(_line(found.signature_key())),
+        tuple(name.decode() for name in found.valid_principals),
+        found.valid_before,
+    )
+
+
+def _line(key: Any) -> str:
+    encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    line: bytes = key.public_bytes(encoding, form)
+    return line.decode()
 
 
 def _moment(seconds: int) -> str:
