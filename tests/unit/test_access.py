@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from moto import mock_aws
 
 from flotilla.access import authority, operate
 from flotilla.access.authority import Authority
+from flotilla.access.kit import Kit
 from flotilla.agent import access as agent
 from flotilla.aws import grants
 from flotilla.aws.session import client
@@ -22,6 +24,7 @@ from flotilla.hosts.ssh import Result
 from flotilla.provision import storage
 from flotilla.rules import access as rules
 from flotilla.settings import Settings
+from flotilla.snapshot import Host, Snapshot
 
 NOW = 1_800_000_000.0
 
@@ -68,10 +71,36 @@ def test_a_grant_is_signed_recorded_and_has_all_that_openssh_needs(settings, key
     )
     assert [one.name for one in grants.granted(settings)] == ["alice"]
     assert (folder / "known_hosts").read_text().startswith(f"@cert-authority * {signer.host}\n")
-    config = (folder / "ssh_config").read_text()
-    assert "User jump" in config
-    assert "StrictHostKeyChecking yes" in config
     assert json.loads(grants.published(settings))["user_ca"] == signer.user
+
+
+def machine(name: str, private: str, public: str | None = None) -> Host:
+    role, _, number = name.partition("-")
+    return Host(
+        name, f"i-{name}", role, int(number), "eu-central-1a", "running", private, public, "ami-1",
+        "t3.small", datetime(2026, 1, 1, tzinfo=UTC), {}, None,
+    )  # fmt: skip
+
+
+def test_openssh_jumps_where_the_kit_says_and_asks_nobody(settings, tmp_path):
+    hosts = (machine("bastion-1", "10.0.0.4", "192.0.2.1"), machine("app-1", "10.0.0.5"))
+    kit = Kit(settings, Snapshot(0.0, hosts), "ssh-ed25519 AAAA")
+    config = tmp_path / "config"
+    config.write_text(kit.ssh_config("alice"))
+
+    def seen(name: str) -> dict[str, str]:
+        asked = ["ssh", "-G", "-F", str(config), name]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
+
+    bastion, app, new = seen("bastion-1"), seen("app-1"), seen("10.0.0.99")
+    assert (bastion["user"], bastion["hostname"]) == ("jump", "192.0.2.1")
+    assert "proxyjump" not in bastion
+    for one, address in ((app, "10.0.0.5"), (new, "10.0.0.99")):
+        assert (one["user"], one["hostname"]) == (settings.ssh.user, address)
+        assert one["proxyjump"] == "bastion-1"
+        assert one["stricthostkeychecking"] in {"yes", "true"}
+        assert one["identityfile"] == f"~/.ssh/{settings.prefix}/key"
 
 
 def test_every_certificate_has_a_serial_of_its_own(settings, key):

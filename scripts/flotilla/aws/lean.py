@@ -95,7 +95,7 @@ class Api:
             return None
         if status != http.HTTPStatus.OK:
             raise self._refused("s3", f"GetObject {key}", status, str(status), "")
-        return sent.get("ETag", ""), body
+        return sent.get("etag", ""), body
 
     def put_metrics(
         self, namespace: str, dimensions: Mapping[str, str], metrics: Mapping[str, Metric]
@@ -164,7 +164,9 @@ class Api:
             connection = self._connections[place.netloc] = _connection(url, self._seconds)
         connection.request(method, place.path or "/", body, dict(headers))
         response = connection.getresponse()
-        return response.status, response.read(), dict(response.headers.items())
+        return response.status, response.read(), {
+            name.lower(): value for name, value in response.headers.items()
+        }
 
     @property
     def _connections(self) -> dict[str, http.client.HTTPConnection]:
