@@ -164,9 +164,11 @@ class Api:
             connection = self._connections[place.netloc] = _connection(url, self._seconds)
         connection.request(method, place.path or "/", body, dict(headers))
         response = connection.getresponse()
-        return response.status, response.read(), {
-            name.lower(): value for name, value in response.headers.items()
-        }
+        return (
+            response.status,
+            response.read(),
+            {name.lower(): value for name, value in response.headers.items()},
+        )
 
     @property
     def _connections(self) -> dict[str, http.client.HTTPConnection]:
