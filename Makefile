@@ -40,7 +40,7 @@ lab-tests: setup ## Tests on real hosts alone
 
 # CI leaves out what repeats another drill at another moment.
 drills: setup ## Every run-book, every bake that must fail, every fault of a deploy or a database, on real hosts
-	@pytest tests/haproxyd tests/redisd tests/netns
+	@pytest tests/haproxyd tests/redisd tests/netns tests/sshd
 	@pytest tests/mysqld $(if $(CI_DRILLS),-m "not thorough")
 	@pytest tests/lab -m "drill$(if $(CI_DRILLS), and not thorough)"
 
