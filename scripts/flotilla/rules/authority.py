@@ -79,9 +79,13 @@ def issuer(
     days = min(ISSUER_DAYS, (above.certificate.not_valid_after_utc - now).days)
     permitted = [x509.DNSName(zone), x509.IPAddress(ipaddress.ip_network(network))]
     subject = _name(f"{zone.partition('.internal')[0]} issuer")
-    builder = _authority(
-        subject, above.certificate.subject, key, now, days=days, below=0
-    ).add_extension(x509.NameConstraints(permitted, None), critical=True)
+    # RFC 5280, 4.2.1.1, on all but a root: Python 3.13 and later refuse one without.
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(above.key.public_key())
+    builder = (
+        _authority(subject, above.certificate.subject, key, now, days=days, below=0)
+        .add_extension(x509.NameConstraints(permitted, None), critical=True)
+        .add_extension(signer, critical=False)
+    )
     return Authority(key, builder.sign(above.key, hashes.SHA256()))
 
 
