@@ -240,7 +240,8 @@ def test_a_restore_that_was_killed_is_ended_by_the_same_command(
     hands.on[f"redis-1: {'stop' if moment == 'stop' else 'start'}"] = cut_off
     with pytest.raises(HostFailed, match="the same command again"):
         restore(settings, made)
-    assert not group.servers["redis-1"].is_running
+    # The tool is dead before Redis is, which is told to stop and does.
+    until(lambda: not group.servers["redis-1"].is_running, seconds=30)
     told = restore(settings, made)
     assert (told["host"], told["keys"]) == (group.primary(), KEYS + 3)
     serves(group, wanted)

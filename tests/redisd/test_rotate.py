@@ -173,6 +173,11 @@ def made(
     monkeypatch.setattr(edge, "PORTS", {"redis": PORT})
     monkeypatch.setattr(edge, "SENTINEL_PORT", SENTINEL_PORT)
     group.primary_name = group.primary()
+    client(settings, "ssm").put_parameter(
+        Name=settings.parameter("authority", "certificate"),
+        Value=group.authority.root.public(),
+        Type="String",
+    )
     found = {f"redis/{account}_password": value for account, value in FIRST.items()}
     configured(group, hands, found, sentinel=["sentinel"])
     configured(group, hands, found)
@@ -283,10 +288,15 @@ def test_a_stranger_s_old_password_is_not_dropped_and_a_host_that_was_not_given_
     made: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The application's host is known by 127.0.0.1; a stranger comes from somewhere else.
-    stranger = redis_node.redis.connection.Connection(
-        HOSTS[made.group.primary_name], PORT, username="app", password=FIRST["app"]
+    primary = HOSTS[made.group.primary_name]
+    stranger = redis_node.redis_tls.Verified(
+        host=primary,
+        port=PORT,
+        username="app",
+        password=FIRST["app"],
+        ssl_ca_certs=str(redis_node.AUTHORITY),
     )
-    stranger._connect = lambda: _from("127.99.0.9", HOSTS[made.group.primary_name])
+    stranger._connect = lambda: stranger._wrap_socket_with_ssl(_from("127.99.0.9", primary))
     stranger.connect()
     with pytest.raises(Refused, match=r"127\.99\.0\.9 on redis-1.*--strangers-ready"):
         rotate(made)

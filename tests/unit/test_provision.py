@@ -90,8 +90,8 @@ def test_security_groups_have_exactly_the_rules_of_the_table_and_the_default_non
     assert counted == {
         ("bastion", "in"): 1,
         ("bastion", "out"): 7,
-        ("lb", "in"): 7,
-        ("lb", "out"): 6,
+        ("lb", "in"): 8,
+        ("lb", "out"): 7,
         ("app", "in"): 2,
         ("app", "out"): 6,
         ("mysql", "in"): 6,

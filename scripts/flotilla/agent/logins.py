@@ -22,31 +22,35 @@ CARRY = {"mysql": ("pymysql",), "redis": ("redis", "async_timeout")}
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Order:
-    """Whom to log in as, where ("host", port), with which passwords. No repr: no logs."""
+    """Whom to log in as, where ("host", port), with which passwords. No repr: no logs.
+
+    Redis has to prove its ``host`` by what ``authority`` (PEM) vouches for, before it is told one.
+    """
 
     engine: str
     user: str
     passwords: Sequence[str]
     targets: Sequence[tuple[str, int]]
+    authority: str = ""
 
 
 def answers(order: Order) -> dict[str, list[str]]:
     """What every target says to every password."""
     ask = _mysql if order.engine == "mysql" else _redis
     return {
-        f"{host}:{port}": [ask(host, port, order.user, password) for password in order.passwords]
+        f"{host}:{port}": [ask(order, host, port, password) for password in order.passwords]
         for host, port in order.targets
     }
 
 
-def _mysql(host: str, port: int, user: str, password: str) -> str:
+def _mysql(order: Order, host: str, port: int, password: str) -> str:
     import pymysql  # noqa: PLC0415  the other engine's hosts do not have it
 
     try:
         connection = pymysql.connect(
             host=host,
             port=port,
-            user=user,
+            user=order.user,
             password=password,
             connect_timeout=int(ANSWER_SECONDS),
             read_timeout=ANSWER_SECONDS,
@@ -59,19 +63,21 @@ def _mysql(host: str, port: int, user: str, password: str) -> str:
     return ACCEPTED
 
 
-def _redis(host: str, port: int, user: str, password: str) -> str:
+def _redis(order: Order, host: str, port: int, password: str) -> str:
     import redis  # noqa: PLC0415  the other engine's hosts do not have it
     from redis.backoff import NoBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
     untyped: Any = redis
-    connection: Any = untyped.Connection(
+    connection: Any = untyped.SSLConnection(
         host=host,
         port=port,
-        username=user,
+        username=order.user,
         password=password,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=ANSWER_SECONDS,
+        ssl_ca_data=order.authority,
+        ssl_check_hostname=True,
         # AUTH and no HELLO, which some accounts may not say.
         protocol=2,
         retry=Retry(NoBackoff(), 0),
@@ -91,7 +97,7 @@ def main() -> None:
     """Read, try, print."""
     said = json.loads(sys.stdin.readline())
     targets = [(host, port) for host, port in said["targets"]]
-    order = Order(said["engine"], said["user"], said["passwords"], targets)
+    order = Order(**said | {"targets": targets})
     json.dump(answers(order), sys.stdout)
 
 

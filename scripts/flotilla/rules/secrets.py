@@ -91,6 +91,7 @@ NOT_ROTATED: Mapping[str, str] = {
     "mysql-watcher": "watchers hold it in memory, and a restart of one cuts its server's sessions",
     "mysql-root": "nobody logs in with it: root is known by the operating system's user",
     "mysql-backup-keys": "a new key goes before the old ones, which open what they sealed",
+    "redis-backup-keys": "a new key goes before the old ones, and no command does that yet",
     "app-secret": "the application takes one key only: another one ends every user's session",
 }
 INSTEAD = {"mysql-backup-keys": "fab backup.rotate-key"}

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from flotilla import configure, deploy, inventory
 from flotilla.agent.bundle import loaded
 from flotilla.agent.logins import CARRY, Order
+from flotilla.aws import secrets
 from flotilla.errors import HostFailed, Refused
 from flotilla.hosts.ssh import Runner, prepare
 from flotilla.mysql import operate as mysql
 from flotilla.mysql.recorded import Said
 from flotilla.mysql.session import session
+from flotilla.redis.ledger import CERTIFICATE
 from flotilla.redis.operate import TOOL
 from flotilla.rules.secrets import Secret
 from flotilla.settings import Settings
@@ -87,10 +89,11 @@ class Fleet:
         found: dict[str, Sequence[str]] = {}
         command, package = loaded("flotilla.agent.logins", CARRY[self.secret.role])
         ports = [PORTS[self.secret.role], *([SENTINEL_PORT] if self.secret.sentinels else [])]
+        authority = self._authority()
         with self._runner() as (runner, snapshot):
             for host in snapshot.by_role(self.secret.role):
                 targets = [(host.private_ip or "", port) for port in ports]
-                order = Order(self.secret.role, self.account, values, targets)
+                order = Order(self.secret.role, self.account, values, targets, authority)
                 stdin = f"{package}\n{json.dumps(asdict(order))}\n"
                 told = runner.run(host, command, stdin=stdin, seconds=LOGIN_SECONDS).stdout
                 said: dict[str, list[str]] = json.loads(told)
@@ -143,6 +146,13 @@ class Fleet:
             roles = {self.secret.role, self.secret.users} - {""}
             hosts = [host for role in roles for host in snapshot.by_role(role)]
         return [*_LOCAL, *(host.private_ip for host in hosts if host.private_ip)]
+
+    def _authority(self) -> str:
+        """Who vouches for the servers; MySQL's prove nothing here."""
+        if self.secret.role != "redis":
+            return ""
+        name = self.settings.parameter(*CERTIFICATE)
+        return secrets.named(self.settings, [name])[name]
 
     def _configure(self, role: str) -> None:
         configure.configure(self.settings, say=self.said, limit=role)
