@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -12,9 +13,9 @@ from cryptography.x509.oid import NameOID
 NAME = "shop.example"
 
 
-def certificate(serial: int, *, days: float = 90.0, name: str = NAME) -> str:
+def certificate(serial: int, *, days: float = 90.0, name: str = NAME, key: Any = None) -> str:
     """One that signs itself, for ``name``; it ends so many days from now."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = key or ec.generate_private_key(ec.SECP256R1())
     who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     made = (

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from haproxyd.certificates import NAME, certificate
 from haproxyd.clients import clients
 from haproxyd.edge import Edge
@@ -15,6 +16,7 @@ from haproxyd.pair import FIRST, Pair, services
 
 from flotilla.certificate import order as ordering
 from flotilla.certificate import pem
+from flotilla.certificate.follow import Follower
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.rules.acme import CHALLENGES, FIRST_PAUSE_SECONDS, Request, Tokens
 from flotilla.wait import until
@@ -188,6 +190,21 @@ def test_a_certificate_for_other_names_is_refused(
     ):
         pair.orderer().run()
     assert pair.store.read().certificate == ""
+
+
+def test_what_haproxy_does_not_take_does_not_stay_where_its_next_start_reads_it(
+    pair: Pair,
+) -> None:
+    """The process that runs goes on; a reload or a reboot later nobody would be served."""
+    edge = pair.edges["lb-1"]
+    follower = Follower(edge.runtime(), NAME, certificate=edge.pem, map_file=edge.acme_map)
+    shared = pair.store.read()
+    follower.follow(replace(shared, certificate=certificate(7)), time.time())
+    before = edge.pem.read_text()
+    weak = certificate(8, key=rsa.generate_private_key(65537, 1024))
+    with pytest.raises(HostFailed, match="did not take"):
+        follower.follow(replace(shared, certificate=weak), time.time())
+    assert edge.pem.read_text() == before
 
 
 def test_a_key_of_another_certificate_is_no_certificate() -> None:

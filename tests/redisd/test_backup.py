@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,31 @@ def test_a_backup_under_writes_brings_the_same_keys_back_to_every_host(
     hands.run("redis-1", "systemctl start redis-server")
     until(group.is_whole, seconds=60)
     assert contents(group, group.primary()) == wanted
+
+
+def test_a_snapshot_that_failed_is_no_backup_whatever_lies_there(
+    group: Group, hands: Hands, settings: Settings, bucket: Bucket
+) -> None:
+    """As when memory runs out: Redis counts snapshots that began, and an old file looks whole."""
+    filled(group)
+    home = hands.home("redis-2")
+    there = group.client("redis-2")
+    there.execute_command("BGSAVE")
+    until(lambda: not there.info("persistence")["rdb_bgsave_in_progress"], seconds=20)
+    assert (home / "data" / "dump.rdb").exists()
+    there.execute_command("CONFIG", "SET", "rdb-key-save-delay", "20000")
+    told: list[Any] = []
+    line = f"{operate.TOOL} save"
+    saving = threading.Thread(target=lambda: told.append(hands.run("redis-2", line, check=False)))
+    saving.start()
+    until(lambda: there.info("persistence")["rdb_bgsave_in_progress"], seconds=20, every=0.02)
+    server = there.info("server")["process_id"]
+    (child,) = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    saving.join()
+    assert told[0].rc != 0
+    assert "could not save" in told[0].stdout + told[0].stderr
+    assert not (home / "backup" / "dump.rdb").exists()
 
 
 def test_the_scheduled_backup_is_taken_once_by_a_replica_and_by_another_when_that_is_away(

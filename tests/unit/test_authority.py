@@ -187,6 +187,12 @@ def test_a_service_that_does_not_take_it_is_told_of_and_told_again(home: Path) -
     assert (home / "told").exists(), "one that fails keeps nobody else from it"
 
 
+def test_a_service_that_is_restarted_may_look_for_a_certificate(home: Path) -> None:
+    """A Sentinel is, and does so before it starts; it waited for who waited for it."""
+    put(home, after=[["flock", "--nonblock", f"{home}/.lock", "true"]])
+    assert tool.renew(home, NOW) == 0
+
+
 @pytest.mark.parametrize(
     ("issuer", "days", "said"),
     [
@@ -266,6 +272,20 @@ def test_what_was_lost_comes_back_from_the_root(account: Make) -> None:
     carry_out(parts.stages(world))
     assert words(world) == []
     assert value(world, "operator/authority") == root
+
+
+def test_a_root_that_was_lost_is_never_made_anew_beside_what_it_signed(account: Make) -> None:
+    world = account()
+    carry_out(parts.stages(world))
+    ssm = world.client("ssm")
+    ssm.delete_parameter(Name="/flotilla/lab/operator/authority")
+    with pytest.raises(Refused, match=r"no parameter .*operator/authority, and has") as refusal:
+        parts.stages(world)
+    command = "aws ssm delete-parameters --names "
+    names = refusal.value.next.partition(command)[2].partition(",")[0].split()
+    ssm.delete_parameters(Names=names)
+    carry_out(parts.stages(world))
+    assert words(world) == []
 
 
 def test_a_root_that_cannot_be_read_is_never_replaced(account: Make) -> None:

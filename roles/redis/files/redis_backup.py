@@ -80,12 +80,18 @@ def save(
         if free < wanted:
             raise CalledOffError(f"{free} bytes are free and the snapshot may need {wanted}")
         taken = datetime.now(UTC).isoformat(timespec="seconds")
+        # Of a copy from the primary, or of a backup that was cut off: not ours, and not to be sent.
+        snapshot = data / "dump.rdb"
+        snapshot.unlink(missing_ok=True)
         _saved(client, clock, sleep)
         after = client.info("replication")
     # A copy of everything that began meanwhile puts a file of the same name in the same place.
     if rules.unsaved(after) or after["master_replid"] != before["master_replid"]:
         raise CalledOffError("its primary changed while it saved")
-    (data / "dump.rdb").replace(file)
+    try:
+        snapshot.replace(file)
+    except OSError as error:
+        raise CalledOffError(f"{snapshot} cannot be moved to {file}: {error.strerror}") from error
     return Saved(
         host=host,
         file=str(file),
@@ -103,12 +109,15 @@ def _saved(client: Any, clock: Callable[[], float], sleep: Callable[[float], Non
     began = busy = clock()
     while True:
         info = client.info("persistence")
+        status = info["rdb_last_bgsave_status"]
         if info["rdb_saves"] > known and not info["rdb_bgsave_in_progress"]:
+            # It counts those that began.
+            if status != "ok":
+                raise CalledOffError("Redis could not save; its log tells why")
             return
         now = clock()
         if info["rdb_bgsave_in_progress"] or info["aof_rewrite_in_progress"]:
             busy = now
         if now > busy + IDLE_SECONDS or now > began + SAVE_SECONDS:
-            status = info["rdb_last_bgsave_status"]
             raise CalledOffError(f"Redis did not save (its last one: {status}); its log tells why")
         sleep(POLL_SECONDS)

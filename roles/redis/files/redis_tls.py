@@ -121,6 +121,20 @@ def is_stale(place: Place, port: int) -> bool:
     return served is not None and served != _first(place.leaf)
 
 
+def is_trusted(place: Place, authority: Path, port: int) -> bool:
+    """Whether clients of the authority believe what is served there; False where nobody listens."""
+    context = ssl.create_default_context(cafile=str(authority))
+    # Whose address it is, is known.
+    context.check_hostname = False
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((place.address, port), ASK_SECONDS) as plain,
+        context.wrap_socket(plain),
+    ):
+        return True
+    return False
+
+
 def reload(client: Any, place: Place) -> None:
     """Have a running Redis read its certificate again; connections go on. Raises TlsError."""
     names = {"cert": place.leaf, "key": place.leaf, "ca-cert": place.authority}

@@ -226,7 +226,8 @@ def renew(home: Path, now: datetime, *, tell: bool = True) -> int:
         except LeafError as error:
             sys.stderr.write(f"{error}\n")
             return 1
-        failed = [argv for argv in load(home).after if _run(argv)] if tell else []
+    # Not under the lock: a service that is restarted looks for a certificate before it starts.
+    failed = [argv for argv in load(home).after if _run(argv)] if tell else []
     return 1 if failed else 0
 
 

@@ -52,8 +52,11 @@ def of_roles(settings: Settings, roles: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def named(settings: Settings, names: Iterable[str]) -> dict[str, str]:
-    """Secrets by their full parameter names. Raises Refused naming those that do not exist."""
+def named(settings: Settings, names: Iterable[str], *, are_ours: bool = False) -> dict[str, str]:
+    """Secrets by their full parameter names. Raises Refused naming those that do not exist.
+
+    Those that ``are_ours`` are made with a fleet; others somebody stores, and fleet.yml names them.
+    """
     wanted = sorted(set(names))
     if not wanted:
         return {}
@@ -62,9 +65,13 @@ def named(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     if answer["InvalidParameters"]:
         raise Refused(
             f"SSM has no parameter {', '.join(answer['InvalidParameters'])}",
-            f"fleet.yml of environment {settings.env!r} names it",
+            "it is made with a fleet, and nobody can store another one in its place"
+            if are_ours
+            else f"fleet.yml of environment {settings.env!r} names it",
             "Nothing was changed",
-            "aws ssm put-parameter --type SecureString --name NAME --value file://FILE",
+            "fab fleet.provision"
+            if are_ours
+            else "aws ssm put-parameter --type SecureString --name NAME --value file://FILE",
         )
     return {parameter["Name"]: parameter["Value"] for parameter in answer["Parameters"]}
 

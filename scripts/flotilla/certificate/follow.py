@@ -52,9 +52,16 @@ class Follower:
         wanted = pem.read(text)
         if why := rules.unfit(wanted, self._domain, now):
             raise HostFailed(f"the stored certificate is {why}, and is not served")
+        before = self._certificate.read_text() if self._certificate.exists() else ""
         files.replace(self._certificate, text)
         if self._served() != wanted.serial:
-            self._runtime.load_certificate(str(self._certificate), text)
+            try:
+                self._runtime.load_certificate(str(self._certificate), text)
+            except FlotillaError:
+                # What HAProxy refuses now, it would refuse to start with.
+                if before:
+                    files.replace(self._certificate, before)
+                raise
         if (found := self._served()) != wanted.serial:
             raise HostFailed(f"HAProxy serves {found or 'nothing'} and was given {wanted.serial}")
         return wanted.serial

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from flotilla.aws.errors import described
+from flotilla.aws.secrets import sealed_by
 from flotilla.errors import Refused
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World
@@ -27,6 +28,8 @@ def stages(world: World) -> list[Stage]:
     path, public = (world.settings.parameter(*name) for name in (ROOT, CERTIFICATE))
     known = _value(world, path)
     root = _root(path, known) if known else None
+    if root is None:
+        _demand_new(world, path)
     made = [Change("create", "authority", path, partial(_make_root, world))] if not root else []
     told = _value(world, public)
     if root is None or told != root.public():
@@ -34,6 +37,22 @@ def stages(world: World) -> list[Stage]:
         made.append(Change("change" if told else "create", "certificate", public, act))
     issuers = [change for role in HOLDERS for change in _issuer(world, role, root)]
     return [made[:1], [*made[1:], *issuers]]
+
+
+def _demand_new(world: World, path: str) -> None:
+    """Raises Refused where a root was lost: another one would be trusted by no host."""
+    left = [world.settings.parameter(*CERTIFICATE)]
+    left += [world.settings.parameter(role, ISSUER) for role in HOLDERS]
+    there = [name for name in left if _value(world, name)]
+    if there:
+        raise Refused(
+            f"SSM has no parameter {path}, and has what it signed: {', '.join(there)}",
+            "hosts go on until the issuer ends; another root means that every host and application"
+            " is configured anew at once, and cannot be reached in between",
+            "Nothing was changed",
+            f"aws ssm get-parameter-history --name {path} --with-decryption; for another root, "
+            f"aws ssm delete-parameters --names {' '.join(there)}, then fab fleet.provision",
+        )
 
 
 def _issuer(world: World, role: str, root: rules.Authority | None) -> list[Change]:
@@ -98,6 +117,7 @@ def _value(world: World, path: str) -> str:
 def _put(world: World, name: tuple[str, str], value: str, *, overwrite: bool) -> None:
     ssm, path = world.client("ssm"), world.settings.parameter(*name)
     common: dict[str, Any] = {"Name": path, "Value": value, "Type": "SecureString"}
+    common |= sealed_by(world.settings)
     # SSM takes tags of new parameters only.
     if overwrite and _value(world, path):
         ssm.put_parameter(**common, Overwrite=True)

@@ -37,7 +37,7 @@ class Access:
 def access(settings: Settings) -> Access:
     """As the application's account. Raises Refused, Unreachable."""
     names = [settings.parameter("redis", "app_password"), settings.parameter(*CERTIFICATE)]
-    found = secrets.named(settings, names)
+    found = secrets.named(settings, names, are_ours=True)
     return Access(found[names[0]], settings.zone("redis"), found[names[1]])
 
 

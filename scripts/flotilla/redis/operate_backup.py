@@ -83,6 +83,13 @@ def restore(settings: Settings, backup: str, *, confirmed: Confirmed, said: Said
         )
     store, keys = _stored(settings)
     manifest = rdb.read_manifest(store, keys, backup)
+    if backup == rules.LATEST and not manifest.keys:
+        raise Refused(
+            f"the latest backup, {manifest.id}, has no keys: it is of a group that was empty",
+            "it would replace what there is by nothing",
+            "Nothing was changed",
+            "fab redis.backups, then fab redis.restore --from ID",
+        )
     command = f"fab redis.restore --from {manifest.id}"
     with opened(settings, fresh=True) as (runner, hosts):
         plan = _planned(runner, hosts)

@@ -203,7 +203,7 @@ def also_accepted(found: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def strangers(seen: Mapping[str, Iterable[str]], known: Iterable[str]) -> dict[str, list[str]]:
-    """By server, the the addresses of sessions that no ``known`` host has; no list is empty."""
+    """By server, the addresses of sessions that no ``known`` host has; no list is empty."""
     ours = set(known)
     found = {server: sorted(set(addresses) - ours) for server, addresses in seen.items()}
     return {server: addresses for server, addresses in sorted(found.items()) if addresses}

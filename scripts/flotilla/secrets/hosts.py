@@ -152,7 +152,7 @@ class Fleet:
         if self.secret.role != "redis":
             return ""
         name = self.settings.parameter(*CERTIFICATE)
-        return secrets.named(self.settings, [name])[name]
+        return secrets.named(self.settings, [name], are_ours=True)[name]
 
     def _configure(self, role: str) -> None:
         configure.configure(self.settings, say=self.said, limit=role)
