@@ -58,7 +58,11 @@ def planned(world: World, **options: Any) -> list[str]:
 
 def secret_values(world: World) -> dict[str, str]:
     """The fleet's secrets by parameter name."""
-    answer = world.client("ssm").get_parameters_by_path(
-        Path=f"/{world.settings.name}", Recursive=True, WithDecryption=True
-    )
-    return {found["Name"]: found["Value"] for found in answer["Parameters"]}
+    pages = world.client("ssm").get_paginator("get_parameters_by_path")
+    return {
+        found["Name"]: found["Value"]
+        for page in pages.paginate(
+            Path=f"/{world.settings.name}", Recursive=True, WithDecryption=True
+        )
+        for found in page["Parameters"]
+    }
