@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -166,6 +167,26 @@ def test_a_snapshot_that_failed_is_no_backup_whatever_lies_there(
     assert told[0].rc != 0
     assert "could not save" in told[0].stdout + told[0].stderr
     assert not (home / "backup" / "dump.rdb").exists()
+
+
+def test_one_restore_at_a_time(
+    group: Group, hands: Hands, settings: Settings, bucket: Bucket
+) -> None:
+    """Whose operator was killed works on; another one would exchange what it works with."""
+    wanted = filled(group)
+    backup(settings)
+    spoilt(group)
+    handle = os.open(hands.home("redis-1"), os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    for line in (f"{operate_backup.BACKUP_TOOL} fetch --backup latest", f"{operate.TOOL} restore"):
+        more = " --backup 20261120T030000Z-1a2b3c4d" if "restore" in line else ""
+        told = hands.run("redis-1", line + more, check=False)
+        assert (told.rc, "another restore is at work" in told.stderr) == (3, True)
+    with pytest.raises(Refused, match="another restore is at work"):
+        restore(settings)
+    os.close(handle)
+    restore(settings)
+    serves(group, wanted)
 
 
 def test_the_scheduled_backup_is_taken_once_by_a_replica_and_by_another_when_that_is_away(

@@ -490,7 +490,12 @@ def restore(settings: Settings, backup: str) -> int:
         named=rules.named_by_majority(ask_all(settings)),
         wait_ms=settings.sentinel["down-after-milliseconds"],
     )
-    return redis_move.ended(lambda: run.run(backup))
+
+    def alone() -> Any:
+        with redis_restore.alone(HOME):
+            return run.run(backup)
+
+    return redis_move.ended(alone)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

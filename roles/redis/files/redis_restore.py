@@ -24,7 +24,9 @@ directory, and Redis on a host that has none does not start as the primary.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +49,23 @@ POLL_SECONDS = 0.25
 ANNOUNCED = "backup.json"
 BASE = "appendonlydir/appendonly.aof.1.base.rdb"
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
+
+
+@contextlib.contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """One restore at a time: one whose operator was killed goes on here. Raises CalledOffError.
+
+    Who fetches a backup to ``home`` holds the same lock: flotilla.agent.redis_backup.
+    """
+    handle = os.open(home, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CalledOffError("another restore is at work here; wait until it ends") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ redis_node.py. JSON on stdout, talk on stderr, exit codes as everywhere.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from flotilla.agent.backup_host import Host, no_room
 from flotilla.aws import lease
 from flotilla.backup import rdb
+from flotilla.backup.sealed import Ring
 from flotilla.backup.shared import REDIS_BACKUP, taking
 from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.memory import keep_freed
@@ -85,8 +87,32 @@ def fetch(host: Host, options: argparse.Namespace) -> dict[str, Any]:
 
     ``redis_node.py restore`` looks for it there.
     """
-    bucket, ring = host.bucket, host.ring()
-    manifest = rdb.read_manifest(bucket, ring, options.backup)
+    with _alone():
+        return _fetched(host, host.ring(), options.backup)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """As redis_restore.py's: what it works with is not to be exchanged. Raises Refused."""
+    handle = os.open(HOME, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                "another restore is at work on this host",
+                "it goes on when the command that began it was cut off",
+                "Nothing was changed",
+                "fab redis.status; then the same command again",
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetched(host: Host, ring: Ring, backup: str) -> dict[str, Any]:
+    bucket = host.bucket
+    manifest = rdb.read_manifest(bucket, ring, backup)
     folder = HOME / "data.new"
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
