@@ -21,7 +21,7 @@ from typing import Any
 
 from flotilla.agent import drill, restores
 from flotilla.agent.archive import Service
-from flotilla.agent.backup_host import DATA, SPARE, WORK, Host, no_room, say
+from flotilla.agent.backup_host import DATA, SPARE, WORK, Host, described_by, no_room, say
 from flotilla.agent.patience import insist
 from flotilla.agent.sessions import local
 from flotilla.backup import full, stored
@@ -130,10 +130,7 @@ def _now() -> datetime:
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="flotilla-backup", description=__doc__)
-    parser.add_argument("--fleet", required=True)
-    parser.add_argument("--env", required=True)
-    parser.add_argument("--host", required=True, help="this host's name")
-    parser.add_argument("--namespace", required=True, help="of the fleet's metrics")
+    described_by(parser)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("archive")
     verbs.add_parser("run").add_argument("--if-due", action="store_true")

@@ -29,6 +29,14 @@ SPARE = 1.15
 RECORD_SECONDS, SLOW_SECONDS = 1.0, 5.0
 
 
+def described_by(parser: argparse.ArgumentParser) -> None:
+    """Have a tool's command line say what ``Host`` is made of."""
+    parser.add_argument("--fleet", required=True)
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--host", required=True, help="this host's name")
+    parser.add_argument("--namespace", required=True, help="of the fleet's metrics")
+
+
 class Host:
     """This host: who it is, where its bucket and its keys are."""
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flotilla.agent.backup_host import Host, no_room
+from flotilla.agent.backup_host import Host, described_by, no_room
 from flotilla.aws import lease
 from flotilla.backup import rdb
 from flotilla.backup.sealed import Ring
@@ -161,10 +161,7 @@ def _now() -> datetime:
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="flotilla-redis-backup", description=__doc__)
-    parser.add_argument("--fleet", required=True)
-    parser.add_argument("--env", required=True)
-    parser.add_argument("--host", required=True, help="this host's name")
-    parser.add_argument("--namespace", required=True, help="of the fleet's metrics")
+    described_by(parser)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("run").add_argument("--if-due", action="store_true")
     verbs.add_parser("fetch").add_argument("--backup", required=True)

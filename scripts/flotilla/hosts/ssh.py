@@ -83,6 +83,12 @@ class Result:
         """Whether it exited with 0."""
         return self.rc == 0
 
+    @property
+    def last_words(self) -> str:
+        """The last line of its talk, which says why a tool of ours failed; else its exit code."""
+        lines = [line for line in self.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit {self.rc}"
+
 
 class Results(dict[str, Result | FlotillaError]):
     """By host name: its result, or the error that stands in its place."""

@@ -100,8 +100,7 @@ def move(runner: Runner, plan: Next) -> dict[str, Any]:
     if result.rc == 0:
         told = json.loads(result.stdout)
         return {"changed": True, **told, "seconds": round(told["seconds"], 1)}
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    why = lines[-1] if lines else f"exit {result.rc}"
+    why = result.last_words
     if result.rc == Refused.exit_code:
         raise Refused(
             f"called off: {why}",

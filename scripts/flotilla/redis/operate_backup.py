@@ -184,8 +184,7 @@ def _on_host(runner: Runner, host: str, command: str, *, seconds: float) -> dict
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    what, _, after = (lines[-1] if lines else f"exit {result.rc}").partition("Next: ")
+    what, _, after = result.last_words.partition("Next: ")
     kind = Refused if result.rc == Refused.exit_code else HostFailed
     raise kind(f"{host}: {what.strip()}", next=after or f"fab fleet.logs {host}")
 
@@ -196,8 +195,7 @@ def _replaced(runner: Runner, plan: Restore, manifest: Manifest) -> dict[str, An
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
-    lines = [text for text in result.stderr.splitlines() if text.strip()]
-    why = lines[-1] if lines else f"exit {result.rc}"
+    why = result.last_words
     if result.rc == Refused.exit_code:
         raise Refused(
             f"called off by {plan.host}: {why}",

@@ -87,8 +87,7 @@ def _copy(runner: Runner, plan: Rebuild) -> dict[str, Any]:
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    why = lines[-1] if lines else f"exit {result.rc}"
+    why = result.last_words
     if result.rc == Refused.exit_code:
         raise Refused(
             f"called off by {plan.host}: {why}",
