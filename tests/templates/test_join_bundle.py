@@ -160,7 +160,7 @@ def templates_of(role: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("role", ["base", "nginx", "app", "haproxy"])
+@pytest.mark.parametrize("role", ["base", "firewall", "nginx", "app", "haproxy"])
 def test_every_file_that_the_role_renders_when_it_configures_a_host_is_published(role: str) -> None:
     assert {file["src"] for file in FILES if file["role"] == role} == templates_of(role)
 
