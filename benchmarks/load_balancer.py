@@ -40,7 +40,7 @@ frontend bench
     bind 127.0.0.1:{port}
     default_backend app
 backend app
-    server app {address}:80 check
+    server app {address}:443 check ssl check-ssl verify required ca-file /etc/haproxy/authority.pem verifyhost {name}
 """
 _LATENCY = re.compile(r"^\s+50%\s+([0-9.]+)(us|ms|s)", re.MULTILINE)
 _RATE = re.compile(r"^Requests/sec:\s+([0-9.]+)", re.MULTILINE)
@@ -62,7 +62,7 @@ def main() -> int:
         balancer, app = snapshot.by_role("lb")[0], snapshot.by_role("app")[0]
         with stock(runner, balancer, app), alone(runner, balancer, snapshot.by_role("app"), app):
             ways = {
-                "nginx": f"http://{app.private_ip}{page}",
+                "nginx": f"https://{app.private_ip}{page}",
                 "ours": f"http://127.0.0.1{page}",
                 "stock": f"http://127.0.0.1:{STOCK_PORT}{page}",
             }
@@ -80,7 +80,9 @@ def main() -> int:
 def stock(runner: Runner, balancer: Host, app: Host) -> Iterator[None]:
     """A second HAProxy with the package's own configuration."""
     runner.run(balancer, "apt-get -qq install -y wrk", sudo=True, seconds=300)
-    ours = _STOCK_TEXT.format(port=STOCK_PORT, address=app.private_ip)
+    ours = _STOCK_TEXT.format(
+        port=STOCK_PORT, address=app.private_ip, name=runner.settings.zone("app")
+    )
     made = (
         "cd /tmp && rm -rf bench && mkdir bench && cd bench && apt-get -qq download haproxy"
         " && dpkg-deb --fsys-tarfile haproxy_*.deb | tar -xO ./etc/haproxy/haproxy.cfg"

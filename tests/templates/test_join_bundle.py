@@ -17,7 +17,7 @@ from conftest import FLEET, GROUPS, REPOSITORY
 from flotilla.rules import join as rules
 
 ROLES = REPOSITORY / "roles"
-SECRETS = {"redis/app_password": 'a"b\\c', "mysql/app_password": "p w", "app/secret_key": "%%x%%"}
+SECRETS = {"redis/app_password": 'a"b\\c', "mysql/app_password": "p w", "app/secret_key": "%%x%%", "app/tls_issuer": "-----BEGIN\nkey\n-----END\n"}
 PUBLIC = {"authority/certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}
 
 
@@ -160,7 +160,7 @@ def templates_of(role: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("role", ["base", "firewall", "nginx", "app", "haproxy"])
+@pytest.mark.parametrize("role", ["base", "firewall", "tls", "nginx", "app", "haproxy"])
 def test_every_file_that_the_role_renders_when_it_configures_a_host_is_published(role: str) -> None:
     assert {file["src"] for file in FILES if file["role"] == role} == templates_of(role)
 
