@@ -33,6 +33,7 @@ from flotilla.snapshot import Host
 THROUGHPUT_BAR, STOCK_BAR, LATENCY_BAR_MS = 0.85, 1.0, 0.5
 CONNECTIONS = 32
 STOCK_PORT = 18081
+AUTHORITY = "/etc/haproxy/authority.pem"
 STOCK = "/run/bench-stock-haproxy.cfg"
 # The file as the package has it, and what it takes to serve one host.
 _STOCK_TEXT = """
@@ -40,7 +41,7 @@ frontend bench
     bind 127.0.0.1:{port}
     default_backend app
 backend app
-    server app {address}:443 check ssl check-ssl verify required ca-file /etc/haproxy/authority.pem verifyhost {name}
+    server app {address}:443 check ssl verify required ca-file {authority} verifyhost {name}
 """
 _LATENCY = re.compile(r"^\s+50%\s+([0-9.]+)(us|ms|s)", re.MULTILINE)
 _RATE = re.compile(r"^Requests/sec:\s+([0-9.]+)", re.MULTILINE)
@@ -81,7 +82,7 @@ def stock(runner: Runner, balancer: Host, app: Host) -> Iterator[None]:
     """A second HAProxy with the package's own configuration."""
     runner.run(balancer, "apt-get -qq install -y wrk", sudo=True, seconds=300)
     ours = _STOCK_TEXT.format(
-        port=STOCK_PORT, address=app.private_ip, name=runner.settings.zone("app")
+        port=STOCK_PORT, address=app.private_ip, name=config.load().zone("app"), authority=AUTHORITY
     )
     made = (
         "cd /tmp && rm -rf bench && mkdir bench && cd bench && apt-get -qq download haproxy"

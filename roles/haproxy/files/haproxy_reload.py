@@ -66,9 +66,7 @@ COLUMNS = (
     " srv_check_port srv_check_addr srv_agent_addr srv_agent_port"
 )
 # Down, no check seen (1), checks enabled (6); nothing forced.
-UNCHECKED = (
-    "1 {backend} {number} {name} {address} 0 0 1 1 0 1 0 0 6 0 0 0 - {port} - {tls} 0 - - 0"
-)
+UNCHECKED = "1 {backend} {number} {name} {address} 0 0 1 1 0 1 0 0 6 0 0 0 - {port} - {tls} 0 - - 0"
 
 
 def configured(text: str) -> dict[str, tuple[str, str]]:
