@@ -13,7 +13,7 @@ from flotilla.rules import authority as rules
 
 sys.path.insert(0, str(REPOSITORY / "roles/tls/files"))
 
-import tls_leaf  # noqa: E402  the role's own file
+import tls_leaf
 
 ZONE = "app.flotilla.lab.internal"
 OTHER = "redis.flotilla.lab.internal"

@@ -17,7 +17,12 @@ from conftest import FLEET, GROUPS, REPOSITORY
 from flotilla.rules import join as rules
 
 ROLES = REPOSITORY / "roles"
-SECRETS = {"redis/app_password": 'a"b\\c', "mysql/app_password": "p w", "app/secret_key": "%%x%%", "app/tls_issuer": "-----BEGIN\nkey\n-----END\n"}
+SECRETS = {
+    "redis/app_password": 'a"b\\c',
+    "mysql/app_password": "p w",
+    "app/secret_key": "%%x%%",
+    "app/tls_issuer": "-----BEGIN\nkey\n-----END\n",
+}
 PUBLIC = {"authority/certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}
 
 
