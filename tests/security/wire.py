@@ -105,6 +105,11 @@ def _port(packet: bytes) -> int | None:
     return int(struct.unpack_from("!H", packet, start + 2)[0])
 
 
+def _is_complaint(packet: bytes) -> bool:
+    """Whether this is ICMP that quotes a packet of ours that went nowhere, and not a ping."""
+    return packet[9] == ICMP and packet[(packet[0] & 15) * 4] != 8
+
+
 class Ears:
     """What came in with our mark, and what left for ``outside``."""
 
@@ -122,7 +127,7 @@ class Ears:
         """Take note of what is there by now."""
         for sock in self._raw:
             for packet, _ in _all(sock):
-                if self._mark in packet:
+                if self._mark in packet and not _is_complaint(packet):
                     source = socket.inet_ntoa(packet[12:16])
                     self.heard.add((source, packet[9], _port(packet)))
         for packet, way in _all(self._card):
