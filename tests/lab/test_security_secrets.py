@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from guests import REPO, client, control, needs_lab
 from security import canary, search
 from security.canary import Found
@@ -20,7 +21,8 @@ from flotilla.settings import Settings
 
 from lab.layout import layout  # isort: skip
 
-pytestmark = needs_lab
+# Four gigabytes of images, and twelve hosts.
+pytestmark = [needs_lab, pytest.mark.timeout(900)]
 
 SEARCH = Path(search.__file__).read_text()
 ROOTS = ["/etc", "/var", "/tmp", "/run", "/root", "/home", "/srv", "/opt", "/usr/local", "/boot"]

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from secrets import token_urlsafe
 from urllib.parse import quote
 
 import pytest
@@ -22,7 +23,8 @@ from flotilla.hosts import certificates
 from flotilla.provision.world import data
 
 PLACES = yaml.safe_load((Path(__file__).parent / "places.yml").read_text())
-SECRET = "aB3-_zQ9kL0pXw7RtYv2NmHs5GdFcJ1e"
+# As provisioning makes them.
+SECRET = token_urlsafe(24)
 TEXTS = canary.texts({"mysql/app_password": SECRET})
 
 
