@@ -28,8 +28,9 @@ test: setup lint ## Lint, unit, template and lab tests
 lint: setup ## Every linter, each named as it runs
 	@scripts/lint
 
-security: setup ## Secrets, known flaws and too wide rights, by other people's tools (a minute, no hosts)
+security: setup ## Secrets, flaws and rights by other people's tools; then, on real hosts, who reaches whom and who did what
 	@pytest tests/security
+	@pytest tests/lab -k test_security
 
 unit: setup ## Unit and template tests alone (seconds, no hosts)
 	@pytest tests/unit tests/templates -n 4 --dist worksteal
