@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -337,3 +338,40 @@ def test_a_lower_master_that_does_not_hear_us_costs_one_claim_and_a_look_a_secon
         keeper.turn(5.0)
     assert calls.count("associate") == 1
     assert calls.count("read") <= 20 + edge.CONFIRMATIONS + 2
+
+
+class Silent:
+    """Stands for a keepalived that is the master and hears nobody."""
+
+    def events(self, _: float) -> list[str]:
+        return []
+
+    def state(self) -> str:
+        return "MASTER"
+
+
+def test_an_owner_that_is_cut_off_keeps_the_address_for_as_long_as_it_runs(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(edge, "OUR_STATE", tmp_path / "state.json")
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+    claims(pair[1])
+    addresses = edge.Ec2Addresses("edge", pair[0])
+    clock = Clock()
+    peers = frozenset({addresses.read().leads_to})
+    keeper = edge.Keeper(addresses, Silent(), pair[0], peers, clock=clock, sleep=clock.sleep)
+    keeper._was_mine = True
+    keeper.turn(5.0)
+    assert owner(ec2) == pair[1], "it serves on the other side of the split"
+    ec2.stop_instances(InstanceIds=[pair[1]], Force=True)
+    keeper.turn(5.0)
+    assert owner(ec2) == pair[0]
+
+
+def test_a_load_balancer_that_refuses_a_connection_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setattr(edge, "PEER_PORT", free.getsockname()[1])
+        assert edge.is_reachable("127.0.0.1")
+    assert edge.is_reachable("127.0.0.1")

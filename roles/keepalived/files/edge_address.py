@@ -68,6 +68,9 @@ class Addresses(Protocol):
     def associate(self, allocation_id: str) -> None:
         """Ask for it, whoever has it."""
 
+    def runs(self, instance: str) -> bool:
+        """Whether an instance runs, by EC2's word."""
+
 
 def parse_events(text: str) -> list[str]:
     """The states of our instance in what keepalived wrote, oldest first.
@@ -116,9 +119,9 @@ def verdict(vrrp: str, owner: str, me: str, *, was_mine: bool, cut_off: bool) ->
     """Whether to claim, and the sentence that says why or why not.
 
     ``was_mine`` says that EC2 confirmed the address as ours since we became the master; ``cut_off``
-    that its owner is another load balancer which this host cannot reach. Both together are a split:
-    the other one is the master there and serves. Taking the address back would only have it taken
-    away again, and every move cuts all connections.
+    that its owner is another load balancer which runs and which this host cannot reach. Both
+    together are a split: the other one is the master there and serves. Taking the address back
+    would only have it taken away again, and every move cuts all connections.
     """
     if vrrp == "MASTER":
         if owner == me:
@@ -211,6 +214,11 @@ class Ec2Addresses:
             AllocationId=allocation_id, InstanceId=self._me, AllowReassociation=True
         )
 
+    def runs(self, instance: str) -> bool:
+        """Whether an instance runs. One that was stopped keeps its address."""
+        found = self._ec2.describe_instances(InstanceIds=[instance])["Reservations"]
+        return any(i["State"]["Name"] == "running" for one in found for i in one["Instances"])
+
 
 class Keepalived:
     """keepalived as it can be asked: by a pipe of events, and by a signal for its state."""
@@ -283,16 +291,21 @@ class Keeper:
         self._address = self._addresses.read()
         if self._vrrp != "MASTER":
             self._was_mine = False
-        leads_to = self._address.leads_to
         # Who is heard is not cut off, whether or not its HAProxy answers.
-        heard = HEARD_LOWER in events
-        cut_off = not heard and leads_to in self._peers and not is_reachable(leads_to)
+        cut_off = HEARD_LOWER not in events and self._is_cut_off()
         must_claim, note = verdict(
             self._vrrp, self._address.owner, self._me, was_mine=self._was_mine, cut_off=cut_off
         )
         self._tell(note)
         if must_claim:
             self._claim()
+
+    def _is_cut_off(self) -> bool:
+        """Whether the owner may serve where we cannot see it. One that is dead never lets go."""
+        leads_to = self._address.leads_to
+        if leads_to not in self._peers or is_reachable(leads_to):
+            return False
+        return self._addresses.runs(self._address.owner)
 
     def _events(self, timeout: float) -> list[str]:
         """What keepalived says next; adverts of a lower master alone are gathered for a while."""
@@ -365,10 +378,12 @@ def metadata(method: str, path: str, headers: dict[str, str]) -> str:
 
 
 def is_reachable(address: str) -> bool:
-    """Does HAProxy on that load balancer answer us?"""
+    """Does that load balancer answer us? Without its HAProxy it refuses, and that is an answer."""
     try:
         with socket.create_connection((address, PEER_PORT), timeout=0.5):
             return True
+    except ConnectionRefusedError:
+        return True
     except OSError:
         return False
 
