@@ -119,6 +119,13 @@ def test_without_a_majority_there_is_no_primary() -> None:
             "redis-3: follows 10.77.5.2, not redis-1 (10.77.5.1)",
         ),
         (
+            {"redis_2": {"slave_priority": 0}},
+            (
+                "redis-2: Sentinel does not make it the primary, for its rebuild goes on or was"
+                " cut off: fab redis.rebuild redis-2"
+            ),
+        ),
+        (
             {"redis_1": {"min_slaves_good_slaves": 0}},
             "redis-1: no replica keeps up, so it refuses writes",
         ),

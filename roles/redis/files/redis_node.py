@@ -297,7 +297,7 @@ def health(settings: Settings) -> int:
 INFO = {
     "replication": ("role", "master_link_status", "master_host", "connected_slaves",
                     "master_repl_offset", "slave_repl_offset", "min_slaves_good_slaves",
-                    "master_sync_in_progress"),
+                    "master_sync_in_progress", "slave_priority"),
     "memory": ("used_memory", "maxmemory"),
     "persistence": ("loading", "aof_enabled", "aof_last_write_status", "aof_last_bgrewrite_status"),
     "clients": ("connected_clients",),

@@ -32,7 +32,8 @@ class Member:
     says why). ``names`` is whom each Sentinel names, by host, as heard from this host; None for one
     that did not answer. ``unseen`` is what this host's own Sentinel takes to be down, None where it
     was not asked. ``held`` is how many milliseconds its Sentinel waits for a primary that is away
-    where that is not what its settings say, ``keys`` how many there are.
+    where that is not what its settings say, ``keys`` how many there are. ``is_barred``: Sentinel
+    is not to make it the primary, as for a rebuild.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Member:
     keys: int | None = None
     held: int | None = None
     certificate: Lasts | None = None
+    is_barred: bool = False
 
 
 def primary(members: Sequence[Member]) -> Member | None:
@@ -86,6 +88,9 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     found += [f"{m.name}: Redis does not answer ({m.error})" for m in members if m.role is None]
     for member in members:
         found += [f"{member.name}: {sentence}" for sentence in _member(member, chosen)]
+        if member.is_barred and not member.is_syncing:
+            why = f"its rebuild goes on or was cut off: fab redis.rebuild {member.name}"
+            found.append(f"{member.name}: Sentinel does not make it the primary, for {why}")
         if member.held:
             wait = f"{member.held / 1000:g} s for a primary that is away"
             found.append(f"{member.name}: its Sentinel waits {wait}, as a restore told it to")
