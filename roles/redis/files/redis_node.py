@@ -175,11 +175,19 @@ def start_redis(settings: Settings) -> int:
     if not (HOME / "redis.conf").exists():
         put(HOME / "redis.conf", "# Redis writes here what it must remember; see flotilla.conf.\n")
     initial = settings.hosts[settings.initial]
-    found = settle(
-        lambda: rules.start(
-            ask_all(settings), me=settings.address, initial=initial, empty=is_empty()
+
+    def look() -> rules.Start:
+        words = ask_all(settings)
+        named = {word.names for word in words.values() if word.names}
+        return rules.start(
+            words,
+            me=settings.address,
+            initial=initial,
+            empty=is_empty(),
+            serving={one for one in named if is_primary(settings, one)},
         )
-    )
+
+    found = settle(look)
     sys.stderr.write(f"start as {found.role}: {found.reason}\n")
     if found.role == "wait":
         return 1
@@ -249,6 +257,11 @@ def sentinel_options(settings: Settings) -> dict[str, str]:
     options = {key: value for key, value in settings.sentinel.items() if key != "quorum"}
     accounts = {"auth-user": settings.operator_user, "auth-pass": settings.operator_password}
     return {**options, **accounts}
+
+
+def is_primary(settings: Settings, address: str) -> bool:
+    """Whether the Redis there says so."""
+    return own_role(connect(settings, address, settings.port)) == "master"
 
 
 # --- health --------------------------------------------------------------------------------------
