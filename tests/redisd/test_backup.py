@@ -144,13 +144,27 @@ def test_a_backup_under_writes_brings_the_same_keys_back_to_every_host(
     assert contents(group, group.primary()) == wanted
 
 
+def test_a_redis_that_forks_for_seconds_is_waited_for(group: Group, hands: Hands) -> None:
+    """A fork of much data takes so long, and no command is answered meanwhile."""
+    there = group.servers["redis-2"]
+    told: list[Any] = []
+    line = f"{operate.TOOL} save"
+    saving = threading.Thread(target=lambda: told.append(hands.run("redis-2", line)))
+    there.signal(signal.SIGSTOP)
+    saving.start()
+    saving.join(4.0)
+    there.signal(signal.SIGCONT)
+    saving.join()
+    assert json.loads(told[0].stdout)["why"] == ""
+
+
 def test_a_snapshot_that_failed_is_no_backup_whatever_lies_there(
     group: Group, hands: Hands, settings: Settings, bucket: Bucket
 ) -> None:
     """As when memory runs out: Redis counts snapshots that began, and an old file looks whole."""
     filled(group)
     home = hands.home("redis-2")
-    there = group.client("redis-2")
+    there = redis_node.at_work(group.settings("redis-2"))
     there.execute_command("BGSAVE")
     until(lambda: not there.info("persistence")["rdb_bgsave_in_progress"], seconds=20)
     assert (home / "data" / "dump.rdb").exists()
