@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from flotilla import inventory
-from flotilla.errors import BadOption, HostFailed, Refused
-from flotilla.hosts.ssh import Runner, prepare
+from flotilla.errors import BadOption, HostFailed, Refused, Unreachable
+from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.redis.status import looked, status
@@ -31,6 +31,8 @@ TOOL = "/usr/local/lib/flotilla/redis_node.py"
 # Longer than the tool waits for Sentinel in all its steps.
 MOVE_SECONDS = 150.0
 WHOLE_SECONDS = 30.0
+# What the tool says of writes that it took while it should have held them up.
+UNPAUSED = "what was taken since is lost"
 
 
 def seen(settings: Settings) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def move(runner: Runner, plan: Next) -> dict[str, Any]:
     Raises Refused when it was called off and the old primary serves as before, else HostFailed.
     """
     words = shlex.join([TOOL, "move", "--to", plan.new])
-    result = runner.run(plan.old, words, sudo=True, seconds=MOVE_SECONDS, check=False)
+    result = by_itself(runner, plan.old, words, seconds=MOVE_SECONDS)
     if result.rc == 0:
         told = json.loads(result.stdout)
         return {"changed": True, **told, "seconds": round(told["seconds"], 1)}
@@ -112,9 +114,25 @@ def move(runner: Runner, plan: Next) -> dict[str, Any]:
         f"{plan.old}: {why}",
         "the role may have moved or not; nobody takes writes whom a majority of Sentinels does not"
         " name",
-        "No acknowledged write is lost",
+        "" if UNPAUSED in why else "No acknowledged write is lost",
         "fab redis.status",
     )
+
+
+def by_itself(runner: Runner, host: str, command: str, *, seconds: float) -> Result:
+    """Run what a host does by itself, whoever goes on listening.
+
+    Raises HostFailed where nobody knows how it ended.
+    """
+    try:
+        return runner.run(host, command, sudo=True, seconds=seconds, check=False)
+    except Unreachable as error:
+        raise HostFailed(
+            error.what,
+            "what it had begun goes on there without us",
+            "How it ends is not known",
+            "fab redis.status",
+        ) from error
 
 
 def verify(runner: Runner, hosts: list[Host], new: str) -> None:

@@ -19,7 +19,7 @@ from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
-from flotilla.redis.operate import LOCK, MOVERS, TOOL, opened
+from flotilla.redis.operate import LOCK, MOVERS, TOOL, by_itself, opened
 from flotilla.redis.status import looked, status
 from flotilla.rules import redis_backup as rules
 from flotilla.rules.redis import Member, primary
@@ -180,7 +180,7 @@ def _keys(keys: int | None) -> str:
 
 def _on_host(runner: Runner, host: str, command: str, *, seconds: float) -> dict[str, Any]:
     """What the tool on a host printed. Raises Refused, HostFailed with what it said."""
-    result = runner.run(host, command, sudo=True, seconds=seconds, check=False)
+    result = by_itself(runner, host, command, seconds=seconds)
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
@@ -191,7 +191,7 @@ def _on_host(runner: Runner, host: str, command: str, *, seconds: float) -> dict
 
 def _replaced(runner: Runner, plan: Restore, manifest: Manifest) -> dict[str, Any]:
     line = f"{TOOL} restore --backup {shlex.quote(manifest.id)}"
-    result = runner.run(plan.host, line, sudo=True, seconds=RESTORE_SECONDS, check=False)
+    result = by_itself(runner, plan.host, line, seconds=RESTORE_SECONDS)
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
