@@ -245,6 +245,13 @@ def start_sentinel(settings: Settings) -> int:
         "aclfile /etc/redis/sentinel.acl",
         f"sentinel announce-ip {settings.address}",
         f"sentinel monitor {settings.cluster} {found.primary} {settings.port} {quorum}",
+        # It learns of replicas from the primary, which may be away for good: without them it would
+        # be elected again and again, find nobody to promote, and keep those from it that know.
+        *(
+            f"sentinel known-replica {settings.cluster} {address} {settings.port}"
+            for address in settings.hosts.values()
+            if address != found.primary
+        ),
         *(f"sentinel {k} {settings.cluster} {v}" for k, v in sentinel_options(settings).items()),
         f"sentinel sentinel-user {settings.operator_user}",
         f"sentinel sentinel-pass {settings.operator_password}",
