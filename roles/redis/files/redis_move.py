@@ -41,7 +41,7 @@ CATCH_UP_SECONDS = 2.0
 # A failover that does not get there: Sentinel gives up after its own failover-timeout.
 PROMOTION_SECONDS = 30.0
 # A promotion takes 0.2 s: only of one that takes longer is Sentinel asked whether it is at it.
-IDLE_AGAIN_SECONDS = 0.5
+SENTINEL_AGAIN_SECONDS = 0.5
 FOLLOW_SECONDS = 30.0
 POLL_SECONDS = 0.01
 # Sentinel sends INFO every ten seconds, and twice that is its own idea of late.
@@ -207,8 +207,8 @@ class Move:
             self._say("writes are paused")
             self._catch_up(new, chosen)
             self._tell(chosen)
-            if self._await_promotion(new, chosen):
-                self._follow(chosen)
+            self._await_promotion(new, chosen)
+            self._follow(chosen.address)
             pause.check()
         with contextlib.suppress(redis.exceptions.RedisError):
             # Applications that are connected here are to ask where the primary is. Not Sentinels:
@@ -240,45 +240,53 @@ class Move:
         else:
             self._say("Sentinel was told")
 
-    def _await_promotion(self, new: Any, chosen: rules.Candidate) -> bool:
-        """Whether it is primary now; False where this host was made a replica before."""
+    def _await_promotion(self, new: Any, chosen: rules.Candidate) -> None:
+        """Raises CalledOffError where Sentinel is not at it, UnclearError."""
         end = self._clock() + PROMOTION_SECONDS
         asked = self._clock()
         while self._clock() < end:
-            is_idle = False
-            if self._clock() > asked + IDLE_AGAIN_SECONDS:
+            found = None
+            if self._clock() > asked + SENTINEL_AGAIN_SECONDS:
                 # Before the new one is asked: whoever was promoted meanwhile says so.
-                is_idle, asked = self._is_idle(chosen), self._clock()
+                found, asked = self._found(chosen), self._clock()
             with contextlib.suppress(redis.exceptions.RedisError):
                 if new.execute_command("ROLE")[0] == "master":
-                    return True
-                if is_idle:
+                    return
+                if found and self._is_idle(found):
                     raise CalledOffError("Sentinel did not begin, or gave it up")
-            with contextlib.suppress(redis.exceptions.RedisError):
-                if self._me.execute_command("ROLE")[0] != "master":
-                    return False  # of another one, where it chose that
+            if found and found["ip"] not in {self._address, chosen.address}:
+                self._follow(found["ip"])
+                raise UnclearError(
+                    f"Sentinel chose {found['ip']} instead of {chosen.name}: what that one lacked"
+                    " is lost"
+                )
             self._sleep(POLL_SECONDS)
         raise UnclearError(f"Sentinel took longer than {PROMOTION_SECONDS:g} s with {chosen.name}")
 
-    def _is_idle(self, chosen: rules.Candidate) -> bool:
-        """Whether the Sentinel that was told says that it is not failing over, and did not."""
+    def _found(self, chosen: rules.Candidate) -> dict[str, str] | None:
+        """What the Sentinel that was told says of the primary; None where it does not answer."""
+        ask, cluster = self._sentinel(chosen).execute_command, self._places.cluster
         try:
-            row = self._sentinel(chosen).execute_command("SENTINEL", "MASTER", self._places.cluster)
+            found = pairs(ask("SENTINEL", "MASTER", cluster))
+            # There the old one stays until all replicas follow the new one.
+            address, _ = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", cluster)
         except redis.exceptions.RedisError:
-            return False
-        seen = pairs(row)
-        return seen["ip"] == self._address and "failover_in_progress" not in seen["flags"]
+            return None
+        return found | {"ip": str(address)}
 
-    def _follow(self, chosen: rules.Candidate) -> None:
+    def _is_idle(self, found: Mapping[str, str]) -> bool:
+        return found["ip"] == self._address and "failover_in_progress" not in found["flags"]
+
+    def _follow(self, address: str) -> None:
         """Make this host a replica: until it is one, what it takes is lost."""
         end = self._clock() + FOLLOW_SECONDS
         while True:
             try:
-                self._me.execute_command("REPLICAOF", chosen.address, self._places.port)
+                self._me.execute_command("REPLICAOF", address, self._places.port)
             except redis.exceptions.RedisError as error:
                 if self._clock() > end:
                     raise UnclearError(
-                        f"{self._places.me} was not made a replica of {chosen.name}: {error}"
+                        f"{self._places.me} was not made a replica of {address}: {error}"
                     ) from error
                 self._sleep(POLL_SECONDS)
             else:
