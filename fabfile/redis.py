@@ -134,7 +134,8 @@ def backup(_: Context, *, yes: bool = False, json: bool = False) -> None:
 def backups(_: Context, *, json: bool = False) -> None:
     """Show the backups of Redis, the newest first. Changes nothing.
 
-    Exit 0 there is one, 1 there is none, 3 a manifest is damaged, 4 S3 or the API does not answer.
+    Exit 0 there is one, 1 there is none, 3 a manifest is damaged (the others are shown all the
+    same), 4 S3 or the API does not answer.
     """
     from flotilla import config
     from flotilla.redis import operate_backup
@@ -142,6 +143,8 @@ def backups(_: Context, *, json: bool = False) -> None:
     settings = attempt(config.load, json=json)
     found = attempt(lambda: operate_backup.listed(settings), json=json)
     show(found, json=json, text=_stored(found))
+    if found["damaged"]:
+        raise Exit(code=3)
     if not found["backups"]:
         raise Exit(code=1)
 
@@ -181,7 +184,8 @@ def _stored(found: dict[str, Any]) -> str:
         for one in found["backups"]
     ]
     head = f"{'backup':26} {'host':9} {'age':>7}  {'keys':>10} {'data':>11} {'stored':>11}"
-    return "\n".join([head, *lines] if lines else ["there is no backup; next: fab redis.backup"])
+    table = [head, *lines] if lines else ["there is no backup; next: fab redis.backup"]
+    return "\n".join([*table, *(f"! {one['why']}" for one in found["damaged"])])
 
 
 def _rolled(done: dict[str, Any]) -> str:

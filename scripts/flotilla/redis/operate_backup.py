@@ -14,7 +14,7 @@ from typing import Any
 
 from flotilla.backup import operate, rdb
 from flotilla.backup.bucket import Bucket
-from flotilla.backup.sealed import Ring
+from flotilla.backup.sealed import DamagedError, Ring
 from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
@@ -40,10 +40,18 @@ WHOLE_SECONDS = 60.0
 
 
 def listed(settings: Settings) -> dict[str, Any]:
-    """{backups}: whole backups, newest first. Raises Refused for a damaged manifest."""
+    """{backups, damaged}: whole backups, newest first, and of which ones the manifest cannot be
+    trusted, with the reason.
+    """
     store, keys = _stored(settings)
-    found = [rdb.read_manifest(store, keys, one) for one in rdb.ids(store)]
-    return {"backups": rules.summary(found, time.time())}
+    found, damaged = [], []
+    for one in rdb.ids(store):
+        try:
+            found.append(rdb.read_manifest(store, keys, one))
+        except DamagedError as error:
+            # Whoever meets it in a restore comes here for another one.
+            damaged.append({"id": one, "why": error.what})
+    return {"backups": rules.summary(found, time.time()), "damaged": damaged}
 
 
 def backup(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
