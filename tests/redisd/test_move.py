@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -225,20 +225,52 @@ def test_an_old_primary_that_is_slow_is_told_until_it_follows(
     assert set(writer.acked) <= there(group)
 
 
-def test_a_sentinel_that_chooses_another_one_is_followed_and_told_of(group: Group) -> None:
+def test_a_sentinel_that_chooses_another_one_is_followed_and_told_of(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As one does that has not heard of the one it was to choose for a second."""
+    sentinel = group.sentinel("redis-2")
 
-    def prefer() -> None:
+    def is_seen() -> bool:
+        rows = map(move.pairs, sentinel.execute_command("SENTINEL", "REPLICAS", CLUSTER))
+        return any(row["slave-priority"] == "0" for row in rows)
+
+    def barred(_: object) -> None:
         group.client("redis-2").config_set("replica-priority", "0")
-        seen = ("SENTINEL", "REPLICAS", CLUSTER)
-        rows = group.sentinel("redis-2").execute_command
-        until(lambda: any(move.pairs(r)["slave-priority"] == "0" for r in rows(*seen)), seconds=15)
+        until(is_seen, seconds=15)
 
+    wanted = made(group)
+    monkeypatch.setattr(wanted, "_await_moment", barred)
     with writing(group) as writer, pytest.raises(move.UnclearError, match="instead of redis-2"):
-        made(group, say=at("writes are paused", prefer)).run("redis-2")
+        wanted.run("redis-2")
     until(group.is_whole, seconds=20)
     assert group.primary() == "redis-3"
     assert set(writer.acked) <= there(group)
+
+
+def test_other_sentinels_that_find_a_paused_primary_dead_are_believed(group: Group) -> None:
+    """What they publish waits with the writes, and so does their next PING."""
+    sentinel = group.sentinels["redis-2"]
+    with writing(group) as writer:
+        # The Sentinel that was told is gone; whoever the others chose is followed.
+        with suppress(move.UnclearError):
+            made(group, say=at("writes are paused", sentinel.end)).run("redis-2")
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert group.primary() != "redis-1"
+    assert set(writer.acked) <= there(group)
+
+
+def test_a_move_waits_for_a_replica_for_less_than_makes_the_primary_dead(group: Group) -> None:
+    wanted = move.Move(redis_node.places(group.settings("redis-1")), down_after=0.7)
+    slow = group.client("redis-2")
+    chosen = move.rules.Candidate("redis-2", HOSTS["redis-2"], follows=True, behind=0)
+    slow.execute_command("REPLICAOF", "127.88.0.9", 1)
+    group.app("redis-1").rpush("ledger", 1)
+    began = time.monotonic()
+    with pytest.raises(move.CalledOffError, match="behind after the pause"):
+        wanted._catch_up(slow, chosen)
+    assert time.monotonic() - began < 0.7
 
 
 def test_what_a_move_that_was_killed_left_preferred_is_not_taken_instead(group: Group) -> None:

@@ -82,17 +82,23 @@ class Moved:
 
 
 class Move:
-    """One planned move. ``say`` gets a line for each step."""
+    """One planned move. ``say`` gets a line for each step.
+
+    ``down_after``: the seconds after which a Sentinel takes this host to be dead. It may while
+    writes are paused, and who calls a move off must not have been paused for so long.
+    """
 
     def __init__(
         self,
         places: Places,
         *,
+        down_after: float = 2 * CATCH_UP_SECONDS,
         say: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._places = places
+        self._catch_up_seconds = min(CATCH_UP_SECONDS, down_after / 2)
         self._say = say
         self._clock = clock
         self._sleep = sleep
@@ -219,7 +225,7 @@ class Move:
     def _catch_up(self, new: Any, chosen: rules.Candidate) -> None:
         with told("this host"):
             wanted = self._me.info("replication")["master_repl_offset"]
-        end = self._clock() + CATCH_UP_SECONDS
+        end = self._clock() + self._catch_up_seconds
         while True:
             with told(chosen.name):
                 behind = wanted - new.info("replication")["slave_repl_offset"]
@@ -245,34 +251,41 @@ class Move:
         end = self._clock() + PROMOTION_SECONDS
         asked = self._clock()
         while self._clock() < end:
-            found = None
+            found: dict[str, dict[str, str]] = {}
             if self._clock() > asked + SENTINEL_AGAIN_SECONDS:
                 # Before the new one is asked: whoever was promoted meanwhile says so.
-                found, asked = self._found(chosen), self._clock()
+                found, asked = self._found(), self._clock()
             with contextlib.suppress(redis.exceptions.RedisError):
                 if new.execute_command("ROLE")[0] == "master":
                     return
-                if found and self._is_idle(found):
+                if chosen.name in found and all(map(self._is_idle, found.values())):
                     raise CalledOffError("Sentinel did not begin, or gave it up")
-            if found and found["ip"] not in {self._address, chosen.address}:
-                self._follow(found["ip"])
+            named = {row["ip"] for row in found.values()} - {self._address, chosen.address}
+            if named:
+                self._follow(min(named))
                 raise UnclearError(
-                    f"Sentinel chose {found['ip']} instead of {chosen.name}: what that one lacked"
+                    f"Sentinel chose {min(named)} instead of {chosen.name}: what that one lacked"
                     " is lost"
                 )
             self._sleep(POLL_SECONDS)
         raise UnclearError(f"Sentinel took longer than {PROMOTION_SECONDS:g} s with {chosen.name}")
 
-    def _found(self, chosen: rules.Candidate) -> dict[str, str] | None:
-        """What the Sentinel that was told says of the primary; None where it does not answer."""
-        ask, cluster = self._sentinel(chosen).execute_command, self._places.cluster
-        try:
-            found = pairs(ask("SENTINEL", "MASTER", cluster))
-            # There the old one stays until all replicas follow the new one.
-            address, _ = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", cluster)
-        except redis.exceptions.RedisError:
-            return None
-        return found | {"ip": str(address)}
+    def _found(self) -> dict[str, dict[str, str]]:
+        """What every Sentinel that answers says of the primary, by host.
+
+        All of them: one that was not told may fail over too. What a Sentinel publishes waits with
+        the writes, its next PING behind that, and for longer than its down-after it finds this host
+        dead.
+        """
+        found = {}
+        for name, sentinel in self._places.sentinels.items():
+            ask, cluster = sentinel.execute_command, self._places.cluster
+            with contextlib.suppress(redis.exceptions.RedisError):
+                row = pairs(ask("SENTINEL", "MASTER", cluster))
+                # There the old one stays until all replicas follow the new one.
+                address, _ = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", cluster)
+                found[name] = row | {"ip": str(address)}
+        return found
 
     def _is_idle(self, found: Mapping[str, str]) -> bool:
         return found["ip"] == self._address and "failover_in_progress" not in found["flags"]

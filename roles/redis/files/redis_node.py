@@ -493,7 +493,9 @@ def places(settings: Settings) -> redis_move.Places:
 
 def move(settings: Settings, to: str | None) -> int:
     """Move the primary's role; exit codes as ``redis_move.ended``."""
-    return redis_move.ended(lambda: redis_move.Move(places(settings), say=redis_move.say).run(to))
+    down_after = int(settings.sentinel["down-after-milliseconds"]) / 1000
+    run = redis_move.Move(places(settings), down_after=down_after, say=redis_move.say)
+    return redis_move.ended(lambda: run.run(to))
 
 
 def rebuild(settings: Settings) -> int:
