@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ MOVERS = "deploy"
 TOOL = "/usr/local/lib/flotilla/redis_node.py"
 # Longer than the tool waits for Sentinel in all its steps.
 MOVE_SECONDS = 150.0
-WHOLE_SECONDS = 30.0
+WHOLE_SECONDS = 60.0
 
 
 def seen(settings: Settings) -> dict[str, Any]:
@@ -132,19 +132,29 @@ def by_itself(runner: Runner, host: str, command: str, *, seconds: float) -> Res
         ) from error
 
 
-def verify(runner: Runner, hosts: list[Host], new: str) -> None:
-    """Wait until ``new`` is primary and nothing is wrong. Raises HostFailed."""
+def verify(
+    runner: Runner,
+    hosts: list[Host],
+    new: str,
+    *,
+    after: str = "the move",
+    missing: Sequence[str] = (),
+) -> None:
+    """Wait until ``new`` is primary and nothing is wrong. Raises HostFailed.
+
+    Where hosts were ``missing`` before, others complain of them: then only the primary counts.
+    """
     found: dict[str, Any] = {}
 
     def whole() -> bool:
         found.update(status(runner, hosts))
-        return found["primary"] == new and not found["problems"]
+        return found["primary"] == new and bool(missing or not found["problems"])
 
     try:
         until(whole, seconds=WHOLE_SECONDS, every=0.5)
     except DeadlineError:
         raise HostFailed(
-            f"{found['primary'] or 'nobody'} is primary after the move: "
+            f"{found['primary'] or 'nobody'} is primary after {after}: "
             f"{'; '.join(found['problems']) or 'and nothing is wrong'}",
             next="fab redis.status",
         ) from None

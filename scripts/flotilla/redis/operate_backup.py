@@ -19,8 +19,8 @@ from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
-from flotilla.redis.operate import LOCK, MOVERS, TOOL, by_itself, opened
-from flotilla.redis.status import looked, status
+from flotilla.redis.operate import LOCK, MOVERS, TOOL, by_itself, opened, verify
+from flotilla.redis.status import looked
 from flotilla.rules import redis_backup as rules
 from flotilla.rules.redis import Member, primary
 from flotilla.rules.redis_backup import Manifest, Restore
@@ -36,7 +36,6 @@ RESTORE_SECONDS = 4000.0
 # A restore that was cut off is over after this: its Sentinels wait no longer.
 ORDER_SECONDS = 150.0
 LOOK_SECONDS = 15.0
-WHOLE_SECONDS = 60.0
 
 
 def listed(settings: Settings) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def restore(settings: Settings, backup: str, *, confirmed: Confirmed, said: Said
             with steps.step(f"replace the data on {plan.host}; the others copy"):
                 told = _replaced(runner, plan, manifest)
             with steps.step("verify"):
-                _verify(runner, hosts, plan)
+                verify(runner, hosts, plan.host, after="the restore", missing=plan.missing)
             steps.result = told | {"taken": manifest.taken, "replaced_keys": plan.keys}
         return steps.result
 
@@ -217,22 +216,3 @@ def _replaced(runner: Runner, plan: Restore, manifest: Manifest) -> dict[str, An
         f"Data that was there is in /var/lib/redis of {plan.host}, in data.before-<time>",
         "fab redis.status, then the same command again",
     )
-
-
-def _verify(runner: Runner, hosts: list[Host], plan: Restore) -> None:
-    """Everything is in order, but for the hosts that could not be asked before."""
-    found: dict[str, Any] = {}
-
-    def whole() -> bool:
-        found.update(status(runner, hosts))
-        wrong = [one for one in found["problems"] if not one.startswith(plan.missing)]
-        return found["primary"] == plan.host and (not wrong or bool(plan.missing))
-
-    try:
-        until(whole, seconds=WHOLE_SECONDS, every=0.5)
-    except DeadlineError:
-        raise HostFailed(
-            f"{plan.host} has the backup, but not everything is in order: "
-            f"{'; '.join(found['problems']) or found['primary']}",
-            next="fab redis.status",
-        ) from None
