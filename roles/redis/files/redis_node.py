@@ -123,7 +123,7 @@ def connect(
     return redis_tls.client(AUTHORITY, **options)
 
 
-def at_work(settings: Settings) -> Any:
+def at_work(settings: Settings, **encryption: Any) -> Any:
     """This host's Redis with the operator's rights, for what takes its time."""
     return connect(
         settings,
@@ -131,6 +131,7 @@ def at_work(settings: Settings) -> Any:
         settings.port,
         operator=True,
         seconds=WORK_TIMEOUT_SECONDS,
+        **encryption,
     )
 
 
@@ -413,7 +414,7 @@ def apply(settings: Settings) -> int:
 
 def unread(settings: Settings) -> int:
     """The names of the owned settings that the running Redis does not have, one a line."""
-    client = connect(settings, settings.address, settings.port, operator=True)
+    client = at_work(settings)
     found = redis_settings.unread(client, redis_settings.owned_lines(OWNED.read_text()))
     sys.stdout.write("".join(f"{name}\n" for name in found))
     return 0
@@ -421,7 +422,7 @@ def unread(settings: Settings) -> int:
 
 def sessions(settings: Settings, user: str) -> int:
     """The addresses that this account's connections come from, without ports, as a JSON list."""
-    client = connect(settings, settings.address, settings.port, operator=True)
+    client = at_work(settings)
     found = {row["addr"].rpartition(":")[0] for row in client.client_list() if row["user"] == user}
     sys.stdout.write(json.dumps(sorted(found)) + "\n")
     return 0
@@ -458,9 +459,7 @@ def certificate(settings: Settings) -> int:
     """
     place = redis_tls.Place(settings.address, LEAF, AUTHORITY)
     # What is served may have ended, which is what is mended here; and nobody else has this address.
-    client = connect(
-        settings, settings.address, settings.port, operator=True, **redis_tls.unverified()
-    )
+    client = at_work(settings, **redis_tls.unverified())
     if redis_tls.is_stale(place, settings.port):
         redis_tls.reload(client, place)
         sys.stdout.write("Redis took the certificate\n")
