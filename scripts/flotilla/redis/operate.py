@@ -18,7 +18,7 @@ from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.redis.status import looked, status
-from flotilla.rules.redis import Next, following
+from flotilla.rules.redis import Next, following, primary, problems
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 from flotilla.wait import DeadlineError, until
@@ -134,18 +134,21 @@ def by_itself(runner: Runner, host: str, command: str, *, seconds: float) -> Res
 
 def verify(runner: Runner, hosts: list[Host], new: str) -> None:
     """Wait until ``new`` is primary and nothing is wrong. Raises HostFailed."""
-    found: dict[str, Any] = {}
+    holder, wrong = "", [""]
 
     def whole() -> bool:
-        found.update(status(runner, hosts))
-        return found["primary"] == new and not found["problems"]
+        nonlocal holder, wrong
+        members, silent = looked(runner, hosts)
+        chosen = primary(members)
+        holder, wrong = chosen.name if chosen else "", problems(members, silent)
+        return holder == new and not wrong
 
     try:
         until(whole, seconds=WHOLE_SECONDS, every=0.5)
     except DeadlineError:
         raise HostFailed(
-            f"{found['primary'] or 'nobody'} is primary after the move: "
-            f"{'; '.join(found['problems']) or 'and nothing is wrong'}",
+            f"{holder or 'nobody'} is primary after the move: "
+            f"{'; '.join(wrong) or 'and nothing is wrong'}",
             next="fab redis.status",
         ) from None
 
