@@ -145,8 +145,8 @@ class Maintenance:
             until(well, seconds=COPY_SECONDS, every=0.5, clock=self._clock, sleep=self._sleep)
         if wrong:
             raise HostFailed(
-                f"{' and '.join(names) or 'the group'} is not where it was {self._clock() - start:.0f} s after the work on it: "
-                + "; ".join(wrong)
+                f"{' and '.join(names) or 'the group'} is not where it was"
+                f" {self._clock() - start:.0f} s after the work on it: " + "; ".join(wrong)
             )
 
     def _lost(self, name: str, error: FlotillaError) -> HostFailed:
