@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 from guests import needs_lab, until
@@ -12,9 +11,12 @@ from typed import KILL, fab, interfered, typed
 from flotilla import inventory
 from flotilla.aws import edge
 from flotilla.drill.redis_clients import Clients
+from flotilla.errors import Refused
 from flotilla.hosts.ssh import Runner, prepare
-from flotilla.redis import ledger
-from flotilla.rules.ledger import summarise
+from flotilla.lock import demand_free
+from flotilla.redis.ledger import access
+from flotilla.redis.operate import LOCK, MOVERS
+from flotilla.rules.ledger import Fate
 from flotilla.settings import Settings
 from flotilla.traffic import Background
 
@@ -120,64 +122,6 @@ def test_the_primary_s_data_is_not_thrown_away(standing_fleet: Settings) -> None
     assert refused["untouched"] == "Nothing was changed"
 
 
-LARGER = {"tiers.redis.type": "t3.medium"}
-
-
-def larger() -> Any:
-    """``fab redis.resize`` with a larger type in fleet.yml; None while a killed run has the lock."""
-    task = ("redis.resize", "--type", "t3.medium", "--yes")
-    with interfered("before write begin", "true", *task, settings=LARGER) as run:
-        code, told, said = run.ends()
-    assert code in (0, 3), said
-    return told if code == 0 else None
-
-
-def types(settings: Settings) -> set[str]:
-    return {host.type for host in inventory.load(settings, refresh=True).by_role("redis")}
-
-
-@pytest.mark.timeout(1200)
-def test_hosts_get_another_type_while_clients_write_and_a_killed_run_is_gone_on_with(
-    standing_fleet: Settings,
-) -> None:
-    snapshot = inventory.load(standing_fleet, refresh=True)
-    prepare(standing_fleet, snapshot)
-    before = fab("redis.status")
-    addresses = {member["name"]: member["address"] for member in before["members"]}
-    old = types(standing_fleet)
-    try:
-        with (
-            Runner(standing_fleet, snapshot) as runner,
-            Clients(
-                ledger.access(standing_fleet),
-                runner,
-                apps=snapshot.by_role("app"),
-                addresses=addresses,
-                writers=2,
-                wait_replicas=0,
-            ) as clients,
-        ):
-            time.sleep(3)
-            # By then the first host is being stopped, or starts again.
-            task = ("redis.resize", "--yes")
-            with interfered("after write done", KILL, *task, delay=4.0, settings=LARGER) as run:
-                assert run.ends()[0] < 0
-            done = until(larger, 400, "the lock of the killed run is free")
-            time.sleep(3)
-            told, _, missing = clients.fetch()
-            entries = [entry for host in told.values() for entry in host]
-            seen = summarise(entries, clients.rows(fab("redis.status")["primary"]))
-        now = fab("redis.status")
-        assert types(standing_fleet) == {"t3.medium"}
-        assert now["problems"] == []
-        assert [move["old"] for move in done["moves"]] == [before["primary"]]
-        assert (seen.acked > 0, seen.lost, missing) == (True, (), {})
-        assert seen.write_gap_seconds < 10.0
-    finally:
-        fab("redis.resize", "--yes")
-    assert types(standing_fleet) == old
-
-
 # Another type for the Redis hosts in the fleet.yml that one run reads.
 LARGER = {"tiers.redis.type": "t3.medium"}
 
@@ -187,6 +131,16 @@ def resized(moment: str, command: str, *, delay: float | None = None, code: int 
     with interfered(moment, command, "redis.resize", "--yes", delay=delay, settings=LARGER) as run:
         returned, told, said = run.ends()
     assert returned == code, f"exit {returned}, not {code}\n{told}\n{said}"
+
+
+def is_free(settings: Settings) -> bool:
+    """Whether the killed run's locks have freed themselves."""
+    try:
+        demand_free(settings, MOVERS)
+        demand_free(settings, LOCK)
+    except Refused:
+        return False
+    return True
 
 
 def types(settings: Settings) -> set[str]:
@@ -218,8 +172,9 @@ def test_every_host_gets_another_type_though_two_runs_are_killed_and_no_write_is
         ):
             work = r"after write step +work on redis-\d"
             resized(work, KILL, delay=1.0, code=-9)
-            typed("redis.status")
+            until(lambda: is_free(standing_fleet), 90, "the killed run's locks are free")
             resized(r"after write done +work on redis-\d", KILL, code=-9)
+            until(lambda: is_free(standing_fleet), 90, "the killed run's locks are free")
             resized("no such moment", "false")
             assert types(standing_fleet) == {"t3.medium"}
             # As fleet.yml says: back again.
