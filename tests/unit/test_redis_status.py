@@ -14,6 +14,7 @@ from flotilla.rules.redis import (
     Next,
     certificates,
     following,
+    fullness,
     primary,
     problems,
 )
@@ -134,10 +135,6 @@ def test_without_a_majority_there_is_no_primary() -> None:
             "redis-2: its append-only file is not being written",
         ),
         (
-            {"redis_1": {"used_memory": 64000000}},
-            "redis-1: 95 % of its memory is in use; when it is full, writes are refused",
-        ),
-        (
             {"redis_3": {"quorum_error": "NOQUORUM 1 usable Sentinels"}},
             "redis-3: its Sentinel could not agree on a failover (NOQUORUM 1 usable Sentinels)",
         ),
@@ -155,6 +152,15 @@ def test_one_thing_wrong_is_one_sentence(
     reported: dict[str, dict[str, object]], sentence: str
 ) -> None:
     assert problems(group(**reported), {}) == [sentence]
+
+
+def test_nearly_full_memory_is_told_and_keeps_nobody_from_working_on_the_hosts() -> None:
+    members = group(redis_1={"used_memory": 64000000})
+    assert fullness(members) == [
+        "redis-1: 95 % of its memory is in use; when it is full, writes are refused"
+    ]
+    assert problems(members, {}) == []
+    assert fullness(group()) == []
 
 
 def test_a_host_whose_redis_is_down_is_told_from_one_that_cannot_be_reached() -> None:

@@ -18,7 +18,7 @@ from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.redis.status import looked, status
-from flotilla.rules.redis import Next, following
+from flotilla.rules.redis import Next, following, primary, problems
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 from flotilla.wait import DeadlineError, until
@@ -144,18 +144,21 @@ def verify(
 
     Where hosts were ``missing`` before, others complain of them: then only the primary counts.
     """
-    found: dict[str, Any] = {}
+    holder, wrong = "", [""]
 
     def whole() -> bool:
-        found.update(status(runner, hosts))
-        return found["primary"] == new and bool(missing or not found["problems"])
+        nonlocal holder, wrong
+        members, silent = looked(runner, hosts)
+        chosen = primary(members)
+        holder, wrong = chosen.name if chosen else "", problems(members, silent)
+        return holder == new and bool(missing or not wrong)
 
     try:
         until(whole, seconds=WHOLE_SECONDS, every=0.5)
     except DeadlineError:
         raise HostFailed(
-            f"{found['primary'] or 'nobody'} is primary after {after}: "
-            f"{'; '.join(found['problems']) or 'and nothing is wrong'}",
+            f"{holder or 'nobody'} is primary after {after}: "
+            f"{'; '.join(wrong) or 'and nothing is wrong'}",
             next="fab redis.status",
         ) from None
 

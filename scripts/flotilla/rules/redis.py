@@ -13,6 +13,8 @@ from dataclasses import dataclass
 LATE = 0.28
 # Any `fab fleet.provision` made the next one when eight months were left.
 ISSUER_DAYS = 90.0
+# Of maxmemory.
+NEARLY_FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,18 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     return found + (_dissent(chosen, heard) if chosen else [])
 
 
+def fullness(members: Sequence[Member]) -> list[str]:
+    """Whose memory is nearly full, in sentences. It keeps nobody from working on the hosts: giving
+    them more is such work.
+    """
+    return [
+        f"{one.name}: {100 * one.used_bytes / one.max_bytes:.0f} % of its memory is in use; when it"
+        " is full, writes are refused"
+        for one in members
+        if one.used_bytes and one.max_bytes and one.used_bytes > NEARLY_FULL * one.max_bytes
+    ]
+
+
 def certificates(members: Sequence[Member]) -> list[str]:
     """What was not renewed in time, in sentences. It keeps nobody from working on the hosts."""
     found = []
@@ -172,9 +186,6 @@ def _member(member: Member, chosen: Member | None) -> list[str]:
         found.append("no replica keeps up, so it refuses writes")
     if member.is_persisting is False:
         found.append("its append-only file is not being written")
-    if member.used_bytes and member.max_bytes and member.used_bytes > 0.9 * member.max_bytes:
-        share = 100 * member.used_bytes / member.max_bytes
-        found.append(f"{share:.0f} % of its memory is in use; when it is full, writes are refused")
     if member.quorum_error:
         found.append(f"its Sentinel could not agree on a failover ({member.quorum_error})")
     return found
