@@ -80,6 +80,39 @@ def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = 
     show(done, json=json, text=_rolled(done))
 
 
+@task(help={"type": "the instance type that fleet.yml names (default: that one)", **YES, **JSON})
+def resize(_: Context, type: str | None = None, *, yes: bool = False, json: bool = False) -> None:
+    """Give the Redis hosts the instance type and maxmemory of fleet.yml, the primary last.
+
+    One host at a time is stopped, changed and started, and writes go on; the primary hands its role
+    over first. Cut off, the same command goes on. Exit 0 done or nothing to do, 2 a host did not
+    come back, or EC2 has no room (it then runs as before), 3 refused (the type is too small for the
+    data, or not fleet.yml's, or not all is in order) and nothing changed, 4 unreachable, 5 no such
+    type.
+    """
+    from flotilla import config
+    from flotilla.redis import operate_resize
+
+    settings = attempt(config.load, json=json)
+    again = typed("redis.resize", type=type)
+    done = attempt(
+        lambda: operate_resize.resize(
+            settings,
+            type,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = _rolled(done)
+    if done["changed"]:
+        text += (
+            f"; {done['type']}, maxmemory {done['maxmemory_mb']} MiB. Hosts that are made later get"
+            " that type by: fab fleet.provision"
+        )
+    show(done, json=json, text=text)
+
+
 @task(positional=["host"], help={"host": "the Redis host whose data is thrown away", **YES, **JSON})
 def rebuild(_: Context, host: str, *, yes: bool = False, json: bool = False) -> None:
     """Empty a replica whose data or append-only file is broken, and copy everything again.
@@ -134,7 +167,8 @@ def backup(_: Context, *, yes: bool = False, json: bool = False) -> None:
 def backups(_: Context, *, json: bool = False) -> None:
     """Show the backups of Redis, the newest first. Changes nothing.
 
-    Exit 0 there is one, 1 there is none, 3 a manifest is damaged, 4 S3 or the API does not answer.
+    Exit 0 there is one, 1 there is none, 3 a manifest is damaged (the others are shown all the
+    same), 4 S3 or the API does not answer.
     """
     from flotilla import config
     from flotilla.redis import operate_backup
@@ -142,6 +176,8 @@ def backups(_: Context, *, json: bool = False) -> None:
     settings = attempt(config.load, json=json)
     found = attempt(lambda: operate_backup.listed(settings), json=json)
     show(found, json=json, text=_stored(found))
+    if found["damaged"]:
+        raise Exit(code=3)
     if not found["backups"]:
         raise Exit(code=1)
 
@@ -181,7 +217,8 @@ def _stored(found: dict[str, Any]) -> str:
         for one in found["backups"]
     ]
     head = f"{'backup':26} {'host':9} {'age':>7}  {'keys':>10} {'data':>11} {'stored':>11}"
-    return "\n".join([head, *lines] if lines else ["there is no backup; next: fab redis.backup"])
+    table = [head, *lines] if lines else ["there is no backup; next: fab redis.backup"]
+    return "\n".join([*table, *(f"! {one['why']}" for one in found["damaged"])])
 
 
 def _rolled(done: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ expression over lines such as
     before order app-1 state drain       a command to every load balancer
     after call app-2 switch 20261121-1   the release tool on a host
     before write end                     a line of a deploy's journal
+    after write step  work on redis-2    a step of another command, in its journal
     after write done revoke              a line of a failover's journal
 
 The first line that it matches runs the command, whose parent process ($PPID) is the task and $HOST
@@ -43,8 +44,8 @@ def words(*arguments: Any, **_: Any) -> str:
 
 
 def entry(event: str, **fields: Any) -> str:
-    """A line of a deploy's journal: its event, and the host and step if it has them."""
-    return f"{event} {fields.get('host', '')} {fields.get('step', '')}"
+    """A line of a journal: its event, and the host, step or title if it has them."""
+    return f"{event} {fields.get('host', '')} {fields.get('step', '')}{fields.get('title', '')}"
 
 
 def act(event: str, **fields: Any) -> str:

@@ -220,7 +220,7 @@ def test_a_slow_stop_leaves_the_host_running_for_a_while_and_is_answered_at_once
     trio.three.listens(PORT)
 
 
-@pytest.mark.parametrize("mode", ["503", "hangup"])
+@pytest.mark.parametrize("mode", ["503", pytest.param("hangup", marks=pytest.mark.drill)])
 def test_an_api_outage_is_an_error_to_its_callers_and_ends(trio: Trio, mode: str) -> None:
     once = boto3.client(
         "ec2",

@@ -42,6 +42,11 @@ def base():
 """
 
 
+def drilled(moment: object) -> object:
+    """One more moment of the same promise: `make drills` looks at it, `make test` at another."""
+    return pytest.param(moment, marks=pytest.mark.drill)
+
+
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Nested]:
     with nested() as made:
@@ -120,7 +125,7 @@ def _killed(machine: Nested, fab: subprocess.Popen[str], task: str) -> None:
     fab.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("moment", ["process", "network", "api"])
+@pytest.mark.parametrize("moment", [drilled("process"), "network", drilled("api")])
 def test_after_a_start_that_was_killed_down_leaves_nothing_and_nothing_comes(
     machine: Nested, moment: str
 ) -> None:
@@ -132,7 +137,7 @@ def test_after_a_start_that_was_killed_down_leaves_nothing_and_nothing_comes(
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("moment", ["process", "network", "api"])
+@pytest.mark.parametrize("moment", [drilled("process"), drilled("network"), "api"])
 def test_after_a_start_that_was_killed_up_starts(machine: Nested, moment: str) -> None:
     _killed(machine, _starting(machine, moment), "lab.up")
     up(machine)
@@ -156,7 +161,7 @@ def test_two_who_start_it_at_once_have_the_same_lab(machine: Nested) -> None:
     assert json.loads(out)["pid"] == mine["pid"]
 
 
-@pytest.mark.parametrize("seconds", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("seconds", [drilled(0.2), 0.6, drilled(1.0)])
 def test_a_down_that_was_killed_can_be_repeated(machine: Nested, seconds: float) -> None:
     up(machine)
     machine.python(_EC2 + "print(json.dumps(launch(base())))")
@@ -206,7 +211,9 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:4566", "0.0.0.0:80", "0.0.0.0:3142"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:4566", drilled("0.0.0.0:80"), drilled("0.0.0.0:3142")]
+)
 def test_a_taken_port_is_named_and_nothing_is_changed(
     machine: Nested, address: str, tmp_path: Path
 ) -> None:

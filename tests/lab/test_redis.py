@@ -5,10 +5,18 @@ from __future__ import annotations
 import time
 
 import pytest
-from guests import needs_lab
-from typed import fab, typed
+from guests import needs_lab, until
+from typed import KILL, fab, interfered, typed
 
+from flotilla import inventory
 from flotilla.aws import edge
+from flotilla.drill.redis_clients import Clients
+from flotilla.errors import Refused
+from flotilla.hosts.ssh import Runner, prepare
+from flotilla.lock import demand_free
+from flotilla.redis.ledger import access
+from flotilla.redis.operate import LOCK, MOVERS
+from flotilla.rules.ledger import Fate
 from flotilla.settings import Settings
 from flotilla.traffic import Background
 
@@ -112,3 +120,87 @@ def test_the_primary_s_data_is_not_thrown_away(standing_fleet: Settings) -> None
     refused = fab("redis.rebuild", primary, "--yes", code=3)["error"]
     assert f"{primary} is the primary" in refused["what"]
     assert refused["untouched"] == "Nothing was changed"
+
+
+# Another type for the Redis hosts in the fleet.yml that one run reads.
+LARGER = {"tiers.redis.type": "t3.medium"}
+
+
+def resized(moment: str, command: str, *, delay: float | None = None, code: int = 0) -> None:
+    """`fab redis.resize` to LARGER, with ``command`` at a moment that comes if it is to end so."""
+    with interfered(moment, command, "redis.resize", "--yes", delay=delay, settings=LARGER) as run:
+        returned, told, said = run.ends()
+    assert returned == code, f"exit {returned}, not {code}\n{told}\n{said}"
+
+
+def is_free(settings: Settings) -> bool:
+    """Whether the killed run's locks have freed themselves."""
+    try:
+        demand_free(settings, MOVERS)
+        demand_free(settings, LOCK)
+    except Refused:
+        return False
+    return True
+
+
+def types(settings: Settings) -> set[str]:
+    return {host.type for host in inventory.load(settings, refresh=True).by_role("redis")}
+
+
+@pytest.mark.timeout(900)
+def test_every_host_gets_another_type_though_two_runs_are_killed_and_no_write_is_lost(
+    standing_fleet: Settings,
+) -> None:
+    """The first one while a host is stopped, the second while its work on the next is ending."""
+    before = fab("redis.status")
+    keys = max(member["keys"] for member in before["members"])
+    snapshot = inventory.load(standing_fleet, refresh=True)
+    hosts = snapshot.by_role("redis")
+    prepare(standing_fleet, snapshot)
+    with Runner(standing_fleet, snapshot) as runner:
+        clients = Clients(
+            access(standing_fleet),
+            runner,
+            apps=snapshot.by_role("app"),
+            addresses={host.name: host.private_ip or "" for host in hosts},
+            writers=2,
+            wait_replicas=0,
+        )
+        with (
+            clients,
+            Background("--url", edge.url(standing_fleet), "--rate", "20") as traffic,
+        ):
+            work = r"after write step +work on redis-\d"
+            resized(work, KILL, delay=1.0, code=-9)
+            until(lambda: is_free(standing_fleet), 90, "the killed run's locks are free")
+            resized(r"after write done +work on redis-\d", KILL, code=-9)
+            until(lambda: is_free(standing_fleet), 90, "the killed run's locks are free")
+            resized("no such moment", "false")
+            assert types(standing_fleet) == {"t3.medium"}
+            # As fleet.yml says: back again.
+            fab("redis.resize", "--yes")
+            seen = traffic.stop()
+            entries, _, missing = clients.fetch()
+        now = fab("redis.status")
+        there = clients.rows(now["primary"])
+    assert missing == {}
+    acked = {e.id for some in entries.values() for e in some if e.fate is Fate.ACKED}
+    assert acked
+    assert acked <= set(there)
+    assert (seen["served"] > 0, seen["failed"]) == (True, 0)
+    assert types(standing_fleet) == {standing_fleet.tiers.redis.type}
+    assert now["problems"] == []
+    assert min(member["keys"] for member in now["members"]) >= keys, "no session is gone"
+    assert fab("redis.resize", "--yes")["changed"] is False
+
+
+def test_a_type_that_fleet_yml_does_not_name_is_refused_and_nothing_is_touched(
+    standing_fleet: Settings,
+) -> None:
+    before = fab("redis.status")
+    refused = fab("redis.resize", "--type", "t3.large", "--yes", code=3)["error"]
+    assert "fleet.tiers.redis.type" in refused["next"]
+    unknown = fab("redis.resize", "--type", "t3.enormous", "--yes", code=5)["error"]
+    assert unknown["untouched"] == "Nothing was changed"
+    after = fab("redis.status")
+    assert after["primary"] == before["primary"]

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,33 @@ def binaries() -> Binaries:
 
 
 def newest(amis: Path, role: str = "mysql") -> str:
-    """The id of the newest tested image of a role. Raises NoImageError."""
-    found = [json.loads(path.read_text()) for path in amis.glob("*.json")]
+    """The id of the newest tested image that was baked for a role. Raises NoImageError.
+
+    Lab tests make images too, of any disk with the tags of any role: those have no name of a bake.
+    """
     known = [
         (image["creation_date"], image["id"])
-        for image in found
-        if image["tags"].get("Role") == role and image["tags"].get("Status") == "tested"
+        for image in _records(amis)
+        if image["tags"].get("Role") == role
+        and image["tags"].get("Status") == "tested"
+        and image["name"] == _name_of_bake(image["tags"])
     ]
     if not known:
         raise NoImageError(f"{amis} holds no tested image of role {role} (fab images.bake)")
     return str(max(known)[1])
+
+
+def _records(amis: Path) -> Iterator[dict[str, Any]]:
+    for path in amis.glob("*.json"):
+        # One may be deregistered while we look.
+        with suppress(FileNotFoundError):
+            yield json.loads(path.read_text())
+
+
+def _name_of_bake(tags: dict[str, str]) -> str:
+    """What a bake with these tags calls its image; a copy of it has another name."""
+    when, _, _ = tags.get("BuildId", "").partition("-")
+    return f"{tags.get('Fleet')}-{tags.get('Role')}-{when}"
 
 
 def disks_of(storage: Path, image: str) -> list[Path]:

@@ -4,119 +4,65 @@ killed half-way, and the binary logs hold none of them.
 
 from __future__ import annotations
 
-import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pymysql
 import pytest
 from mysqld.operators import operator
 from mysqld.trio import Trio
+from rotating import Application, Killed, Rotated, rotate, words
 
-from flotilla import secrets as capability
 from flotilla.aws import secrets as ssm
-from flotilla.hosts.ssh import Result
 from flotilla.mysql import operate as mysql
 from flotilla.mysql.ensure import Ensure
 from flotilla.mysql.session import Session
 from flotilla.rules.secrets import ROTATED, SUFFIXES
 from flotilla.secrets import hosts as edge
 from flotilla.settings import Settings
-from flotilla.snapshot import Host, Snapshot
 from flotilla.wait import until
 
 APP = "an application's"
 
 
-class Killed(BaseException):
-    """Nothing handles it, as nothing handles a SIGKILL."""
-
-
-class Application:
-    """A client that was started with a password, and logs in anew for every query, everywhere."""
+class Everywhere(Application):
+    """It logs in to every member."""
 
     def __init__(self, trio: Trio, environment: Path) -> None:
-        self._trio, self.environment = trio, environment
-        self.logins, self.failures = 0, []
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        super().__init__(environment, APP)
+        self._trio = trio
 
-    def start(self) -> None:
-        """Or start again, with what the environment says by now."""
-        self.password = self.environment.read_text().strip()
-
-    @property
-    def is_stale(self) -> bool:
-        return self.password not in self.environment.read_text()
-
-    def __enter__(self) -> Self:
-        self.start()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stopped.wait(0.02):
-            for server in self._trio.servers.values():
-                try:
-                    user = self._trio.settings.mysql.user
-                    pymysql.connect(
-                        host=server.address, user=user, password=self.password, connect_timeout=10
-                    ).close()
-                    self.logins += 1
-                except pymysql.err.MySQLError as error:
-                    self.failures.append((server.name, str(error)))
+    def ask(self) -> None:
+        user = self._trio.settings.mysql.user
+        for server in self._trio.servers.values():
+            try:
+                pymysql.connect(
+                    host=server.address, user=user, password=self.password, connect_timeout=10
+                ).close()
+                self.logins += 1
+            except pymysql.err.MySQLError as error:
+                self.failures.append(f"{server.name} {error}")
 
 
 @dataclass(frozen=True)
-class Servers(edge.Fleet):
-    """The fleet's own ways, with what the playbook and a deploy do to the application's host."""
+class Servers(Rotated):
+    """With what the playbook does to the application's host."""
 
     trio: Trio
-    hosts: tuple[Host, ...]
-    app: Application
 
     def _configure(self, role: str) -> None:
         assert role == "app"
-        found = ssm.of_roles(self.settings, ["mysql"])
-        self.app.environment.write_text(found["mysql/app_password"] + "\n")
-
-    def _stale(self) -> list[str]:
-        return ["app-1"] if self.app.is_stale else []
-
-    def _restart_application(self) -> None:
-        self.app.start()
-
-    @contextmanager
-    def _runner(self) -> Iterator[Any]:
-        yield self, Snapshot(time.time(), self.hosts)
-
-    def run(self, host: Host, command: str, **options: Any) -> Result:
-        command = command.replace("/etc/app/environment", str(self.app.environment))
-        done = subprocess.run(
-            ["sh", "-c", command],
-            input=options["stdin"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Result(host.name, done.stdout, done.stderr, done.returncode, 0.0)
+        self.app.give(ssm.of_roles(self.settings, ["mysql"])["mysql/app_password"])
 
 
 @pytest.fixture
 def made(trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     """A whole cluster, and an application that logs in to all of it."""
-    environment = tmp_path / "environment"
-    environment.write_text(f"{APP}\n")
-    with operator(trio, tmp_path) as (opened, _), Application(trio, environment) as app:
+    application = Everywhere(trio, tmp_path / "environment")
+    with operator(trio, tmp_path) as (opened, _), application as app:
 
         @contextmanager
         def session(_: Settings, *, fresh: bool) -> Iterator[Session]:
@@ -126,24 +72,8 @@ def made(trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         monkeypatch.setattr(edge, "session", session)
         members = opened.snapshot.by_role("mysql")
         host = replace(members[0], name="app-1", role="app", instance_id="i-app")
-        yield Servers(
-            trio.settings, ROTATED["mysql-app"], "mysql-app", print, trio, (*members, host), app
-        )
-
-
-def rotate(made: Servers, name: str = "mysql-app") -> dict[str, Any]:
-    secret = ROTATED[name]
-    return capability.rotate(
-        made.settings,
-        name,
-        confirmed=print,
-        said=print,
-        hosts=lambda *_: replace(made, secret=secret, name=name),
-    )
-
-
-def words(made: Servers, name: str, *values: str) -> list[list[str]]:
-    return [list(said) for said in replace(made, secret=ROTATED[name]).logins(values).values()]
+        hosts = (*members, host)
+        yield Servers(trio.settings, ROTATED["mysql-app"], "mysql-app", print, hosts, app, trio)
 
 
 def value_of(made: Servers, parameter: str) -> str:
@@ -175,13 +105,13 @@ def test_the_application_s_password_is_changed_everywhere_and_it_never_fails(
     for _ in range(6):
         monkeypatch.setattr(ssm, "write", killing)
         with pytest.raises(Killed):
-            rotate(made)
+            rotate(made, "mysql-app")
         # Whoever makes the cluster whole meanwhile leaves it as it is.
         made.trio.ensure()
         assert words(made, "mysql-app", made.app.password) == [["accepted"]] * 3
         assert made.app.failures == []
     monkeypatch.setattr(ssm, "write", write_secret)
-    assert rotate(made)["steps"] == ["refuse"]
+    assert rotate(made, "mysql-app")["steps"] == ["refuse"]
     now = value_of(made, "app_password")
     assert now != APP
     assert made.app.password == now

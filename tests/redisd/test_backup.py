@@ -17,14 +17,14 @@ from redisd.group import CLUSTER, HOSTS, PORT, Group, redis_node
 from redisd.operators import Hands
 from redisd.test_lost_hosts import lose, starts
 from redisd.test_maintain import yes
-from redisd.test_move import writing
+from redisd.test_move import frozen, writing
 
 from flotilla.aws.session import client
 from flotilla.backup import operate as edge
 from flotilla.backup.bucket import Bucket
 from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.redis import operate, operate_backup
-from flotilla.rules.redis_backup import chunk_key
+from flotilla.rules.redis_backup import chunk_key, manifest_key
 from flotilla.settings import Settings
 from flotilla.wait import until
 
@@ -144,13 +144,26 @@ def test_a_backup_under_writes_brings_the_same_keys_back_to_every_host(
     assert contents(group, group.primary()) == wanted
 
 
+def test_a_redis_that_forks_for_seconds_is_waited_for(
+    group: Group, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork of much data takes so long, and no command is answered meanwhile."""
+    home = hands.home("redis-2")
+    monkeypatch.setattr(redis_node, "HOME", home)
+    monkeypatch.setattr(redis_node, "DATA", home / "data")
+    monkeypatch.setenv("PATH", f"{hands.root('redis-2')}/bin:{os.environ['PATH']}")
+    frozen(group.servers["redis-2"], 2.0)
+    assert redis_node.save(group.settings("redis-2")) == 0
+    assert (home / "backup" / "dump.rdb").exists()
+
+
 def test_a_snapshot_that_failed_is_no_backup_whatever_lies_there(
     group: Group, hands: Hands, settings: Settings, bucket: Bucket
 ) -> None:
     """As when memory runs out: Redis counts snapshots that began, and an old file looks whole."""
     filled(group)
     home = hands.home("redis-2")
-    there = group.client("redis-2")
+    there = redis_node.at_work(group.settings("redis-2"))
     there.execute_command("BGSAVE")
     until(lambda: not there.info("persistence")["rdb_bgsave_in_progress"], seconds=20)
     assert (home / "data" / "dump.rdb").exists()
@@ -239,6 +252,13 @@ def test_what_is_damaged_or_sealed_with_another_key_touches_nothing(
     assert contents(group, "redis-1") == now
     assert not any(": stop" in line for line in hands.did)
     assert not (hands.home("redis-1") / "data.new").exists()
+    text = bucket.read(manifest_key(made))
+    bucket.remove([manifest_key(made)])
+    assert bucket.add(manifest_key(made), text.replace(b'"keys": ', b'"keys": 1'))
+    other = backup(settings)["backup"]
+    told = operate_backup.listed(settings)
+    assert [one["id"] for one in told["backups"]] == [other], "a damaged one hides no other"
+    assert [one["id"] for one in told["damaged"]] == [made]
     assert kept(hands, "redis-1") == []
 
 

@@ -6,7 +6,7 @@ import shutil
 from contextlib import suppress
 
 import pytest
-from redisd.group import HOSTS, Group
+from redisd.group import CLUSTER, HOSTS, Group, redis_node
 from redisd.operators import Hands
 
 from flotilla.errors import HostFailed
@@ -31,6 +31,13 @@ def starts(hands: Hands, name: str, service: str) -> bool:
     return False
 
 
+def known(group: Group, name: str) -> set[str]:
+    """The servers that a Sentinel knows of."""
+    ask, pairs = group.sentinel(name).execute_command, redis_node.redis_move.pairs
+    rows = [ask("SENTINEL", "MASTER", CLUSTER), *ask("SENTINEL", "REPLICAS", CLUSTER)]
+    return {pairs(row)["ip"] for row in rows}
+
+
 def test_with_a_majority_lost_nobody_takes_writes_until_empty_hosts_replace_it_and_nothing_is_lost(
     group: Group, hands: Hands
 ) -> None:
@@ -44,6 +51,8 @@ def test_with_a_majority_lost_nobody_takes_writes_until_empty_hosts_replace_it_a
         until(lambda: group.offered() != [], seconds=8)
     for name in ("redis-1", "redis-2"):
         until(lambda n=name: starts(hands, n, "redis-sentinel"), seconds=60)
+    for name in ("redis-1", "redis-2"):
+        assert known(group, name) == set(HOSTS.values())
     for name in ("redis-2", "redis-1"):
         until(lambda n=name: starts(hands, n, "redis-server"), seconds=90)
     until(group.is_whole, seconds=60)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redisd.group import CLUSTER, HOSTS, Group, redis_node
 from redisd.operators import Hands
-from redisd.test_move import Writer, there, writing
+from redisd.test_move import Writer, frozen, there, writing
 
 from flotilla.errors import HostFailed, Refused
 from flotilla.redis import operate, operate_maintain
@@ -144,3 +144,15 @@ def test_what_is_in_the_file_and_in_the_server_is_told_apart(group: Group, hands
         assert hands.run(name, f"{operate.TOOL} unread").stdout == ""
     group.client("redis-2").config_set("repl-timeout", "16")
     assert hands.run("redis-2", f"{operate.TOOL} unread").stdout == "repl-timeout\n"
+
+
+def test_what_is_asked_of_a_busy_redis_is_waited_for(
+    group: Group, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass over the hosts once stopped half-way, for one had not answered within 0.4 s."""
+    monkeypatch.setattr(redis_node, "OWNED", hands.home("redis-2") / "flotilla.conf")
+    settings, server = group.settings("redis-2"), group.servers["redis-2"]
+    frozen(server, 1.5)
+    assert redis_node.unread(settings) == 0
+    frozen(server, 1.5)
+    assert redis_node.sessions(settings, "app") == 0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
-from redisd.group import DOWN_AFTER_MS, HOSTS, Group, redis_node
+from redisd.group import CLUSTER, DOWN_AFTER_MS, HOSTS, Group, Process, redis_node
 from redisd.operators import Hands
 
+from flotilla.errors import HostFailed, Unreachable
+from flotilla.redis import operate
+from flotilla.settings import Settings
 from flotilla.wait import until
 
 move = redis_node.redis_move
@@ -88,8 +93,23 @@ def there(group: Group) -> set[int]:
     return set(map(int, app.lrange("ledger", 0, -1)))
 
 
-def made(group: Group) -> move.Move:
-    return move.Move(redis_node.places(group.settings(group.primary())))
+def made(group: Group, *, say: Callable[[str], None] = lambda _: None) -> move.Move:
+    return move.Move(redis_node.places(group.settings(group.primary())), say=say)
+
+
+def quiet(_: str) -> None:
+    """Go on."""
+
+
+def at(words: str, act: Callable[[], None]) -> Callable[[str], None]:
+    """Listens to a move, and does something when it says so."""
+    return lambda said: act() if said == words else None
+
+
+def frozen(process: Process, seconds: float) -> None:
+    """Let it answer nothing for a while, and then all that it was told meanwhile."""
+    process.signal(signal.SIGSTOP)
+    threading.Timer(seconds, process.signal, [signal.SIGCONT]).start()
 
 
 def stays(group: Group, name: str) -> None:
@@ -163,6 +183,103 @@ def _spoil(group: Group, chosen: object) -> None:
     group.sentinel("redis-2").execute_command("SENTINEL", "REMOVE", "shop-lab")
 
 
+def test_a_sentinel_whose_answer_does_not_come_is_no_refusal(group: Group) -> None:
+    """It fails over all the same, and what was written here meanwhile would be thrown away."""
+    slow = at("writes are paused", lambda: frozen(group.sentinels["redis-2"], 0.8))
+    with writing(group) as writer:
+        told = made(group, say=slow).run("redis-2")
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert (told.new, group.primary()) == ("redis-2", "redis-2")
+    assert set(writer.acked) <= there(group)
+
+
+def test_a_sentinel_that_never_heard_of_it_calls_it_off_as_soon_as_it_answers(group: Group) -> None:
+    sentinel = group.sentinels["redis-2"]
+
+    def away() -> None:
+        sentinel.end()
+        threading.Timer(1.0, sentinel.start).start()
+
+    with writing(group) as writer:
+        with pytest.raises(move.CalledOffError, match="did not begin"):
+            made(group, say=at("writes are paused", away)).run("redis-2")
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert group.primary() == "redis-1"
+    assert writer.gap < 10.0
+    assert set(writer.acked) <= there(group)
+
+
+def test_an_old_primary_that_is_slow_is_told_until_it_follows(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than what makes it dead, and far more than what an answer may take."""
+    monkeypatch.setattr(move, "PAUSE_MS", 10_000)
+    slow = at("Sentinel was told", lambda: frozen(group.servers["redis-1"], 2.0))
+    with writing(group) as writer:
+        assert made(group, say=slow).run("redis-2").new == "redis-2"
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert group.client("redis-1").execute_command("ROLE")[0] == "slave"
+    assert set(writer.acked) <= there(group)
+
+
+def test_a_sentinel_that_chooses_another_one_is_followed_and_told_of(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that has not heard of the one it was to choose for a second."""
+    sentinel = group.sentinel("redis-2")
+
+    def is_seen() -> bool:
+        rows = map(move.pairs, sentinel.execute_command("SENTINEL", "REPLICAS", CLUSTER))
+        return any(row["slave-priority"] == "0" for row in rows)
+
+    def barred(_: object) -> None:
+        group.client("redis-2").config_set("replica-priority", "0")
+        until(is_seen, seconds=15)
+
+    wanted = made(group)
+    monkeypatch.setattr(wanted, "_await_moment", barred)
+    with writing(group) as writer, pytest.raises(move.UnclearError, match="instead of redis-2"):
+        wanted.run("redis-2")
+    until(group.is_whole, seconds=20)
+    assert group.primary() == "redis-3"
+    assert set(writer.acked) <= there(group)
+
+
+def test_other_sentinels_that_find_a_paused_primary_dead_are_believed(group: Group) -> None:
+    """What they publish waits with the writes, and so does their next PING."""
+    sentinel = group.sentinels["redis-2"]
+    with writing(group) as writer:
+        # The Sentinel that was told is gone; whoever the others chose is followed.
+        with suppress(move.UnclearError):
+            made(group, say=at("writes are paused", sentinel.end)).run("redis-2")
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert group.primary() != "redis-1"
+    assert set(writer.acked) <= there(group)
+
+
+def test_a_move_waits_for_a_replica_for_less_than_makes_the_primary_dead(group: Group) -> None:
+    wanted = move.Move(redis_node.places(group.settings("redis-1")), down_after=0.7)
+    slow = group.client("redis-2")
+    chosen = move.rules.Candidate("redis-2", HOSTS["redis-2"], follows=True, behind=0)
+    slow.execute_command("REPLICAOF", "127.88.0.9", 1)
+    group.app("redis-1").rpush("ledger", 1)
+    began = time.monotonic()
+    with pytest.raises(move.CalledOffError, match="behind after the pause"):
+        wanted._catch_up(slow, chosen)
+    assert time.monotonic() - began < 0.7
+
+
+def test_what_a_move_that_was_killed_left_preferred_is_not_taken_instead(group: Group) -> None:
+    group.client("redis-3").config_set("replica-priority", move.BEST)
+    assert made(group).run("redis-2").new == "redis-2"
+    for name in HOSTS:
+        assert group.client(name).config_get("replica-priority")["replica-priority"] == "100"
+
+
 def test_a_mover_that_dies_leaves_writes_paused_for_seconds_only(group: Group) -> None:
     client = group.client("redis-1")
     client.execute_command("CLIENT", "PAUSE", move.PAUSE_MS, "WRITE")
@@ -184,6 +301,31 @@ def test_a_move_whose_operator_is_gone_is_made_to_its_end(group: Group, hands: H
         until(lambda: len(writer.acked) > count + 20, seconds=10)
     assert set(writer.acked) <= there(group)
     assert writer.gap < 10.0
+
+
+def test_a_connection_that_ends_in_the_middle_of_a_move_is_no_host_that_was_not_reached(
+    group: Group, hands: Hands, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = hands.run
+
+    def cut_off(host: Any, command: str, **options: Any) -> Any:
+        result = run(host, command, **options)
+        if " move " in command:
+            raise Unreachable("redis-1: no answer during `move`")
+        return result
+
+    monkeypatch.setattr(hands, "run", cut_off)
+    with pytest.raises(HostFailed, match="no answer") as failed:
+        operate.switchover(settings, "redis-2", confirmed=quiet, said=quiet)
+    assert "goes on there without us" in failed.value.why
+    assert group.primary() == "redis-2"
+
+
+def test_writes_that_a_pause_did_not_hold_up_are_told_of(group: Group) -> None:
+    pause = move.Paused(group.client("redis-1"))
+    pause._asked = time.monotonic() - move.PAUSE_MS / 1000 - 1.0
+    with pytest.raises(move.UnclearError, match="what was taken since is lost"):
+        pause.check()
 
 
 def test_sentinels_soon_ask_a_primary_that_is_new(group: Group) -> None:

@@ -74,6 +74,11 @@ def test_a_rebuild_that_was_cut_off_keeps_the_old_data_and_is_never_made_primary
     assert {path.name for path in kept.iterdir()} == before
     hands.run("redis-2", "systemctl start redis-server")
     assert group.client("redis-2").config_get("replica-priority") == {"replica-priority": "0"}
+    # With all its data again it looks like any other, and nobody would take over from it.
+    until(group.is_whole, seconds=20)
+    assert ["fab redis.rebuild redis-2" in one for one in operate.seen(settings)["problems"]] == [
+        True
+    ]
     assert rebuild(settings, "redis-2")["primary"] == "redis-1"
     is_a_whole_copy(group, hands, "redis-2")
 

@@ -6,20 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from redisd.group import HOSTS, PORT, SENTINEL_PORT, Group, _rendered, _values, redis_node
 from redisd.operators import Hands, _host
+from rotating import Application, Killed, Rotated, rotate, words
 
-from flotilla import secrets as capability
 from flotilla.aws import secrets as ssm
 from flotilla.aws.session import client
 from flotilla.deploy.journal import Journal
@@ -28,7 +24,7 @@ from flotilla.hosts.ssh import Result
 from flotilla.rules.secrets import ROTATED, also_accepted
 from flotilla.secrets import hosts as edge
 from flotilla.settings import Settings
-from flotilla.snapshot import Host, Snapshot
+from flotilla.snapshot import Host
 from flotilla.wait import until
 
 _APPLY = f"{edge.TOOL} apply"
@@ -37,10 +33,6 @@ FIRST = {account: f"the-first-password-of-{account}" for account in ACCOUNTS}
 APP = replace(
     _host("redis-1"), name="app-1", role="app", instance_id="i-app", private_ip="127.0.0.1"
 )
-
-
-class Killed(BaseException):
-    """Nothing handles it, as nothing handles a SIGKILL."""
 
 
 @pytest.fixture
@@ -52,91 +44,49 @@ def settings(settings: Settings) -> Settings:
     return settings
 
 
-class Application:
-    """A client that was started with a password, and logs in anew for every read."""
+class Reader(Application):
+    """It reads from the primary."""
 
     def __init__(self, group: Group, environment: Path) -> None:
-        self._group, self.environment = group, environment
-        self.logins, self.failures = 0, []
-        self.started = 0.0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        super().__init__(environment, FIRST["app"])
+        self._primary = HOSTS[group.primary_name]
 
-    def start(self) -> None:
-        """Or start again, with what the environment says by now."""
-        self.password = self.environment.read_text().strip().partition("=")[2]
-
-    @property
-    def is_stale(self) -> bool:
-        return self.password not in self.environment.read_text()
-
-    def __enter__(self) -> Self:
-        self.start()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        primary = HOSTS[self._group.primary_name]
-        while not self._stopped.wait(0.01):
-            try:
-                with redis_node.redis_tls.client(
-                    redis_node.AUTHORITY,
-                    host=primary,
-                    port=PORT,
-                    username="app",
-                    password=self.password,
-                ) as r:
-                    # No write: a busy machine's replicas lag, and the primary then takes none.
-                    r.get("k")
-                self.logins += 1
-            except redis_node.redis.exceptions.RedisError as error:
-                self.failures.append(f"{type(error).__name__} {error}")
+    def ask(self) -> None:
+        try:
+            with redis_node.redis_tls.client(
+                redis_node.AUTHORITY,
+                host=self._primary,
+                port=PORT,
+                username="app",
+                password=self.password,
+            ) as r:
+                # No write: a busy machine's replicas lag, and the primary then takes none.
+                r.get("k")
+            self.logins += 1
+        except redis_node.redis.exceptions.RedisError as error:
+            self.failures.append(f"{type(error).__name__} {error}")
 
 
 @dataclass(frozen=True)
-class Servers(edge.Fleet):
-    """The fleet's own ways, with what the playbook and a deploy do to these hosts."""
+class Servers(Rotated):
+    """With what the playbook does to these hosts."""
 
     group: Group
     hands: Hands
-    app: Application
 
     def _configure(self, role: str) -> None:
         found = ssm.of_roles(self.settings, ["redis"])
         if role == "app":
-            self.app.environment.write_text(f"CACHE_PASSWORD={found['redis/app_password']}\n")
+            self.app.give(found["redis/app_password"])
         else:
             configured(self.group, self.hands, found)
 
-    def _stale(self) -> list[str]:
-        return ["app-1"] if self.app.is_stale else []
-
-    def _restart_application(self) -> None:
-        self.app.start()
-
-    @contextmanager
-    def _runner(self) -> Iterator[Any]:
-        hosts = (*(_host(name) for name in HOSTS), APP)
-        yield self, Snapshot(time.time(), hosts)
-
     def run(self, host: Host, command: str, **options: Any) -> Result:
         """On the application's host this machine's shell, elsewhere what an operator has."""
-        command = command.replace("/etc/app/environment", str(self.app.environment))
+        if host.role != "redis":
+            return super().run(host, command, **options)
         command = command.replace("/etc/redis", str(self.group.folder / host.name))
-        if host.role == "redis":
-            return self.hands.run(host, command, **options)
-        done = subprocess.run(
-            ["sh", "-c", command],
-            input=options["stdin"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Result(host.name, done.stdout, done.stderr, done.returncode, 0.0)
+        return self.hands.run(host, command, **options)
 
 
 def configured(group: Group, hands: Hands, found: dict[str, str], **also: list[str]) -> None:
@@ -181,27 +131,9 @@ def made(
     found = {f"redis/{account}_password": value for account, value in FIRST.items()}
     configured(group, hands, found, sentinel=["sentinel"])
     configured(group, hands, found)
-    environment = tmp_path / "environment"
-    environment.write_text(f"CACHE_PASSWORD={FIRST['app']}\n")
-    with Application(group, environment) as app:
-        yield Servers(settings, ROTATED["redis-app"], "redis-app", print, group, hands, app)
-
-
-def rotate(made: Servers, name: str = "redis-app", **options: Any) -> dict[str, Any]:
-    secret = ROTATED[name]
-    return capability.rotate(
-        made.settings,
-        name,
-        confirmed=print,
-        said=print,
-        hosts=lambda *_: replace(made, secret=secret, name=name),
-        **options,
-    )
-
-
-def words(made: Servers, name: str, *values: str) -> list[list[str]]:
-    fleet = replace(made, secret=ROTATED[name])
-    return [list(said) for said in fleet.logins(values).values()]
+    hosts = (*(_host(name) for name in HOSTS), APP)
+    with Reader(group, tmp_path / "environment") as app:
+        yield Servers(settings, ROTATED["redis-app"], "redis-app", print, hosts, app, group, hands)
 
 
 def value_of(made: Servers, account: str) -> str:
@@ -237,7 +169,7 @@ def test_the_application_s_password_is_changed_and_it_never_fails_wherever_a_run
     for patience in (1, 3, 3, 5, 3, 3, 3, 5, 3, 3):
         left[0] = patience
         with pytest.raises(Killed):
-            rotate(made)
+            rotate(made, "redis-app")
         assert made.app.failures == []
     left[0] = 0
     before = made.app.logins
@@ -299,13 +231,13 @@ def test_a_stranger_s_old_password_is_not_dropped_and_a_host_that_was_not_given_
     stranger._connect = lambda: stranger._wrap_socket_with_ssl(_from("127.99.0.9", primary))
     stranger.connect()
     with pytest.raises(Refused, match=r"127\.99\.0\.9 on redis-1.*--strangers-ready"):
-        rotate(made)
+        rotate(made, "redis-app")
     assert words(made, "redis-app", FIRST["app"], value_of(made, "app")) == [["accepted"] * 2] * 3
     with monkeypatch.context() as patched:
         patched.setattr(Servers, "_stale", lambda _: ["app-1"])
         with pytest.raises(HostFailed, match="app-1: its application was started before"):
-            rotate(made, strangers_ready=True)
-    assert rotate(made, strangers_ready=True)["steps"] == ["move", "drop", "refuse"]
+            rotate(made, "redis-app", strangers_ready=True)
+    assert rotate(made, "redis-app", strangers_ready=True)["steps"] == ["move", "drop", "refuse"]
     stranger.disconnect()
 
 
@@ -328,7 +260,7 @@ def test_no_password_is_in_an_argument_the_journal_or_what_is_said(
 
     Servers.run = seen  # type: ignore[method-assign]
     try:
-        rotate(made)
+        rotate(made, "redis-app")
     finally:
         Servers.run = run  # type: ignore[method-assign]
     told = capsys.readouterr().out + " ".join(commands)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -300,9 +301,8 @@ class Adverts:
 
 
 def test_a_lower_master_that_does_not_hear_us_costs_one_claim_and_a_look_a_second(
-    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
-    monkeypatch.setattr(edge, "OUR_STATE", tmp_path / "state.json")
     calls: list[str] = []
 
     class Counted(edge.Ec2Addresses):  # type: ignore[misc, name-defined]
@@ -337,3 +337,157 @@ def test_a_lower_master_that_does_not_hear_us_costs_one_claim_and_a_look_a_secon
         keeper.turn(5.0)
     assert calls.count("associate") == 1
     assert calls.count("read") <= 20 + edge.CONFIRMATIONS + 2
+
+
+class Silent:
+    """Stands for a keepalived that is the master and hears nobody."""
+
+    def events(self, _: float) -> list[str]:
+        return []
+
+    def state(self) -> str:
+        return "MASTER"
+
+
+def test_an_owner_that_is_cut_off_keeps_the_address_for_as_long_as_it_runs(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+    claims(pair[1])
+    addresses = edge.Ec2Addresses("edge", pair[0])
+    clock = Clock()
+    peers = frozenset({addresses.read().leads_to})
+    keeper = edge.Keeper(addresses, Silent(), pair[0], peers, clock=clock, sleep=clock.sleep)
+    keeper._was_mine = True
+    keeper.turn(5.0)
+    assert owner(ec2) == pair[1], "it serves on the other side of the split"
+    assert taken_off(run) == edge.YIELDING, "when the split heals it stays there"
+    ec2.stop_instances(InstanceIds=[pair[1]], Force=True)
+    keeper.turn(5.0)
+    assert owner(ec2) == pair[0]
+    assert taken_off(run) == 0
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the service writes."""
+    monkeypatch.setattr(edge, "OUR_STATE", tmp_path / "state.json")
+    monkeypatch.setattr(edge, "YIELDS", tmp_path / "yields")
+    return tmp_path
+
+
+def taken_off(run: Path) -> int:
+    """How much keepalived takes off our priority."""
+    path = run / "yields"
+    return int(path.read_text()) if path.exists() else 0
+
+
+class Said:
+    """Stands for a keepalived that says of itself what it is told to."""
+
+    def __init__(self, state: str) -> None:
+        self.now = state
+        self.next: list[str] = []
+
+    def events(self, _: float) -> list[str]:
+        events, self.next = self.next, []
+        return events
+
+    def state(self) -> str:
+        return self.now
+
+
+class Lost(edge.Ec2Addresses):  # type: ignore[misc, name-defined]
+    """EC2, which can be out of reach."""
+
+    is_lost = False
+
+    def read(self) -> Any:
+        if self.is_lost:
+            raise OSError("timed out")
+        return super().read()
+
+    def associate(self, allocation_id: str) -> None:
+        if self.is_lost:
+            raise OSError("timed out")
+        super().associate(allocation_id)
+
+
+def turned(keeper: Any) -> None:
+    """A turn as ``main`` takes it."""
+    try:
+        keeper.turn(5.0)
+    except OSError as error:
+        keeper.failed(error)
+
+
+def kept(addresses: Any, said: Said, me: str) -> Any:
+    clock = Clock()
+    peers = frozenset({"10.0.0.2"})
+    return edge.Keeper(addresses, said, me, peers, clock=clock, sleep=clock.sleep)
+
+
+def test_who_was_cut_off_loses_when_the_split_heals(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    claims(pair[0])
+    addresses, said = Lost("edge", pair[0]), Said("MASTER")
+    keeper = kept(addresses, said, pair[0])
+    turned(keeper)
+    assert taken_off(run) == 0
+    addresses.is_lost = True
+    monkeypatch.setattr(edge, "is_reachable", lambda _: True)
+    turned(keeper)
+    assert taken_off(run) == 0, "EC2 is away for everybody"
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+    turned(keeper)
+    assert taken_off(run) == edge.YIELDING
+    # Healed: the other one took the address meanwhile, and is the master now.
+    claims(pair[1])
+    addresses.is_lost, said.now = False, "BACKUP"
+    turned(keeper)
+    assert taken_off(run) == 0
+    assert owner(ec2) == pair[1]
+
+
+def test_a_backup_that_was_cut_off_and_became_master_loses_too(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    claims(pair[1])
+    addresses, said = Lost("edge", pair[0]), Said("BACKUP")
+    keeper = kept(addresses, said, pair[0])
+    turned(keeper)
+    addresses.is_lost = True
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+    turned(keeper)
+    assert taken_off(run) == 0, "a backup claims nothing"
+    said.next, said.now = ["MASTER"], "MASTER"
+    turned(keeper)
+    assert taken_off(run) == edge.YIELDING
+    assert owner(ec2) == pair[1]
+
+
+def test_a_master_that_took_over_has_its_priority_once_ec2_agrees(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    claims(pair[1])
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+    addresses, said = Lost("edge", pair[0]), Said("MASTER")
+    keeper = kept(addresses, said, pair[0])
+    addresses.is_lost = True
+    turned(keeper)
+    assert taken_off(run) == edge.YIELDING
+    addresses.is_lost = False
+    ec2.stop_instances(InstanceIds=[pair[1]], Force=True)
+    turned(keeper)
+    assert owner(ec2) == pair[0]
+    assert taken_off(run) == 0
+
+
+def test_a_load_balancer_that_refuses_a_connection_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setattr(edge, "PEER_PORT", free.getsockname()[1])
+        assert edge.is_reachable("127.0.0.1")
+    assert edge.is_reachable("127.0.0.1")

@@ -28,14 +28,15 @@ OPTIONS = "check inter 200ms fastinter 100ms downinter 100ms fall 2 rise 2 weigh
 CONFIGURATION = """global
     stats socket {folder}/admin.sock mode 600 level admin expose-fd listeners
     server-state-file {folder}/state
-    hard-stop-after 2s
+    # Longer than the slowest machine takes from a reload to a client's next request.
+    hard-stop-after 60s
 
 defaults
     mode http
     option redispatch 1
     load-server-state-from-file global
     timeout connect 1s
-    timeout client 5s
+    timeout client 60s
     timeout server 5s
 
 frontend edge

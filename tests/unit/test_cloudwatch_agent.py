@@ -121,6 +121,15 @@ def test_a_download_without_tls_is_refused(package, tmp_path):
         package.download("http://127.0.0.1/agent.deb", tmp_path / "x", 1)
 
 
+def test_the_reason_for_leaving_it_out_fits_a_board(package):
+    folder = "https://127.0.0.1:9/a/path/of/more/letters/than/a/line/of/a/terminal/has/room/for/1.3"
+    reason = package.fetch_and_install(
+        {"url": f"{folder}/agent.deb", "key_url": f"{folder}/key", "timeout_seconds": 1}
+    )
+    assert reason.startswith("agent.deb could not be downloaded from 127.0.0.1:9: [Errno 111]")
+    assert max(map(len, reason.split())) < 40
+
+
 def test_a_record_is_written_once_and_says_why(package, tmp_path):
     record = tmp_path / "record.json"
     content = {"installed": False, "reason": "no route", "version": "1"}

@@ -189,7 +189,7 @@ def test_clients_that_idle_on_kept_connections_survive_ten_reloads(follower, web
     follower.answers.now = hosts(1, 2)
     follower.until_up("app-1", "app-2")
     address = follower.edge.url.removeprefix("http://").strip("/")
-    clients = [http.client.HTTPConnection(address, timeout=5) for _ in range(20)]
+    clients = [http.client.HTTPConnection(address, timeout=30) for _ in range(20)]
     for reloads in range(11):
         for client in clients:
             client.request("GET", "/")

@@ -15,6 +15,7 @@ from flotilla.errors import BadOption
 from flotilla.rules import drill_writes
 from flotilla.rules.drill_fault import elsewhere
 from flotilla.rules.drill_redis import FAULTS, promised
+from flotilla.rules.ledger import Entry, Fate
 
 RUN: dict[str, Any] = {
     "write_gap_seconds": 1.0,
@@ -46,6 +47,44 @@ def test_whoever_waits_for_a_replica_loses_nothing_whatever_happens(fault):
 def test_a_silent_primary_may_have_acknowledged_what_nobody_else_has(name, may):
     is_broken = bool(drill_writes.broken(RUN, promised(FAULTS[name], waits=False)))
     assert is_broken is not may
+
+
+def lost_of(found: set[str]) -> dict[str, Any]:
+    """A run in which the primary fell silent at 103 and writes went on at 105."""
+    acked = [
+        *(Entry(f"w.0-{n}", 100 + n / 10, 100 + n / 10, Fate.ACKED, "", "old") for n in range(31)),
+        *(
+            Entry(f"w.0-{n}", 102 + n / 10, 102 + n / 10, Fate.ACKED, "", "new")
+            for n in range(31, 60)
+        ),
+    ]
+    seen = drill_writes.Seen(
+        clients={"app-1": acked},
+        probes={},
+        found=dict.fromkeys(found, "new"),
+        struck=102.9,
+        healed=107.0,
+        ended=108.0,
+        converged=105.0,
+        old="redis-1",
+        new="redis-2",
+        fate=["rejoined"],
+        names={},
+    )
+    return drill_writes.figures(seen) | {"not_mended": ""}
+
+
+@pytest.mark.parametrize(
+    ("first", "is_broken"),
+    [(0, False), (1, False), (12, False), (31, True)],
+    ids=["nothing", "the last write", "those of a second", "all that there was"],
+)
+def test_a_silent_primary_takes_its_last_writes_along_and_not_all_there_was(first, is_broken):
+    gone = {f"w.0-{n}" for n in range(31)[-first:]} if first else set()
+    run = lost_of({f"w.0-{n}" for n in range(60)} - gone)
+    assert run["lost"] == len(gone)
+    told = drill_writes.broken(run, FAULTS["freeze"])
+    assert bool(told) is is_broken, told
 
 
 def test_what_may_be_lost_is_told_all_the_same():

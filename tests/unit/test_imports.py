@@ -15,7 +15,8 @@ PACKAGE = ROOT / "scripts" / "flotilla"
 
 # What every room stands on: no decision and no edge is in these.
 GROUND = {
-    *("environment", "errors", "files", "kinds", "settings", "settings_deploy", "snapshot", "wait"),
+    *("environment", "errors", "files", "kinds", "settings", "settings_deploy", "snapshot"),
+    *("wait", "words"),
 }
 EDGES = {"aws", "hosts"}
 

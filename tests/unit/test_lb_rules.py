@@ -105,6 +105,7 @@ def test_failures_that_no_outage_explains_are_told(failed, beyond):
         ({"converged_seconds": None}, "by itself"),
         ({"new": "lb-1"}, "still with lb-1"),
         ({"not_mended": "lb-1 cannot be asked"}, "put back"),
+        ({"moves": ["lb-1", "lb-2", "lb-1", "lb-2"]}, "lb-1 -> lb-2 -> lb-1 -> lb-2"),
     ],
 )
 def test_a_broken_promise_is_named(change, says):

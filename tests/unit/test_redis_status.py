@@ -14,6 +14,7 @@ from flotilla.rules.redis import (
     Next,
     certificates,
     following,
+    fullness,
     primary,
     problems,
 )
@@ -119,16 +120,19 @@ def test_without_a_majority_there_is_no_primary() -> None:
             "redis-3: follows 10.77.5.2, not redis-1 (10.77.5.1)",
         ),
         (
+            {"redis_2": {"slave_priority": 0}},
+            (
+                "redis-2: Sentinel does not make it the primary, for its rebuild goes on or was"
+                " cut off: fab redis.rebuild redis-2"
+            ),
+        ),
+        (
             {"redis_1": {"min_slaves_good_slaves": 0}},
             "redis-1: no replica keeps up, so it refuses writes",
         ),
         (
             {"redis_2": {"aof_last_write_status": "err"}},
             "redis-2: its append-only file is not being written",
-        ),
-        (
-            {"redis_1": {"used_memory": 64000000}},
-            "redis-1: 95 % of its memory is in use; when it is full, writes are refused",
         ),
         (
             {"redis_3": {"quorum_error": "NOQUORUM 1 usable Sentinels"}},
@@ -148,6 +152,15 @@ def test_one_thing_wrong_is_one_sentence(
     reported: dict[str, dict[str, object]], sentence: str
 ) -> None:
     assert problems(group(**reported), {}) == [sentence]
+
+
+def test_nearly_full_memory_is_told_and_keeps_nobody_from_working_on_the_hosts() -> None:
+    members = group(redis_1={"used_memory": 64000000})
+    assert fullness(members) == [
+        "redis-1: 95 % of its memory is in use; when it is full, writes are refused"
+    ]
+    assert problems(members, {}) == []
+    assert fullness(group()) == []
 
 
 def test_a_host_whose_redis_is_down_is_told_from_one_that_cannot_be_reached() -> None:

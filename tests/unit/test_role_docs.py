@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 import role_docs
+from flotilla.provision.world import data
 
 SPEC = {
     "size_mb": {"type": "int", "description": "Memory for data."},
@@ -51,3 +53,15 @@ def test_the_text_around_a_table_stays() -> None:
     assert made == f"before\n{role_docs.BEGIN}\nnew\n{role_docs.END}\nafter\n"
     with pytest.raises(ValueError, match="argument_specs"):
         role_docs.with_table("no table here", ["new"])
+
+
+def test_every_secret_that_a_role_takes_is_marked_as_one() -> None:
+    secrets = {f"{role}_{name}" for role, names in data("secrets.yml").items() for name in names}
+    secrets |= {"redis_also_accepted", "app_secrets"}
+    logged, kept = set(), set()
+    for specs in (role_docs.ROOT / "roles").glob("*/meta/argument_specs.yml"):
+        found = role_docs.options(yaml.safe_load(specs.read_text())["argument_specs"])
+        for name in secrets & set(found):
+            (kept if found[name].get("no_log") else logged).add(name)
+    assert logged == set()
+    assert kept >= {"redis_app_password", "redis_also_accepted", "app_secrets"}

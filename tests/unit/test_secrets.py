@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import boto3
 import pytest
 from fleets import maker
 from moto import mock_aws
+from test_ssh import host
 
 from flotilla import secrets as capability
 from flotilla.aws import secrets as ssm
 from flotilla.errors import BadOption, FlotillaError, Refused
+from flotilla.hosts.ssh import Result
 from flotilla.provision.world import data
 from flotilla.rules.secrets import NEXT, PREVIOUS, ROTATED, Write
+from flotilla.secrets import hosts as edge
+from flotilla.snapshot import Host, Snapshot
 
 YEAR = 366 * 86400
 
@@ -103,3 +112,45 @@ def test_a_key_of_one_s_own_seals_what_is_written_from_then_on(settings):
     keys = {row["name"]: row["key"] for row in capability.status(own)["secrets"]}
     assert keys["redis-app"] == alias
     assert keys["redis-monitor"] != alias
+
+
+@dataclass(frozen=True)
+class Here(edge.Fleet):
+    """One host of Redis, whose commands this machine's shell runs, after ``first``."""
+
+    first: str
+
+    @contextmanager
+    def _runner(self) -> Iterator[Any]:
+        yield self, Snapshot(0.0, (host("redis-1"),))
+
+    def run(self, host: Host, command: str, *, stdin: str, **_: Any) -> Result:
+        argv = ["sh", "-c", f"{self.first}; {command}"]
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        return Result(host.name, done.stdout, done.stderr, done.returncode, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("holds", "first", "why"),
+    [
+        ("new", "true", None),
+        ("new", "echo sudo: unable to resolve host redis-1 >&2", None),
+        ("old", "true", "{} does not hold the new value"),
+        ("new old", "true", "{} holds the old value too"),
+        (None, "true", "{} could not be searched: grep: {}: No such file or directory"),
+        (
+            "new",
+            "echo sudo: a password is required >&2; exit 1",
+            "{} could not be searched: sudo: a password is required",
+        ),
+        ("new", "kill -9 $$", "{} could not be searched: exit -9"),
+    ],
+)
+def test_a_host_that_could_not_be_asked_is_not_one_without_the_value(tmp_path, holds, first, why):
+    file = tmp_path / "flotilla.json"
+    if holds:
+        file.write_text(f"password={holds}\n")
+    secret = replace(ROTATED["redis-monitor"], file=str(file))
+    fleet = Here(maker(tmp_path)().settings, secret, "redis-monitor", print, first)
+    found = fleet.behind("new", "old")
+    assert found == ({"redis-1": why.replace("{}", str(file))} if why else {})

@@ -337,6 +337,14 @@ def test_sudo_is_used_when_asked_for(runner):
     assert runner.run("app-1", "echo $AS_ROOT").stdout == "\n"
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [("began\n it broke \n\n", "it broke"), (" \n", "exit 3"), ("", "exit 3")],
+)
+def test_last_words_are_the_last_line_that_says_anything(said, words):
+    assert Result("app-1", "", said, 3, 0.1).last_words == words
+
+
 def test_a_failing_command_names_host_command_code_and_last_words(runner):
     with pytest.raises(HostFailed) as caught:
         runner.run("app-2", "echo no such file >&2; exit 7")

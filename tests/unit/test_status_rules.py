@@ -103,9 +103,15 @@ def test_hosts_silent_behind_an_open_bastion_are_each_named():
 
 
 def test_a_stopped_host_is_missing_and_can_be_started():
-    found = findings(with_host("app-2", state="stopped", report=None))
-    assert [one.what for one in found] == ["app-2 is stopped"]
-    assert found[0].next == "aws ec2 start-instances --instance-ids i-app-2"
+    found = findings(with_host("lb-2", state="stopped", report=None))
+    assert [one.what for one in found] == ["lb-2 is stopped"]
+    assert found[0].next == "aws ec2 start-instances --instance-ids i-lb-2"
+
+
+def test_an_application_host_that_is_stopped_is_replaced_and_not_started():
+    (found,) = findings(with_host("app-2", state="stopped", report=None))
+    assert found.what == "app-2 is stopped; Auto Scaling launches another in its place"
+    assert (found.next, found.page) == ("fab fleet.status", "replace-an-app-host")
 
 
 def test_a_database_host_that_is_stopped_is_not_just_started():
@@ -117,7 +123,9 @@ def test_a_database_host_that_is_stopped_is_not_just_started():
 def test_a_host_that_is_missing_is_told_of_beside_one_that_is_stopped():
     fleet = with_host("app-2", state="stopped", report=None)
     gone = replace(fleet, hosts=tuple(host for host in fleet.hosts if host.name != "app-3"))
-    assert [one.what for one in findings(gone)][:2] == ["1 of 3 app hosts run", "app-2 is stopped"]
+    first, second = findings(gone)[:2]
+    assert first.what == "1 of 3 app hosts run"
+    assert second.what.startswith("app-2 is stopped")
 
 
 def test_a_role_without_a_host_is_down_and_surplus_is_no_worry():

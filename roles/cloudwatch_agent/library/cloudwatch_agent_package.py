@@ -9,6 +9,7 @@ import json
 import subprocess
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,10 @@ def fetch_and_install(params: dict[str, Any]) -> str:
             download(params["url"] + ".sig", signature, params["timeout_seconds"])
             download(params["url"], package, params["timeout_seconds"])
         except OSError as error:
-            return f"{params['url']} could not be downloaded: {getattr(error, 'reason', error)}"
+            # The whole address is one word of 107 letters, which no board has room for.
+            url = urllib.parse.urlsplit(params["url"])
+            why = getattr(error, "reason", error)
+            return f"{Path(url.path).name} could not be downloaded from {url.netloc}: {why}"
         verify(package, signature, key, params["sha256"], params["fingerprint"])
         subprocess.run(
             ["dpkg", "--install", str(package)], check=True, capture_output=True, text=True

@@ -5,7 +5,9 @@ Events come through a pipe from keepalived, in order. Besides, every few seconds
 for its state and EC2 for the address's owner. Events alone are not enough: AssociateAddress
 succeeds for two callers in the same second, and an address can be moved by hand. The winner of a
 healed split gets no event but MASTER_RX_LOWER_PRI, once for each advert of the other master: it
-asks for the owner at once, and claims what is not its own.
+asks for the owner at once, and claims what is not its own. Who was cut off is to lose when the
+split heals, or the address would move a second time: it lowers its priority through a file that
+keepalived follows.
 
 Invariant: the address is claimed only on fresh word from keepalived that this host is the master.
 A keepalived that does not answer (dead, frozen) means hands off: the other host has taken over.
@@ -29,6 +31,7 @@ RUN = Path("/run/flotilla-address")
 EVENTS = RUN / "events"
 KEEPALIVED_STATE = RUN / "keepalived.json"
 OUR_STATE = RUN / "state.json"
+YIELDS = RUN / "yields"
 KEEPALIVED_PID = Path("/run/keepalived.pid")
 METADATA = "169.254.169.254"
 # HAProxy's statistics, which load balancers may ask each other for.
@@ -40,6 +43,9 @@ STATES = {0: "INIT", 1: "BACKUP", 2: "MASTER", 3: "FAULT"}
 CLAIM_SECONDS = 30.0
 # Two reads in a row must say that the address is ours: of two claims in one second both "succeed".
 CONFIRMATIONS = 2
+# So much is taken off the priority of who yields. Those of a fleet's load balancers
+# are 10 apart.
+YIELDING = 100
 # keepalived's word for an advert of a master with a lower priority.
 HEARD_LOWER = "MASTER_RX_LOWER_PRI"
 # Such adverts come four times a second for as long as we hear that master and it does not hear us.
@@ -67,6 +73,9 @@ class Addresses(Protocol):
 
     def associate(self, allocation_id: str) -> None:
         """Ask for it, whoever has it."""
+
+    def runs(self, instance: str) -> bool:
+        """Whether an instance runs, by EC2's word."""
 
 
 def parse_events(text: str) -> list[str]:
@@ -116,9 +125,9 @@ def verdict(vrrp: str, owner: str, me: str, *, was_mine: bool, cut_off: bool) ->
     """Whether to claim, and the sentence that says why or why not.
 
     ``was_mine`` says that EC2 confirmed the address as ours since we became the master; ``cut_off``
-    that its owner is another load balancer which this host cannot reach. Both together are a split:
-    the other one is the master there and serves. Taking the address back would only have it taken
-    away again, and every move cuts all connections.
+    that its owner is another load balancer which runs and which this host cannot reach. Both
+    together are a split: the other one is the master there and serves. Taking the address back
+    would only have it taken away again, and every move cuts all connections.
     """
     if vrrp == "MASTER":
         if owner == me:
@@ -140,11 +149,13 @@ def claim(
     still_master: Callable[[], bool],
     clock: Callable[[], float],
     sleep: Callable[[float], None],
+    unheard: Callable[[], None] = lambda: None,
 ) -> tuple[Address, str]:
     """Associate until EC2 confirms it, we are no longer master, or CLAIM_SECONDS are over.
 
     ``known`` is the address as last read; the first try needs only its allocation id, so that an
-    outage is not prolonged by a read. Returns the address as read last and a sentence.
+    outage is not prolonged by a read. ``unheard`` is called each time that EC2 does not answer.
+    Returns the address as read last and a sentence.
     """
     started = clock()
     pause, seen, trouble = 0.1, 0, ""
@@ -161,6 +172,7 @@ def claim(
             trouble = f"it is with {address.owner or 'nobody'}"
         except Exception as error:  # whatever it was, the answer is to try again
             seen, fresh, trouble = 0, False, str(error)
+            unheard()
         if seen >= CONFIRMATIONS:
             return address, f"claimed {address.public_ip} in {clock() - started:.2f} s"
         if clock() - started > CLAIM_SECONDS:
@@ -210,6 +222,11 @@ class Ec2Addresses:
         self._ec2.associate_address(
             AllocationId=allocation_id, InstanceId=self._me, AllowReassociation=True
         )
+
+    def runs(self, instance: str) -> bool:
+        """Whether an instance runs. One that was stopped keeps its address."""
+        found = self._ec2.describe_instances(InstanceIds=[instance])["Reservations"]
+        return any(i["State"]["Name"] == "running" for one in found for i in one["Instances"])
 
 
 class Keepalived:
@@ -283,16 +300,24 @@ class Keeper:
         self._address = self._addresses.read()
         if self._vrrp != "MASTER":
             self._was_mine = False
-        leads_to = self._address.leads_to
+            self._yield(False)
         # Who is heard is not cut off, whether or not its HAProxy answers.
-        heard = HEARD_LOWER in events
-        cut_off = not heard and leads_to in self._peers and not is_reachable(leads_to)
+        cut_off = HEARD_LOWER not in events and self._is_cut_off()
         must_claim, note = verdict(
             self._vrrp, self._address.owner, self._me, was_mine=self._was_mine, cut_off=cut_off
         )
         self._tell(note)
         if must_claim:
             self._claim()
+        elif self._vrrp == "MASTER" and self._address.owner != self._me:
+            self._yield(True)
+
+    def _is_cut_off(self) -> bool:
+        """Whether the owner may serve where we cannot see it. One that is dead never lets go."""
+        leads_to = self._address.leads_to
+        if leads_to not in self._peers or is_reachable(leads_to):
+            return False
+        return self._addresses.runs(self._address.owner)
 
     def _events(self, timeout: float) -> list[str]:
         """What keepalived says next; adverts of a lower master alone are gathered for a while."""
@@ -309,7 +334,25 @@ class Keeper:
 
     def failed(self, error: Exception) -> None:
         """Tell that a turn ended in ``error``; what was known before stays known."""
-        self._tell(f"cannot tell who has the address: {error}")
+        self._tell(f"cannot tell who has the address: {error}", read=False)
+        self._unheard()
+
+    def _unheard(self) -> None:
+        """EC2 does not answer. A master whom no other load balancer answers either may be the one
+        that is cut off, while another one serves.
+        """
+        if self._vrrp == "MASTER" and not any(map(is_reachable, self._peers)):
+            self._yield(True)
+
+    def _yield(self, yields: bool) -> None:  # noqa: FBT001
+        """Lose against another master, or not any more."""
+        wanted = f"{YIELDING if yields else 0}\n"
+        if not YIELDS.exists() or YIELDS.read_text() != wanted:
+            draft = YIELDS.with_suffix(".new")
+            draft.write_text(wanted)
+            draft.rename(YIELDS)
+            how = "gives way to whoever else is master" if yields else "has its priority again"
+            sys.stderr.write(f"{how}\n")
 
     def _claim(self) -> None:
         self._address, note = claim(
@@ -319,6 +362,7 @@ class Keeper:
             still_master=self._still_master,
             clock=self._clock,
             sleep=self._sleep,
+            unheard=self._unheard,
         )
         self._tell(note)
 
@@ -326,8 +370,11 @@ class Keeper:
         self._vrrp = state_after(self._keepalived.events(0), self._vrrp)
         return self._vrrp == "MASTER"
 
-    def _tell(self, note: str) -> None:
-        self._was_mine |= self._vrrp == "MASTER" and self._address.owner == self._me
+    def _tell(self, note: str, *, read: bool = True) -> None:
+        serves = self._vrrp == "MASTER" and self._address.owner == self._me
+        self._was_mine |= serves
+        if read and serves:
+            self._yield(False)
         if note != self._note:
             sys.stderr.write(f"{note}\n")
         self._note = note
@@ -365,10 +412,12 @@ def metadata(method: str, path: str, headers: dict[str, str]) -> str:
 
 
 def is_reachable(address: str) -> bool:
-    """Does HAProxy on that load balancer answer us?"""
+    """Does that load balancer answer us? Without its HAProxy it refuses, and that is an answer."""
     try:
         with socket.create_connection((address, PEER_PORT), timeout=0.5):
             return True
+    except ConnectionRefusedError:
+        return True
     except OSError:
         return False
 

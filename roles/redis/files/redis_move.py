@@ -9,8 +9,9 @@ half-way. Order and reasons:
    would be paused for a second longer.
 3. Writes are paused (CLIENT PAUSE), kept so by a thread, and the replica is waited for: from here
    on it lacks nothing.
-4. SENTINEL FAILOVER. The old primary is made a replica as soon as the new one says that it is
-   primary; Sentinel itself would leave it a primary for ten more seconds.
+4. SENTINEL FAILOVER. An answer that does not come is no refusal: writes stay paused until Sentinel
+   says that it is not failing over. The old primary is made a replica as soon as the new one says
+   that it is primary; Sentinel itself would leave it a primary for ten more seconds.
 5. Only then do writes go on here, to be told that this is a replica.
 
 Called off before step 4, everything is as it was. After it, nothing here takes a write until it is
@@ -39,6 +40,8 @@ PAUSE_AGAIN_SECONDS = 0.5
 CATCH_UP_SECONDS = 2.0
 # A failover that does not get there: Sentinel gives up after its own failover-timeout.
 PROMOTION_SECONDS = 30.0
+# A promotion takes 0.2 s: only of one that takes longer is Sentinel asked whether it is at it.
+SENTINEL_AGAIN_SECONDS = 0.5
 FOLLOW_SECONDS = 30.0
 POLL_SECONDS = 0.01
 # Sentinel sends INFO every ten seconds, and twice that is its own idea of late.
@@ -79,17 +82,23 @@ class Moved:
 
 
 class Move:
-    """One planned move. ``say`` gets a line for each step."""
+    """One planned move. ``say`` gets a line for each step.
+
+    ``down_after``: the seconds after which a Sentinel takes this host to be dead. It may while
+    writes are paused, and who calls a move off must not have been paused for so long.
+    """
 
     def __init__(
         self,
         places: Places,
         *,
+        down_after: float = 2 * CATCH_UP_SECONDS,
         say: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._places = places
+        self._catch_up_seconds = min(CATCH_UP_SECONDS, down_after / 2)
         self._say = say
         self._clock = clock
         self._sleep = sleep
@@ -151,6 +160,11 @@ class Move:
     def _preferred(self, chosen: rules.Candidate) -> Iterator[None]:
         """Sentinel takes this replica, for as long as the block lasts."""
         server = self._places.servers[chosen.name]
+        for name, other in self._places.servers.items():
+            with told(name):
+                # Of a move that was killed: Sentinel would choose between the two by its own rules.
+                if other.config_get("replica-priority")["replica-priority"] == BEST:
+                    other.config_set("replica-priority", USUAL)
         with told(chosen.name):
             server.config_set("replica-priority", BEST)
         try:
@@ -167,20 +181,25 @@ class Move:
         end = self._clock() + SEEN_SECONDS
         while self._clock() < end:
             seen = self._seen(chosen)
-            if seen and seen["slave-priority"] == BEST:
-                age = int(seen["info-refresh"]) / 1000
+            best = [ip for ip, row in seen.items() if row["slave-priority"] == BEST]
+            if best == [chosen.address]:
+                age = int(seen[chosen.address]["info-refresh"]) / 1000
                 if rules.is_moment(age):
                     return
             self._sleep(POLL_SECONDS)
         raise CalledOffError(f"Sentinel did not look at {chosen.name} for {SEEN_SECONDS:g} s")
 
-    def _seen(self, chosen: rules.Candidate) -> dict[str, str] | None:
-        with told("the Sentinel"):
+    def _seen(self, chosen: rules.Candidate) -> dict[str, dict[str, str]]:
+        """What that Sentinel knows of the replicas, by address."""
+        try:
             rows = self._sentinel(chosen).execute_command(
                 "SENTINEL", "REPLICAS", self._places.cluster
             )
-        found = (pairs(row) for row in rows)
-        return next((row for row in found if row["ip"] == chosen.address), None)
+        except redis.exceptions.TimeoutError:
+            return {}  # it is asked a hundred times a second, and may be busy once
+        except redis.exceptions.RedisError as error:
+            raise CalledOffError(f"the Sentinel: {error}") from error
+        return {row["ip"]: row for row in map(pairs, rows)}
 
     def _sentinel(self, chosen: rules.Candidate) -> Any:
         """The one that is told: beside the new primary, whose answers it gets soonest."""
@@ -193,14 +212,10 @@ class Move:
         with Paused(self._me) as pause:
             self._say("writes are paused")
             self._catch_up(new, chosen)
-            try:
-                self._sentinel(chosen).execute_command("SENTINEL", "FAILOVER", self._places.cluster)
-            except redis.exceptions.RedisError as error:
-                raise CalledOffError(f"Sentinel refused: {error}") from error
-            self._say("Sentinel was told")
+            self._tell(chosen)
             self._await_promotion(new, chosen)
+            self._follow(chosen.address)
             pause.check()
-            self._me.execute_command("REPLICAOF", chosen.address, self._places.port)
         with contextlib.suppress(redis.exceptions.RedisError):
             # Applications that are connected here are to ask where the primary is. Not Sentinels:
             # one that is cut off now is slow to ask the new primary.
@@ -210,7 +225,7 @@ class Move:
     def _catch_up(self, new: Any, chosen: rules.Candidate) -> None:
         with told("this host"):
             wanted = self._me.info("replication")["master_repl_offset"]
-        end = self._clock() + CATCH_UP_SECONDS
+        end = self._clock() + self._catch_up_seconds
         while True:
             with told(chosen.name):
                 behind = wanted - new.info("replication")["slave_repl_offset"]
@@ -220,17 +235,75 @@ class Move:
                 raise CalledOffError(f"{chosen.name} was {behind} bytes behind after the pause")
             self._sleep(POLL_SECONDS)
 
+    def _tell(self, chosen: rules.Candidate) -> None:
+        try:
+            self._sentinel(chosen).execute_command("SENTINEL", "FAILOVER", self._places.cluster)
+        except redis.exceptions.ResponseError as error:
+            raise CalledOffError(f"Sentinel refused: {error}") from error
+        except redis.exceptions.RedisError as error:
+            # It may be at it: what it does next is looked at.
+            self._say(f"Sentinel was told, and its answer did not come: {error}")
+        else:
+            self._say("Sentinel was told")
+
     def _await_promotion(self, new: Any, chosen: rules.Candidate) -> None:
+        """Raises CalledOffError where Sentinel is not at it, UnclearError."""
         end = self._clock() + PROMOTION_SECONDS
+        asked = self._clock()
         while self._clock() < end:
+            found: dict[str, dict[str, str]] = {}
+            if self._clock() > asked + SENTINEL_AGAIN_SECONDS:
+                # Before the new one is asked: whoever was promoted meanwhile says so.
+                found, asked = self._found(), self._clock()
             with contextlib.suppress(redis.exceptions.RedisError):
                 if new.execute_command("ROLE")[0] == "master":
                     return
-            with contextlib.suppress(redis.exceptions.RedisError):
-                if self._me.execute_command("ROLE")[0] != "master":
-                    return  # it chose another one
+                if chosen.name in found and all(map(self._is_idle, found.values())):
+                    raise CalledOffError("Sentinel did not begin, or gave it up")
+            named = {row["ip"] for row in found.values()} - {self._address, chosen.address}
+            if named:
+                self._follow(min(named))
+                raise UnclearError(
+                    f"Sentinel chose {min(named)} instead of {chosen.name}: what that one lacked"
+                    " is lost"
+                )
             self._sleep(POLL_SECONDS)
         raise UnclearError(f"Sentinel took longer than {PROMOTION_SECONDS:g} s with {chosen.name}")
+
+    def _found(self) -> dict[str, dict[str, str]]:
+        """What every Sentinel that answers says of the primary, by host.
+
+        All of them: one that was not told may fail over too. What a Sentinel publishes waits with
+        the writes, its next PING behind that, and for longer than its down-after it finds this host
+        dead.
+        """
+        found = {}
+        for name, sentinel in self._places.sentinels.items():
+            ask, cluster = sentinel.execute_command, self._places.cluster
+            with contextlib.suppress(redis.exceptions.RedisError):
+                row = pairs(ask("SENTINEL", "MASTER", cluster))
+                # There the old one stays until all replicas follow the new one.
+                address, _ = ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", cluster)
+                found[name] = row | {"ip": str(address)}
+        return found
+
+    def _is_idle(self, found: Mapping[str, str]) -> bool:
+        return found["ip"] == self._address and "failover_in_progress" not in found["flags"]
+
+    def _follow(self, address: str) -> None:
+        """Make this host a replica: until it is one, what it takes is lost."""
+        end = self._clock() + FOLLOW_SECONDS
+        while True:
+            try:
+                self._me.execute_command("REPLICAOF", address, self._places.port)
+            except redis.exceptions.RedisError as error:
+                if self._clock() > end:
+                    raise UnclearError(
+                        f"{self._places.me} was not made a replica of {address}: {error}"
+                    ) from error
+                self._sleep(POLL_SECONDS)
+            else:
+                return
 
     def _settle(self, chosen: rules.Candidate) -> None:
         """Wait until a majority names the new primary and everybody follows it."""
@@ -284,7 +357,10 @@ class Paused:
         """Raises UnclearError where the pause may have ended meanwhile."""
         late = time.monotonic() - self._asked
         if late > PAUSE_MS / 1000:
-            raise UnclearError(f"writes were paused until {late:.1f} s ago only: {self._lost}")
+            raise UnclearError(
+                f"writes were paused until {late - PAUSE_MS / 1000:.1f} s ago only ({self._lost}),"
+                " and what was taken since is lost"
+            )
 
     def _ask(self) -> None:
         self._server.execute_command("CLIENT", "PAUSE", PAUSE_MS, "WRITE")

@@ -4,11 +4,12 @@ Nothing here talks to a host. Two invariants:
 - a host is offered to clients as the primary only while its own ROLE says so *and* a majority of
   all configured Sentinels names it: no two hosts at a time, but for the age of the words;
 - a host whose data is gone never starts as the primary of hosts that still have theirs: its
-  replicas would copy the emptiness.
+  replicas would copy the emptiness. Nor does it start as a replica of a primary that is away, for
+  Sentinel might choose it as the next one.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,35 @@ def named_by_majority(words: Mapping[str, Word]) -> str:
     return address if votes >= majority(len(words)) else ""
 
 
-def start(words: Mapping[str, Word], *, me: str, initial: str, empty: bool) -> Start:
+def start(
+    words: Mapping[str, Word],
+    *,
+    me: str,
+    initial: str,
+    empty: bool,
+    serving: Collection[str] = (),
+) -> Start:
     """Rule on the role a starting Redis takes.
 
     ``words`` has every configured Sentinel by host name, this host's included; ``me`` and
     ``initial`` are addresses, ``initial`` that of the host which is primary in a fleet that never
-    had one; ``empty`` says that this host holds no data.
+    had one; ``empty`` says that this host holds no data; ``serving`` are the addresses that are
+    named and say that they are the primary.
     """
+    found = _start(words, me=me, initial=initial, empty=empty)
+    if not empty or found.role != "replica" or found.primary in serving:
+        return found
+    if all(not word.names for word in words.values()):
+        return found  # nobody has data that could be lost
+    return Start(
+        "wait",
+        "",
+        f"{found.reason}, and that host is no primary now: this one is empty, and could be chosen"
+        " to be the next",
+    )
+
+
+def _start(words: Mapping[str, Word], *, me: str, initial: str, empty: bool) -> Start:
     named = named_by_majority(words)
     if named and named != me:
         return Start("replica", named, f"a majority of the Sentinels names {named}")

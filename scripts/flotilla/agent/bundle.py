@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import shlex
+import threading
 import zipfile
 from io import BytesIO
 from modulefinder import ModuleFinder
@@ -14,6 +15,9 @@ from flotilla.options import Parser, finish
 
 # Zip knows no earlier date; a fixed one makes equal contents equal files.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+# ModuleFinder empties the interpreter's cache of importers: two at once end in a KeyError (of 40
+# times that a drill began, in one).
+_finding = threading.Lock()
 
 
 def bundle(module: str, carry: tuple[str, ...] = ()) -> bytes:
@@ -25,7 +29,8 @@ def bundle(module: str, carry: tuple[str, ...] = ()) -> bytes:
     """
     package = Path(__file__).parents[1]
     found = ModuleFinder(path=[str(package.parent)])
-    found.run_script(str(package.parent / Path(*module.split(".")).with_suffix(".py")))
+    with _finding:
+        found.run_script(str(package.parent / Path(*module.split(".")).with_suffix(".py")))
     paths = (getattr(module, "__file__", None) for module in found.modules.values())
     ours = {Path(path) for path in paths if path}
     ours |= {parent / "__init__.py" for file in ours for parent in _packages(file, package)}

@@ -29,6 +29,7 @@ from flotilla.errors import FlotillaError, HostFailed, Refused
 from flotilla.memory import keep_freed
 from flotilla.options import Parser, finish
 from flotilla.rules.redis_backup import Manifest, Snapshot, not_due
+from flotilla.words import last_line
 
 ROLE = "redis"
 NODE = "/usr/local/lib/flotilla/redis_node.py"
@@ -149,8 +150,7 @@ def _node(*words: str) -> dict[str, Any]:
     if done.returncode == 0:
         told: dict[str, Any] = json.loads(done.stdout)
         return told
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    what = lines[-1] if lines else f"{NODE} {words[0]}: exit {done.returncode}"
+    what = last_line(done.stderr, f"{NODE} {words[0]}: exit {done.returncode}")
     kind = Refused if done.returncode == Refused.exit_code else HostFailed
     raise kind(what, untouched="Redis goes on as before, and no backup was made")
 

@@ -347,11 +347,9 @@ def on_host(opened: Session, host: str, *words: str, as_server: bool = False) ->
         tool = f"setpriv --reuid mysql --regid mysql --init-groups {tool}"
     result = opened.runner.run(host, tool, sudo=True, seconds=HOST_SECONDS, check=False)
     if result.rc not in {0, 1} or not result.stdout.strip():
-        said = [line for line in result.stderr.splitlines() if line.strip()]
-        text = said[-1] if said else f"exit {result.rc}"
         kind = Refused if result.rc == Refused.exit_code else HostFailed
         # It ends with its own next command where it knows one; of hosts it does not know the names.
-        what, _, advice = text.partition("Next: ")
+        what, _, advice = result.last_words.partition("Next: ")
         knows = advice and not advice.startswith("fab fleet.logs")
         raise kind(f"{host}: {what.strip()}", next=advice if knows else f"fab fleet.logs {host}")
     told: dict[str, Any] = json.loads(result.stdout)

@@ -72,7 +72,8 @@ def thawed_later(unit: str) -> str:
 
 def _freeze(site: Site, aim: Aim) -> None:
     site.on(aim.target, thawed_later(site.unit))
-    # A unit that systemd has started anew meanwhile runs already: CONT does nothing to it.
+    # A unit that systemd has started anew meanwhile runs already: CONT does nothing to it. It fails
+    # where there is no process, and then nobody is frozen.
     site.later(aim.target, f"systemctl kill --kill-whom=main --signal=CONT {site.unit} || true")
     site.on(aim.target, f"systemctl kill --kill-whom=main --signal=STOP {site.unit}")
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from flotilla.errors import HostFailed, Unreachable
+from flotilla.words import last_line
 
 # How long a program that said something else than an answer has to end its last words.
 _LAST_WORDS_SECONDS = 1.0
@@ -130,7 +131,7 @@ class Lines:
             while True:
                 said += self._received(channel)
         self._closed()
-        return said.decode(errors="replace").strip().splitlines()[-1]
+        return last_line(said.decode(errors="replace"), "it said nothing")
 
     def _opened(self, seconds: float) -> Channel:
         if self._channel is None:

@@ -56,6 +56,7 @@ def member(host: Host, report: Mapping[str, Any]) -> Member:
         unseen=_unseen(report.get("unseen")),
         keys=report.get("keys"),
         held=report.get("held"),
+        is_barred=is_replica and report.get("slave_priority") == 0,
         certificate=Lasts(**report["certificate"]) if report.get("certificate") else None,
     )
 

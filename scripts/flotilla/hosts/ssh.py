@@ -26,6 +26,7 @@ from flotilla.hosts import known_hosts
 from flotilla.hosts.access import gateway, prepare
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
+from flotilla.words import last_line
 
 __all__ = ["Result", "Results", "Runner", "prepare"]
 
@@ -86,8 +87,7 @@ class Result:
     @property
     def last_words(self) -> str:
         """The last line of its talk, which says why a tool of ours failed; else its exit code."""
-        lines = [line for line in self.stderr.splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit {self.rc}"
+        return last_line(self.stderr, f"exit {self.rc}")
 
 
 class Results(dict[str, Result | FlotillaError]):
@@ -186,7 +186,8 @@ class Runner:
             raise HostFailed(f"{target.name}: {_short(command)} was ended after {seconds:g} s")
         if check and not result.ok:
             ended = f"exited {rc}" if rc >= 0 else "was ended by a signal"
-            raise HostFailed(f"{target.name}: {_short(command)} {ended}: {_last(err or out)}")
+            why = last_line(err or out, "it said nothing")
+            raise HostFailed(f"{target.name}: {_short(command)} {ended}: {why}")
         return result
 
     def run_on(
@@ -419,8 +420,3 @@ def _unreachable(host: Host, doing: str) -> Iterator[None]:
 def _short(command: str) -> str:
     line = " ".join(command.split())
     return f"`{line if len(line) <= 80 else line[:77] + '...'}`"
-
-
-def _last(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"

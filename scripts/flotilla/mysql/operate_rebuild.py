@@ -7,6 +7,7 @@ from typing import Any
 from flotilla import inventory
 from flotilla.aws.resize import start as start_instance
 from flotilla.errors import Unreachable
+from flotilla.hosts.boot import await_ssh
 from flotilla.mysql.leasing import leased
 from flotilla.mysql.operate import demand_member
 from flotilla.mysql.rebuild import Rebuilding, described
@@ -15,7 +16,6 @@ from flotilla.mysql.rejoin import Rejoining
 from flotilla.mysql.session import Session, session
 from flotilla.rules.mysql_rejoin import Do
 from flotilla.settings import Settings
-from flotilla.wait import DeadlineError, until
 
 # Crash recovery at the start, and flushing a large buffer pool at the end, take their time.
 START_SECONDS = 900
@@ -116,19 +116,9 @@ def stop(opened: Session, host: str) -> None:
 
 
 def booted(opened: Session, name: str, *, seconds: float = BOOT_SECONDS) -> None:
-    """Wait until a host answers SSH again."""
-
-    def answers() -> bool:
-        try:
-            return opened.runner.run(name, "true", seconds=10).ok
-        except Unreachable:
-            return False
-
+    """Wait until a host answers SSH again. Raises Unreachable."""
     try:
-        until(answers, seconds=seconds, every=2.0)
-    except DeadlineError:
-        raise Unreachable(
-            f"{name} does not answer SSH {seconds:g} s after it was started",
-            untouched="The hosts after it were left as they are; the primary takes writes",
-            next=f"fab fleet.logs {name}",
-        ) from None
+        await_ssh(opened.runner, name, seconds=seconds)
+    except Unreachable as error:
+        error.untouched = "The hosts after it were left as they are; the primary takes writes"
+        raise

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,8 +141,9 @@ class World:
             self._sleep(2 * POLL_SECONDS)
 
 
+@cache
 def data(name: str) -> Any:
-    """A file of ``flotilla/data``, parsed: YAML, of which JSON is a part."""
+    """A file of ``flotilla/data``, parsed once (JSON is YAML as well). Not to be changed."""
     return yaml.safe_load((DATA / name).read_text(encoding="utf-8"))
 
 

@@ -77,6 +77,16 @@ class Maintenance:
                 moves.append(moved)
         return moves
 
+    def await_order(self, names: Sequence[str]) -> None:
+        """Wait until all is in order after a run that was cut off; ``names`` were away then.
+
+        Raises HostFailed.
+        """
+        title = f"{' and '.join(names)} follows again" if names else "all is in order"
+        with self._steps.step(title):
+            self._back(*names)
+        self._done.append(title)
+
     def _one(self, pending: dict[str, Need]) -> dict[str, Any] | None:
         step = self._next(pending)
         for lock in self._locks:
@@ -118,8 +128,8 @@ class Maintenance:
         self._done.append(f"the role of {plan.old}")
         return told
 
-    def _back(self, name: str) -> None:
-        """Wait until everything is in order, as long as it gets on."""
+    def _back(self, *names: str) -> None:
+        """Wait until everything is in order, as long as those of ``names`` get on, or anybody."""
         wrong = ["nobody was asked yet"]
         last = start = self._clock()
 
@@ -127,7 +137,7 @@ class Maintenance:
             nonlocal wrong, last
             members, silent = looked(self._runner, self._hosts)
             wrong = objections(members, silent)
-            if any(one.name == name and one.is_syncing for one in members):
+            if any(one.is_syncing and (one.name in names or not names) for one in members):
                 last = self._clock()
             return not wrong or self._clock() - last > BACK_SECONDS
 
@@ -135,8 +145,8 @@ class Maintenance:
             until(well, seconds=COPY_SECONDS, every=0.5, clock=self._clock, sleep=self._sleep)
         if wrong:
             raise HostFailed(
-                f"{name} is not where it was {self._clock() - start:.0f} s after the work on it: "
-                + "; ".join(wrong)
+                f"{' and '.join(names) or 'the group'} is not where it was"
+                f" {self._clock() - start:.0f} s after the work on it: " + "; ".join(wrong)
             )
 
     def _lost(self, name: str, error: FlotillaError) -> HostFailed:
@@ -144,7 +154,8 @@ class Maintenance:
         return HostFailed(
             error.what,
             error.why or "another host would be one too many",
-            f"The hosts after {name} were left as they are{done}",
+            f"{error.untouched}{'. ' * bool(error.untouched)}The hosts after {name} were left as"
+            f" they are{done}",
             f"fab fleet.logs {name} --unit redis-server",
         )
 

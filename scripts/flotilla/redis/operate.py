@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from flotilla import inventory
-from flotilla.errors import BadOption, HostFailed, Refused
-from flotilla.hosts.ssh import Runner, prepare
+from flotilla.errors import BadOption, HostFailed, Refused, Unreachable
+from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.redis.status import looked, status
-from flotilla.rules.redis import Next, following
+from flotilla.rules.redis import Next, following, primary, problems
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 from flotilla.wait import DeadlineError, until
@@ -30,7 +30,7 @@ MOVERS = "deploy"
 TOOL = "/usr/local/lib/flotilla/redis_node.py"
 # Longer than the tool waits for Sentinel in all its steps.
 MOVE_SECONDS = 150.0
-WHOLE_SECONDS = 30.0
+WHOLE_SECONDS = 60.0
 
 
 def seen(settings: Settings) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def move(runner: Runner, plan: Next) -> dict[str, Any]:
     Raises Refused when it was called off and the old primary serves as before, else HostFailed.
     """
     words = shlex.join([TOOL, "move", "--to", plan.new])
-    result = runner.run(plan.old, words, sudo=True, seconds=MOVE_SECONDS, check=False)
+    result = by_itself(runner, plan.old, words, seconds=MOVE_SECONDS)
     if result.rc == 0:
         told = json.loads(result.stdout)
         return {"changed": True, **told, "seconds": round(told["seconds"], 1)}
@@ -112,25 +112,53 @@ def move(runner: Runner, plan: Next) -> dict[str, Any]:
         f"{plan.old}: {why}",
         "the role may have moved or not; nobody takes writes whom a majority of Sentinels does not"
         " name",
-        "No acknowledged write is lost",
-        "fab redis.status",
+        next="fab redis.status",
     )
 
 
-def verify(runner: Runner, hosts: list[Host], new: str) -> None:
-    """Wait until ``new`` is primary and nothing is wrong. Raises HostFailed."""
-    found: dict[str, Any] = {}
+def by_itself(runner: Runner, host: str, command: str, *, seconds: float) -> Result:
+    """Run what a host does by itself, whoever goes on listening.
+
+    Raises HostFailed where nobody knows how it ended.
+    """
+    try:
+        return runner.run(host, command, sudo=True, seconds=seconds, check=False)
+    except Unreachable as error:
+        raise HostFailed(
+            error.what,
+            "what it had begun goes on there without us",
+            "How it ends is not known",
+            "fab redis.status",
+        ) from error
+
+
+def verify(
+    runner: Runner,
+    hosts: list[Host],
+    new: str,
+    *,
+    after: str = "the move",
+    missing: Sequence[str] = (),
+) -> None:
+    """Wait until ``new`` is primary and nothing is wrong. Raises HostFailed.
+
+    Where hosts were ``missing`` before, others complain of them: then only the primary counts.
+    """
+    holder, wrong = "", [""]
 
     def whole() -> bool:
-        found.update(status(runner, hosts))
-        return found["primary"] == new and not found["problems"]
+        nonlocal holder, wrong
+        members, silent = looked(runner, hosts)
+        chosen = primary(members)
+        holder, wrong = chosen.name if chosen else "", problems(members, silent)
+        return holder == new and bool(missing or not wrong)
 
     try:
         until(whole, seconds=WHOLE_SECONDS, every=0.5)
     except DeadlineError:
         raise HostFailed(
-            f"{found['primary'] or 'nobody'} is primary after the move: "
-            f"{'; '.join(found['problems']) or 'and nothing is wrong'}",
+            f"{holder or 'nobody'} is primary after {after}: "
+            f"{'; '.join(wrong) or 'and nothing is wrong'}",
             next="fab redis.status",
         ) from None
 

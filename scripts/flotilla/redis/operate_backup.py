@@ -14,13 +14,13 @@ from typing import Any
 
 from flotilla.backup import operate, rdb
 from flotilla.backup.bucket import Bucket
-from flotilla.backup.sealed import Ring
+from flotilla.backup.sealed import DamagedError, Ring
 from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
-from flotilla.redis.operate import LOCK, MOVERS, TOOL, opened
-from flotilla.redis.status import looked, status
+from flotilla.redis.operate import LOCK, MOVERS, TOOL, by_itself, opened, verify
+from flotilla.redis.status import looked
 from flotilla.rules import redis_backup as rules
 from flotilla.rules.redis import Member, primary
 from flotilla.rules.redis_backup import Manifest, Restore
@@ -36,14 +36,21 @@ RESTORE_SECONDS = 4000.0
 # A restore that was cut off is over after this: its Sentinels wait no longer.
 ORDER_SECONDS = 150.0
 LOOK_SECONDS = 15.0
-WHOLE_SECONDS = 60.0
 
 
 def listed(settings: Settings) -> dict[str, Any]:
-    """{backups}: whole backups, newest first. Raises Refused for a damaged manifest."""
+    """{backups, damaged}: whole backups, newest first, and of which ones the manifest cannot be
+    trusted, with the reason.
+    """
     store, keys = _stored(settings)
-    found = [rdb.read_manifest(store, keys, one) for one in rdb.ids(store)]
-    return {"backups": rules.summary(found, time.time())}
+    found, damaged = [], []
+    for one in rdb.ids(store):
+        try:
+            found.append(rdb.read_manifest(store, keys, one))
+        except DamagedError as error:
+            # Whoever meets it in a restore comes here for another one.
+            damaged.append({"id": one, "why": error.what})
+    return {"backups": rules.summary(found, time.time()), "damaged": damaged}
 
 
 def backup(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def restore(settings: Settings, backup: str, *, confirmed: Confirmed, said: Said
             with steps.step(f"replace the data on {plan.host}; the others copy"):
                 told = _replaced(runner, plan, manifest)
             with steps.step("verify"):
-                _verify(runner, hosts, plan)
+                verify(runner, hosts, plan.host, after="the restore", missing=plan.missing)
             steps.result = told | {"taken": manifest.taken, "replaced_keys": plan.keys}
         return steps.result
 
@@ -180,7 +187,7 @@ def _keys(keys: int | None) -> str:
 
 def _on_host(runner: Runner, host: str, command: str, *, seconds: float) -> dict[str, Any]:
     """What the tool on a host printed. Raises Refused, HostFailed with what it said."""
-    result = runner.run(host, command, sudo=True, seconds=seconds, check=False)
+    result = by_itself(runner, host, command, seconds=seconds)
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
@@ -191,7 +198,7 @@ def _on_host(runner: Runner, host: str, command: str, *, seconds: float) -> dict
 
 def _replaced(runner: Runner, plan: Restore, manifest: Manifest) -> dict[str, Any]:
     line = f"{TOOL} restore --backup {shlex.quote(manifest.id)}"
-    result = runner.run(plan.host, line, sudo=True, seconds=RESTORE_SECONDS, check=False)
+    result = by_itself(runner, plan.host, line, seconds=RESTORE_SECONDS)
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told
@@ -209,22 +216,3 @@ def _replaced(runner: Runner, plan: Restore, manifest: Manifest) -> dict[str, An
         f"Data that was there is in /var/lib/redis of {plan.host}, in data.before-<time>",
         "fab redis.status, then the same command again",
     )
-
-
-def _verify(runner: Runner, hosts: list[Host], plan: Restore) -> None:
-    """Everything is in order, but for the hosts that could not be asked before."""
-    found: dict[str, Any] = {}
-
-    def whole() -> bool:
-        found.update(status(runner, hosts))
-        wrong = [one for one in found["problems"] if not one.startswith(plan.missing)]
-        return found["primary"] == plan.host and (not wrong or bool(plan.missing))
-
-    try:
-        until(whole, seconds=WHOLE_SECONDS, every=0.5)
-    except DeadlineError:
-        raise HostFailed(
-            f"{plan.host} has the backup, but not everything is in order: "
-            f"{'; '.join(found['problems']) or found['primary']}",
-            next="fab redis.status",
-        ) from None

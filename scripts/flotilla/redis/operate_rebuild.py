@@ -13,7 +13,7 @@ from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts.ssh import Runner
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
-from flotilla.redis.operate import LOCK, MOVERS, TOOL, opened
+from flotilla.redis.operate import LOCK, MOVERS, TOOL, by_itself, opened
 from flotilla.redis.status import looked
 from flotilla.rules.redis_maintain import objections
 from flotilla.rules.redis_rebuild import Rebuild, rebuild_of
@@ -81,9 +81,7 @@ def _text(settings: Settings, plan: Rebuild) -> str:
 
 
 def _copy(runner: Runner, plan: Rebuild) -> dict[str, Any]:
-    result = runner.run(
-        plan.host, f"{TOOL} rebuild", sudo=True, seconds=REBUILD_SECONDS, check=False
-    )
+    result = by_itself(runner, plan.host, f"{TOOL} rebuild", seconds=REBUILD_SECONDS)
     if result.rc == 0:
         told: dict[str, Any] = json.loads(result.stdout)
         return told

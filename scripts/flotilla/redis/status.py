@@ -10,7 +10,7 @@ from typing import Any
 from flotilla.errors import FlotillaError
 from flotilla.hosts.redis import read
 from flotilla.hosts.ssh import Runner
-from flotilla.rules.redis import Member, certificates, primary, problems
+from flotilla.rules.redis import Member, certificates, fullness, primary, problems
 from flotilla.snapshot import Host
 
 
@@ -24,6 +24,7 @@ def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
     members, silent = looked(runner, targets)
     chosen = primary(members)
     found = problems(members, silent) if targets else ["the fleet has no Redis host"]
+    found += fullness(members)
     return {
         "primary": chosen.name if chosen else None,
         "members": [

@@ -53,7 +53,22 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class Proven:
+    """What proves who wrote it, by a field ``mac`` over all its other fields."""
+
+    @property
+    def signed(self) -> bytes:
+        """What ``mac`` is made of."""
+        proven = {name: value for name, value in asdict(self).items() if name != "mac"}
+        return json.dumps(proven, sort_keys=True, separators=(",", ":")).encode()
+
+    def as_json(self) -> bytes:
+        """To be stored."""
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest(Proven):
     """A whole backup, in a few hundred bytes. Times are ISO 8601 in UTC.
 
     A server restored from it has executed all of ``gtids`` and nothing but ``most_gtids``. ``mac``
@@ -81,15 +96,6 @@ class Manifest:
     format: int = FORMAT
     mac: str = ""
 
-    @property
-    def signed(self) -> bytes:
-        """What ``mac`` is made of."""
-        return unsigned(asdict(self))
-
-    def as_json(self) -> bytes:
-        """To be stored."""
-        return json.dumps(asdict(self), indent=2).encode() + b"\n"
-
     @classmethod
     def parse(cls, text: bytes) -> Manifest:
         """Raises ValueError for what is none, or of a format that a newer release made."""
@@ -100,12 +106,6 @@ class Manifest:
             return cls(**{**found, "volumes": tuple(found["volumes"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"a field is missing or unknown ({error})") from error
-
-
-def unsigned(fields: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest that its ``mac`` is made of."""
-    proven = {name: value for name, value in fields.items() if name != "mac"}
-    return json.dumps(proven, sort_keys=True, separators=(",", ":")).encode()
 
 
 def new_id(now: datetime, server_uuid: str) -> str:

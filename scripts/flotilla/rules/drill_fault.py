@@ -53,8 +53,8 @@ def beyond_median(what: str, median: float | None, runs: int, bar: Bar | None) -
 class Fault:
     """One kind of fault. It lasts ``hold_seconds`` at least, and until the store got over it.
 
-    ``may_lose``: the store gives no word on acknowledged writes under it, so their number is told
-    and breaks no promise.
+    ``may_lose``: the store gives no word on writes that it acknowledges about when it falls silent,
+    so their number is told and breaks no promise.
     """
 
     name: str

@@ -16,6 +16,9 @@ from flotilla.rules.drill_fault import Aim, Bar, Ends, Fault, Power, beyond_medi
 
 # In the lab, where the address is moved at once; on AWS the move itself takes 5 to 6 s.
 _BAR = Bar(2.0, 4.0)
+# There, and back when the fault is over. Each cuts all connections, and two that take the address
+# from each other do so every 5 s.
+MOST_MOVES = 2
 FAULTS = {
     fault.name: fault
     for fault in (
@@ -185,6 +188,8 @@ def broken(run: Mapping[str, Any], fault: Fault) -> list[str]:
         told.append(f"{run['failed_beyond']} requests failed beyond what the outage can explain")
     if run["converged_seconds"] is None:
         told.append("the pair did not get over it by itself")
+    if len(run["moves"]) > 1 + MOST_MOVES:
+        told.append(f"the address went {' -> '.join(run['moves'])}")
     if fault.ends is Ends.MOVED and run["new"] == run["old"]:
         told.append(f"the address is still with {run['old']}")
     if run["not_mended"]:

@@ -7,7 +7,7 @@ seconds have a median and a worst.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -27,6 +27,10 @@ from flotilla.rules.ledger import (
 APART_SECONDS = 1.0
 # A shorter time without an acknowledgement is a busy moment and no outage.
 OUTAGE_SECONDS = 0.25
+# Where acknowledged writes may be lost, it is those that a primary took just before it fell silent,
+# or while it could not know yet that it is none any more: it refuses them when it has heard of no
+# replica for 3 s, which it looks at once a second.
+LOST_BEFORE_SECONDS, LOST_AFTER_SECONDS = 2.0, 6.0
 
 
 _OF_REPLICAS: Mapping[str, Callable[[str, list[str]], Aim]] = {
@@ -102,6 +106,7 @@ def figures(seen: Seen) -> dict[str, Any]:
         "unknown_there": total.unknown_there,
         "lost": len(total.lost),
         "lost_ids": list(total.lost[:10]),
+        "lost_beyond": _lost_beyond(seen, every, total.lost),
         "dual_writable_seconds": round(dual_seconds(spans, seen.probe_seconds), 3),
         "writable": {
             seen.names.get(server, server): [
@@ -145,6 +150,16 @@ def _worst_gap(
 ) -> tuple[float, float | None]:
     gaps = [longest_gap(one, begin, end) for one in groups]
     return max(gaps, key=lambda gap: gap[0], default=(0.0, None))
+
+
+def _lost_beyond(seen: Seen, every: Iterable[Entry], lost: Collection[str]) -> int:
+    """How many of the lost ones no silence of the primary explains."""
+    heard = [one for name, one in seen.clients.items() if name not in seen.cut_off]
+    _, since = _worst_gap(heard, seen.struck, seen.healed)
+    silent = seen.struck if since is None else since
+    first, last = silent - LOST_BEFORE_SECONDS, silent + LOST_AFTER_SECONDS
+    gone = set(lost)
+    return sum(entry.id in gone and not first <= entry.ended <= last for entry in every)
 
 
 def _errors_beyond(own: Sequence[Entry], begin: float, end: float) -> int:
@@ -209,6 +224,11 @@ def broken(run: Mapping[str, Any], fault: Fault) -> list[str]:
     told = [] if run["acked"] else ["no write was acknowledged at all"]
     if run["lost"] and not fault.may_lose:
         told.append(f"{run['lost']} acknowledged writes are gone, such as {run['lost_ids'][0]}")
+    elif run.get("lost_beyond"):
+        told.append(
+            f"{run['lost_beyond']} acknowledged writes are gone that the primary took long before"
+            " it fell silent, or long after"
+        )
     if run["dual_writable_seconds"]:
         told.append(f"two servers took writes at once for {run['dual_writable_seconds']:g} s")
     if fault.ends is Ends.MOVED and run["new"] == run["old"]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 LATE = 0.28
 # Any `fab fleet.provision` made the next one when eight months were left.
 ISSUER_DAYS = 90.0
+# Of maxmemory.
+NEARLY_FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Member:
     says why). ``names`` is whom each Sentinel names, by host, as heard from this host; None for one
     that did not answer. ``unseen`` is what this host's own Sentinel takes to be down, None where it
     was not asked. ``held`` is how many milliseconds its Sentinel waits for a primary that is away
-    where that is not what its settings say, ``keys`` how many there are.
+    where that is not what its settings say, ``keys`` how many there are. ``is_barred``: Sentinel
+    is not to make it the primary, as for a rebuild.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Member:
     keys: int | None = None
     held: int | None = None
     certificate: Lasts | None = None
+    is_barred: bool = False
 
 
 def primary(members: Sequence[Member]) -> Member | None:
@@ -86,11 +90,26 @@ def problems(members: Sequence[Member], silent: Mapping[str, str]) -> list[str]:
     found += [f"{m.name}: Redis does not answer ({m.error})" for m in members if m.role is None]
     for member in members:
         found += [f"{member.name}: {sentence}" for sentence in _member(member, chosen)]
+        if member.is_barred and not member.is_syncing:
+            why = f"its rebuild goes on or was cut off: fab redis.rebuild {member.name}"
+            found.append(f"{member.name}: Sentinel does not make it the primary, for {why}")
         if member.held:
             wait = f"{member.held / 1000:g} s for a primary that is away"
             found.append(f"{member.name}: its Sentinel waits {wait}, as a restore told it to")
     heard = {member.name for member in members if member.role is not None}
     return found + (_dissent(chosen, heard) if chosen else [])
+
+
+def fullness(members: Sequence[Member]) -> list[str]:
+    """Whose memory is nearly full, in sentences. It keeps nobody from working on the hosts: giving
+    them more is such work.
+    """
+    return [
+        f"{one.name}: {100 * one.used_bytes / one.max_bytes:.0f} % of its memory is in use; when it"
+        " is full, writes are refused"
+        for one in members
+        if one.used_bytes and one.max_bytes and one.used_bytes > NEARLY_FULL * one.max_bytes
+    ]
 
 
 def certificates(members: Sequence[Member]) -> list[str]:
@@ -167,9 +186,6 @@ def _member(member: Member, chosen: Member | None) -> list[str]:
         found.append("no replica keeps up, so it refuses writes")
     if member.is_persisting is False:
         found.append("its append-only file is not being written")
-    if member.used_bytes and member.max_bytes and member.used_bytes > 0.9 * member.max_bytes:
-        share = 100 * member.used_bytes / member.max_bytes
-        found.append(f"{share:.0f} % of its memory is in use; when it is full, writes are refused")
     if member.quorum_error:
         found.append(f"its Sentinel could not agree on a failover ({member.quorum_error})")
     return found

@@ -13,11 +13,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flotilla.rules.backup import MANIFEST, unsigned
+from flotilla.rules.backup import MANIFEST, Proven
 from flotilla.rules.redis import Member
 
 FULL = "redis/full/"
@@ -46,7 +46,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Proven):
     """A whole backup. ``size`` and ``sha256`` are the snapshot's, ``chunks`` the SHA-256 of each
     stored object by its number. ``mac`` proves that whoever wrote this had the key.
     """
@@ -68,15 +68,6 @@ class Manifest:
     chunks: tuple[str, ...]
     format: int = FORMAT
     mac: str = ""
-
-    @property
-    def signed(self) -> bytes:
-        """What ``mac`` is made of."""
-        return unsigned(asdict(self))
-
-    def as_json(self) -> bytes:
-        """To be stored."""
-        return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
     @classmethod
     def parse(cls, text: bytes) -> Manifest:

@@ -28,6 +28,7 @@ CLOCK_SECONDS = 2.5
 
 SILENT, NO_SSH, DISK = "host-does-not-answer", "ssh-does-not-connect", "disk-is-full"
 API, LOCKED = "aws-api-does-not-answer", "lock-is-held"
+REPLACED = "replace-an-app-host"
 
 
 def findings(world: World) -> list[Finding]:
@@ -89,9 +90,13 @@ def _hosts(world: World) -> Iterator[Finding]:
             if host.role == "mysql":
                 # Not just started: a primary that was replaced has been stopped to fence it.
                 yield risk(host.name, what, f"fab mysql.rejoin {host.name}", FAILED_OVER)
-                continue
-            start = f"aws ec2 start-instances --instance-ids {host.instance_id}"
-            yield risk(host.name, what, start, SILENT)
+            elif host.role == "app":
+                # Its group ends a stopped member within seconds; one that is started is lost too.
+                what += "; Auto Scaling launches another in its place"
+                yield risk(host.name, what, STATUS, REPLACED)
+            else:
+                start = f"aws ec2 start-instances --instance-ids {host.instance_id}"
+                yield risk(host.name, what, start, SILENT)
     yield from _silent(world)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flotilla.rules import redis as redis_rules
+from flotilla.rules.redis import Member
 from flotilla.rules.restore_drill import LATE
 from flotilla.rules.status_finding import FAILED_OVER, NO_WRITES, Finding, Severity, down, risk
 from flotilla.rules.status_world import Backups, World
@@ -20,6 +21,7 @@ ARCHIVED_SECONDS = 300.0
 REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
+FULL = "redis-memory-is-full"
 ENDING = "certificate-runs-out"
 NO_BACKUP, NO_ARCHIVE = "backup-is-missing", "binlog-archive-stops"
 NO_DRILL = "restore-drill-fails"
@@ -141,15 +143,22 @@ def redis(world: World) -> Iterator[Finding]:
         severity = Severity.RISK if chosen else Severity.DOWN
         after = f"fab fleet.logs {name if is_host else 'redis'} --unit redis-sentinel"
         yield Finding(severity, name if is_host else "redis", problem, after, REDIS)
-    for problem in redis_rules.certificates(members):
-        name = problem.partition(":")[0]
-        yield risk(name, problem, f"fab fleet.logs {name} --unit flotilla-tls", ENDING)
+    yield from _redis_ends(members)
     for member in members:
         if chosen and member.role == "replica" and member.offset is not None:
             behind = (chosen.offset or 0) - member.offset
             if behind > REDIS_LAG_BYTES:
                 what = f"{member.name} is {behind / 1e6:.0f} MB behind {chosen.name}"
                 yield risk(member.name, what, f"fab fleet.logs {member.name} --unit redis-server")
+
+
+def _redis_ends(members: Sequence[Member]) -> Iterator[Finding]:
+    """What is all right now and will not stay so."""
+    for problem in redis_rules.fullness(members):
+        yield risk(problem.partition(":")[0], problem, "fab redis.status", FULL)
+    for problem in redis_rules.certificates(members):
+        name = problem.partition(":")[0]
+        yield risk(name, problem, f"fab fleet.logs {name} --unit flotilla-tls", ENDING)
 
 
 def redis_backups(world: World) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from flotilla.agent.bundle import loaded
 from flotilla.agent.logins import CARRY, Order
 from flotilla.aws import secrets
 from flotilla.errors import HostFailed, Refused
-from flotilla.hosts.ssh import Runner, prepare
+from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.mysql import operate as mysql
 from flotilla.mysql.recorded import Said
 from flotilla.mysql.session import session
@@ -105,17 +105,16 @@ class Fleet:
         if not self.secret.users:
             return {}
         found: dict[str, str] = {}
-        search = f"grep -qFf /dev/stdin {self.secret.file}"
+        # Its count, not its exit code: sudo says 1 as well, of a password that it wants.
+        search = f"grep -cFf /dev/stdin {self.secret.file}"
         with self._runner() as (runner, snapshot):
             for host in snapshot.by_role(self.secret.users):
-                holds = [
-                    runner.run(host, search, stdin=f"{value}\n", sudo=True, check=False).rc
+                answers = [
+                    runner.run(host, search, stdin=f"{value}\n", sudo=True, check=False)
                     for value in (new, old)
                 ]
-                if holds[0] != 0:
-                    found[host.name] = f"{self.secret.file} does not hold the new value"
-                elif holds[1] != 1:
-                    found[host.name] = f"{self.secret.file} holds the old value too"
+                if why := _lacking(self.secret.file, *answers):
+                    found[host.name] = why
         if self.secret.users == "app":
             stale = "its application was started before it was given the new value"
             found |= {name: stale for name in self._stale() if name not in found}
@@ -207,3 +206,13 @@ class Fleet:
         prepare(self.settings, snapshot)
         with Runner(self.settings, snapshot) as runner:
             yield runner, snapshot
+
+
+def _lacking(file: str, new: Result, old: Result) -> str:
+    """What is wrong with a file, by grep's counts of the new and the old value; "" when nothing."""
+    for answer in (new, old):
+        if not answer.stdout.strip().isdecimal():
+            return f"{file} could not be searched: {answer.last_words}"
+    if int(new.stdout) == 0:
+        return f"{file} does not hold the new value"
+    return f"{file} holds the old value too" if int(old.stdout) else ""
