@@ -54,6 +54,36 @@ def switchover(_: Context, to: str | None = None, *, yes: bool = False, json: bo
     show(done, json=json, text=text)
 
 
+@task(help={**YES, **JSON})
+def failover(_: Context, *, yes: bool = False, json: bool = False) -> None:
+    """Take the role from a primary that is unwell, where redis.switchover is refused or called off.
+
+    Sentinel chooses the replica that lacks least. Writes that no replica has are lost. Exit 0 done,
+    2 Sentinel was told and nobody else is primary, 3 refused (no majority of Sentinels, no whole
+    replica) and nothing changed, 4 unreachable.
+    """
+    from flotilla import config
+    from flotilla.redis import operate
+
+    settings = attempt(config.load, json=json)
+    again = typed("redis.failover")
+    done = attempt(
+        lambda: operate.failover(
+            settings,
+            confirmed=lambda plan: confirm(plan, yes=yes, again=again),
+            said=said,
+        ),
+        json=json,
+    )
+    text = "\n".join(
+        [
+            f"{done['new']} is primary, {done['old']} was, {done['seconds']:.1f} s",
+            *(f"! {one}" for one in done["problems"]),
+        ]
+    )
+    show(done, json=json, text=text)
+
+
 @task(help={"restart": "restart every host, whether it needs it or not", **YES, **JSON})
 def patch(_: Context, *, restart: bool = False, yes: bool = False, json: bool = False) -> None:
     """Upgrade Redis' packages and restart what needs it: replicas first, the primary last.

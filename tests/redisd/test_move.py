@@ -15,7 +15,7 @@ import pytest
 from redisd.group import CLUSTER, DOWN_AFTER_MS, HOSTS, Group, Process, redis_node
 from redisd.operators import Hands
 
-from flotilla.errors import HostFailed, Unreachable
+from flotilla.errors import HostFailed, Refused, Unreachable
 from flotilla.redis import operate
 from flotilla.settings import Settings
 from flotilla.wait import until
@@ -333,3 +333,47 @@ def test_sentinels_soon_ask_a_primary_that_is_new(group: Group) -> None:
     for name in HOSTS:
         told = move.pairs(group.sentinel(name).execute_command("SENTINEL", "DEBUG"))
         assert int(told["PING-PERIOD"]) < DOWN_AFTER_MS / 2
+
+
+def test_a_failover_that_is_asked_for_takes_the_role_from_a_primary_that_answers(
+    group: Group, hands: Hands, settings: Settings
+) -> None:
+    with writing(group) as writer:
+        until(lambda: len(writer.acked) > 20, seconds=10)
+        asked: list[str] = []
+        done = operate.failover(settings, confirmed=asked.append, said=quiet)
+        count = len(writer.acked)
+        until(lambda: len(writer.acked) > count + 20, seconds=10)
+    assert "WRITES THAT NO REPLICA HAS ARE LOST" in asked[0]
+    assert (done["old"], done["problems"]) == ("redis-1", [])
+    assert done["new"] == group.primary() != "redis-1"
+    assert group.is_whole()
+
+
+def test_without_a_replica_to_take_over_no_failover_is_asked_for(
+    group: Group, hands: Hands, settings: Settings
+) -> None:
+    for name in ("redis-2", "redis-3"):
+        group.client(name).execute_command("CONFIG", "SET", "replica-priority", "0")
+    with pytest.raises(Refused, match="no replica of redis-1"):
+        operate.failover(settings, confirmed=quiet, said=quiet)
+    assert group.primary() == "redis-1"
+
+
+def test_a_primary_that_hangs_loses_the_role_by_command(
+    group: Group, hands: Hands, settings: Settings
+) -> None:
+    """Where Sentinel is slow to act: here it would wait for half a minute."""
+    for name in HOSTS:
+        ask = group.sentinel(name).execute_command
+        ask("SENTINEL", "SET", CLUSTER, "down-after-milliseconds", "30000")
+    client = group.app("redis-1")
+    client.set("kept", "1")
+    assert client.wait(2, 5000) == 2
+    group.servers["redis-1"].signal(signal.SIGSTOP)
+    try:
+        done = operate.failover(settings, confirmed=quiet, said=quiet)
+        assert done["new"] == group.primary() != "redis-1"
+        assert group.app(done["new"], decode_responses=True).get("kept") == "1"
+    finally:
+        group.servers["redis-1"].signal(signal.SIGCONT)

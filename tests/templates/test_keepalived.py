@@ -450,6 +450,35 @@ def test_who_was_cut_off_loses_when_the_split_heals(
     assert owner(ec2) == pair[1]
 
 
+@pytest.mark.parametrize("became", ["", "MASTER"])
+def test_who_looks_in_the_moment_that_the_split_heals_listens_before_it_claims(
+    ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path, became: str
+) -> None:
+    claims(pair[1])
+    addresses, said = Lost("edge", pair[0]), Said("MASTER")
+    keeper = kept(addresses, said, pair[0])
+    keeper._was_mine = True
+    addresses.is_lost = True
+    monkeypatch.setattr(edge, "is_reachable", lambda _: False)
+
+    def healed(seconds: float) -> None:
+        addresses.is_lost = False
+        monkeypatch.setattr(edge, "is_reachable", lambda _: True)
+        if seconds >= edge.SETTLE_SECONDS:  # the other master's adverts are heard by then
+            said.next, said.now = ["BACKUP"], "BACKUP"
+
+    keeper._sleep = healed
+    said.next = [became] if became else []
+    turned(keeper)
+    if not became:
+        healed(0)
+        turned(keeper)
+    assert owner(ec2) == pair[1]
+    turned(keeper)
+    assert owner(ec2) == pair[1]
+    assert taken_off(run) == 0
+
+
 def test_a_backup_that_was_cut_off_and_became_master_loses_too(
     ec2: Any, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:

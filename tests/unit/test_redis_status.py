@@ -6,14 +6,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flotilla.hosts.redis import member
 from flotilla.rules.redis import (
+    Forced,
     Lasts,
     Member,
     Next,
     certificates,
     following,
+    forced,
     fullness,
     primary,
     problems,
@@ -245,3 +249,66 @@ def test_a_certificate_that_was_not_renewed_in_time_is_told_and_keeps_nobody_fro
     assert told == [] if not said else said in told[0]
     assert problems(members, {}) == []
     assert members[1].certificate == (Lasts(**found) if found else None)  # type: ignore[arg-type]
+
+
+def without(name: str) -> tuple[list[Member], dict[str, str]]:
+    return [one for one in group() if one.name != name], {name: "no answer"}
+
+
+def test_a_forced_failover_needs_no_word_of_the_primary() -> None:
+    members, silent = without("redis-1")
+    wanted = Forced("redis-1", ("redis-2", "redis-3"), "redis-3")
+    assert forced(members, silent, ADDRESSES) == wanted
+    assert forced(group(), {}, ADDRESSES) == wanted
+
+
+def test_who_lacks_least_is_told() -> None:
+    found = forced(group(redis_2={"slave_repl_offset": 1271}), {}, ADDRESSES)
+    assert found == Forced("redis-1", ("redis-2", "redis-3"), "redis-2")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"slave_priority": 0},
+        {"master_sync_in_progress": 1},
+        {"master_host": "10.77.5.9"},
+        {"role": None},
+    ],
+)
+def test_who_has_no_whole_copy_is_no_heir(overrides: dict[str, object]) -> None:
+    found = forced(group(redis_3=overrides), {}, ADDRESSES)
+    assert isinstance(found, Forced)
+    assert found.heirs == ("redis-2",)
+    nobody = forced(group(redis_2=overrides, redis_3=overrides), {}, ADDRESSES)
+    assert isinstance(nobody, str)
+    assert "no replica of redis-1" in nobody
+
+
+def test_without_a_majority_of_sentinels_nothing_is_forced() -> None:
+    members = [one for one in group() if one.name == "redis-2"]
+    silent = {"redis-1": "no answer", "redis-3": "no answer"}
+    found = forced(members, silent, ADDRESSES)
+    assert isinstance(found, str)
+    assert "silent: redis-1, redis-3" in found
+
+
+@given(
+    gone=st.sets(st.sampled_from(sorted(ADDRESSES))),
+    says=st.fixed_dictionaries(
+        dict.fromkeys(ADDRESSES, st.sampled_from([*ADDRESSES.values(), None]))
+    ),
+)
+def test_what_is_forced_is_away_from_whom_a_majority_names_to_somebody_else(
+    gone: set[str], says: dict[str, str | None]
+) -> None:
+    reports = {f"redis_{name[-1]}": {"sentinels": says} for name in ADDRESSES}
+    members = [one for one in group(**reports) if one.name not in gone]
+    found = forced(members, dict.fromkeys(gone, "no answer"), ADDRESSES)
+    if isinstance(found, str):
+        return
+    votes = [says[one.name] for one in members].count(ADDRESSES[found.old])
+    assert votes >= 2
+    assert found.old not in found.heirs
+    assert found.teller in found.heirs
+    assert not gone & set(found.heirs)

@@ -46,6 +46,8 @@ CONFIRMATIONS = 2
 # So much is taken off the priority of who yields. Those of a fleet's load balancers
 # are 10 apart.
 YIELDING = 100
+# After a split has healed, who yields hears the other master by then: four of its adverts.
+SETTLE_SECONDS = 1.0
 # keepalived's word for an advert of a master with a lower priority.
 HEARD_LOWER = "MASTER_RX_LOWER_PRI"
 # Such adverts come four times a second for as long as we hear that master and it does not hear us.
@@ -149,22 +151,27 @@ def claim(
     still_master: Callable[[], bool],
     clock: Callable[[], float],
     sleep: Callable[[float], None],
-    unheard: Callable[[], None] = lambda: None,
+    unheard: Callable[[], bool] = lambda: False,
 ) -> tuple[Address, str]:
     """Associate until EC2 confirms it, we are no longer master, or CLAIM_SECONDS are over.
 
     ``known`` is the address as last read; the first try needs only its allocation id, so that an
-    outage is not prolonged by a read. ``unheard`` is called each time that EC2 does not answer.
-    Returns the address as read last and a sentence.
+    outage is not prolonged by a read. ``unheard`` says, each time that EC2 does not answer, whether
+    this host may be cut off; then the other one is listened for before the next try. Returns the
+    address as read last and a sentence.
     """
     started = clock()
     pause, seen, trouble = 0.1, 0, ""
-    address, fresh = known, True
+    address, fresh, settle = known, True, False
     while still_master():
         try:
             # After any trouble read first: the allocation id may be of an address that is gone.
             if not fresh:
                 address, fresh = addresses.read(), True
+            if settle and address.owner != me:
+                settle = False
+                sleep(SETTLE_SECONDS)
+                continue
             if seen == 0:
                 addresses.associate(address.allocation_id)
             address = addresses.read()
@@ -172,7 +179,7 @@ def claim(
             trouble = f"it is with {address.owner or 'nobody'}"
         except Exception as error:  # whatever it was, the answer is to try again
             seen, fresh, trouble = 0, False, str(error)
-            unheard()
+            settle = unheard()
         if seen >= CONFIRMATIONS:
             return address, f"claimed {address.public_ip} in {clock() - started:.2f} s"
         if clock() - started > CLAIM_SECONDS:
@@ -282,6 +289,7 @@ class Keeper:
         self._peers = peers
         self._vrrp = "UNKNOWN"
         self._was_mine = False
+        self._yields = False
         self._note = ""
         self._clock = clock
         self._sleep = sleep
@@ -307,6 +315,12 @@ class Keeper:
             self._vrrp, self._address.owner, self._me, was_mine=self._was_mine, cut_off=cut_off
         )
         self._tell(note)
+        if must_claim and self._yields:
+            # We were cut off. The split may have healed in this moment.
+            self._sleep(SETTLE_SECONDS)
+            if self._still_master():
+                self._vrrp = self._keepalived.state()
+            must_claim = self._vrrp == "MASTER"
         if must_claim:
             self._claim()
         elif self._vrrp == "MASTER" and self._address.owner != self._me:
@@ -337,15 +351,18 @@ class Keeper:
         self._tell(f"cannot tell who has the address: {error}", read=False)
         self._unheard()
 
-    def _unheard(self) -> None:
+    def _unheard(self) -> bool:
         """EC2 does not answer. A master whom no other load balancer answers either may be the one
         that is cut off, while another one serves.
         """
-        if self._vrrp == "MASTER" and not any(map(is_reachable, self._peers)):
+        is_alone = self._vrrp == "MASTER" and not any(map(is_reachable, self._peers))
+        if is_alone:
             self._yield(True)
+        return is_alone
 
     def _yield(self, yields: bool) -> None:  # noqa: FBT001
         """Lose against another master, or not any more."""
+        self._yields = yields
         wanted = f"{YIELDING if yields else 0}\n"
         if not YIELDS.exists() or YIELDS.read_text() != wanted:
             draft = YIELDS.with_suffix(".new")

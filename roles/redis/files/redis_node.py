@@ -59,6 +59,8 @@ ASK_TIMEOUT_SECONDS = 0.4
 WORK_TIMEOUT_SECONDS = 30.0
 # How long a start looks for a majority. Long enough for Sentinels that boot at the same time.
 START_SECONDS = 12.0
+# How long a Sentinel that knows of no good replica is asked again.
+CHOOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,36 @@ def hasten(settings: Settings) -> int:
         connect(settings, settings.address, settings.sentinel_port, operator=True)
     )
     return 0
+
+
+def failover(settings: Settings) -> int:
+    """Have this host's Sentinel make a replica the primary, whatever the primary is like.
+
+    Exit 0 it is at it, or was told and did not answer in time; 3 it would not.
+    """
+    sentinel = connect(
+        settings,
+        settings.address,
+        settings.sentinel_port,
+        operator=True,
+        seconds=WORK_TIMEOUT_SECONDS,
+    )
+    end = time.monotonic() + CHOOSE_SECONDS
+    while True:
+        try:
+            sentinel.execute_command("SENTINEL", "FAILOVER", settings.cluster)
+        except redis.exceptions.TimeoutError:
+            return 0
+        except redis.exceptions.RedisError as error:
+            if str(error).startswith("INPROG"):
+                return 0
+            # Of what it asks of replicas each second, one answer was late.
+            if str(error).startswith("NOGOODSLAVE") and time.monotonic() < end:
+                time.sleep(0.5)
+                continue
+            sys.stderr.write(f"Sentinel: {error}\n")
+            return 3
+        return 0
 
 
 def sentinel_options(settings: Settings) -> dict[str, str]:
@@ -551,6 +583,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "unread": unread,
         "remember": remember,
         "hasten": hasten,
+        "failover": failover,
         "plain": plain,
         "secure": secure,
         "certificate": certificate,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from flotilla import inventory
@@ -18,12 +19,13 @@ from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.lock import Lock
 from flotilla.mysql.recorded import Confirmed, Said, recorded
 from flotilla.redis.status import looked, status
-from flotilla.rules.redis import Next, following, primary, problems
+from flotilla.rules.redis import Forced, Next, following, forced, primary, problems
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 from flotilla.wait import DeadlineError, until
 
 COMMAND = "fab redis.switchover"
+FORCED = "fab redis.failover"
 LOCK = "redis"
 # The same lock as a deploy's and provision's: none may move hosts under the other.
 MOVERS = "deploy"
@@ -74,6 +76,103 @@ def switchover(
                 verify(runner, hosts, plan.new)
             steps.result = told
         return told
+
+
+def failover(settings: Settings, *, confirmed: Confirmed, said: Said) -> dict[str, Any]:
+    """Have Sentinel take the role from the primary, in whatever state that is: {changed, old, new,
+    seconds, problems}, the last being what was still wrong when it was over.
+
+    Raises Refused with nothing changed, HostFailed when nobody else became the primary.
+    """
+    with opened(settings, fresh=True) as (runner, hosts):
+        plan = forced_plan(runner, hosts)
+        confirmed(
+            f"{settings.prefix}: Sentinel takes Redis' role from {plan.old} and gives it to"
+            f" {' or '.join(plan.heirs)}, whoever lacks least. WRITES THAT NO REPLICA HAS ARE LOST;"
+            " where the primary is well, fab redis.switchover loses none"
+        )
+        with (
+            Lock(settings, LOCK, reason=FORCED) as lock,
+            recorded(settings, FORCED, said) as steps,
+        ):
+            with steps.step("look again"):
+                now = forced_plan(runner, hosts)
+                if now.old != plan.old:
+                    raise Refused(
+                        f"{now.old} is the primary by now, and not {plan.old}",
+                        untouched="Nothing was changed",
+                        next="fab redis.status",
+                    )
+            lock.check()
+            began = time.monotonic()
+            with steps.step(f"tell the Sentinel of {now.teller}"):
+                result = by_itself(
+                    runner, now.teller, shlex.join([TOOL, "failover"]), seconds=MOVE_SECONDS
+                )
+                if result.rc == Refused.exit_code:
+                    raise Refused(
+                        result.last_words,
+                        untouched=f"{now.old} has the role as before",
+                        next="fab redis.status",
+                    )
+                if result.rc:
+                    raise HostFailed(f"{now.teller}: {result.last_words}", next="fab redis.status")
+            with steps.step("verify"):
+                new = successor(runner, hosts, now.old)
+                seconds = round(time.monotonic() - began, 1)
+                left = settled(runner, hosts)
+            steps.result = {
+                "changed": True,
+                "old": now.old,
+                "new": new,
+                "seconds": seconds,
+                "problems": left,
+            }
+        return steps.result
+
+
+def forced_plan(runner: Runner, hosts: list[Host]) -> Forced:
+    """The failover that can be asked for. Raises Refused."""
+    members, silent = looked(runner, hosts)
+    found = forced(members, silent, {host.name: host.private_ip or "" for host in hosts})
+    if isinstance(found, str):
+        raise Refused(
+            found,
+            "nobody would follow a new primary, or its data would not be the cluster's",
+            "Nothing was changed",
+            "fab redis.status; docs/runbooks/redis-failed-over.md",
+        )
+    return found
+
+
+def successor(runner: Runner, hosts: list[Host], old: str) -> str:
+    """Wait for another primary than ``old``; its name. Raises HostFailed."""
+
+    def chosen() -> str | None:
+        found = primary(looked(runner, hosts)[0])
+        return found.name if found and found.name != old else None
+
+    try:
+        return until(chosen, seconds=WHOLE_SECONDS, every=0.5)
+    except DeadlineError:
+        raise HostFailed(
+            f"Sentinel was told, and after {WHOLE_SECONDS:g} s nobody but {old} is the primary",
+            next="fab redis.status",
+        ) from None
+
+
+def settled(runner: Runner, hosts: list[Host]) -> list[str]:
+    """Wait until nothing is wrong; what still is after a minute."""
+    wrong: list[str] = []
+
+    def whole() -> bool:
+        nonlocal wrong
+        wrong = problems(*looked(runner, hosts))
+        return not wrong
+
+    with suppress(DeadlineError):
+        until(whole, seconds=WHOLE_SECONDS, every=0.5)
+    return wrong
 
 
 def planned(runner: Runner, hosts: list[Host], to: str | None) -> Next:

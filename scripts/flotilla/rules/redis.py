@@ -170,6 +170,49 @@ def following(members: Sequence[Member], silent: Mapping[str, str], to: str | No
     return Next(chosen.name, nearest.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A failover that is asked for: away from ``old``, to whoever of ``heirs`` Sentinel finds to
+    lack least. ``teller`` is the host whose Sentinel is told. All by name.
+    """
+
+    old: str
+    heirs: tuple[str, ...]
+    teller: str
+
+
+def forced(
+    members: Sequence[Member], silent: Mapping[str, str], addresses: Mapping[str, str]
+) -> Forced | str:
+    """The failover away from the primary, in whatever state that is; or why there can be none.
+
+    ``addresses`` are all hosts' own, by name. Without a majority of the Sentinels nobody would
+    follow the new one.
+    """
+    words = [one.names.get(one.name) for one in members]
+    named = next((word for word in words if word and words.count(word) * 2 > len(addresses)), None)
+    old = next((name for name, address in addresses.items() if address == named), None)
+    if named is None or old is None:
+        heard = ", ".join(sorted({word for word in words if word})) or "nobody"
+        return (
+            f"no majority of the {len(addresses)} Sentinels names one primary (named: {heard}; "
+            f"silent: {', '.join(sorted(silent)) or 'none'})"
+        )
+    heirs = [
+        one
+        for one in members
+        if one.role == "replica"
+        and one.primary_address == named
+        and not one.is_syncing
+        and not one.is_barred
+    ]
+    tellers = [one for one in heirs if one.names.get(one.name) == named]
+    if not tellers:
+        return f"no replica of {old} answers, has a whole copy and may become the primary"
+    teller = max(tellers, key=lambda one: (one.offset or 0, one.name))
+    return Forced(old, tuple(sorted(one.name for one in heirs)), teller.name)
+
+
 def _is_named(member: Member) -> bool:
     votes = sum(name == member.address for name in member.names.values())
     return votes >= len(member.names) // 2 + 1
