@@ -147,7 +147,8 @@ def types(settings: Settings) -> set[str]:
     return {host.type for host in inventory.load(settings, refresh=True).by_role("redis")}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.drill
+@pytest.mark.timeout(1200)
 def test_every_host_gets_another_type_though_two_runs_are_killed_and_no_write_is_lost(
     standing_fleet: Settings,
 ) -> None:
