@@ -1,4 +1,4 @@
-"""An authority with an issuer for role mysql, and what hosts make with that: the role's own files."""
+"""An authority with an issuer for role mysql, and what hosts make with that by the role's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ import tls_leaf  # noqa: E402  the role's own file
 __all__ = ["OURS", "Trust", "mysql_tls"]
 
 ZONE = "mysql.flotilla.lab.internal"
-NETWORK = "127.83.0.0/16"
+NETWORK = "127.80.0.0/13"
+# What clients connect to where a test has a proxy of its own; on a host that has a name.
+PROXIES = ["127.84.0.1", "127.84.0.2"]
 
 
 class Trust:
@@ -39,14 +41,14 @@ class Trust:
         """What a host of that name serves: /etc/mysql/tls/server.pem. ``now`` is when it was made,
         ``changes`` are to what it is for.
         """
-        wanted = tls_leaf.Settings([ZONE, f"{name}.{ZONE}"], [address], 168, "root")
+        wanted = tls_leaf.Settings([ZONE, f"{name}.{ZONE}"], [address, *PROXIES], 168, "root")
         made = tls_leaf.made(replace(wanted, **changes), *self.issuer, now or datetime.now(UTC))
         return bytes(made[0]) + self.root.public().encode()
 
     def home(self, folder: Path, name: str, address: str) -> Path:
         """What role tls leaves on a host: /etc/flotilla/tls."""
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = tls_leaf.Settings([ZONE, f"{name}.{ZONE}"], [address], 168, "root")
+        wanted = tls_leaf.Settings([ZONE, f"{name}.{ZONE}"], [address, *PROXIES], 168, "root")
         made = tls_leaf.made(wanted, *self.issuer, datetime.now(UTC))
         (folder / "leaf.pem").write_bytes(made[0])
         (folder / "authority.pem").write_text(self.root.public())

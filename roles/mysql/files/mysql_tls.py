@@ -117,13 +117,15 @@ def put(home: Path, served: Path) -> bool:
     return True
 
 
-def serve(server: Server, served: Path) -> str:
+def serve(server: Server, served: Path, *, is_new: bool) -> str:
     """Have a running server serve it, and read back; what was done, empty for nothing.
 
-    Connections go on, and so does the old certificate when the new one is refused. Raises TlsError.
+    Connections go on, and so does the old certificate when the new one is refused. What the server
+    has is known by its dates; two that were made in one second look the same, so ``is_new`` says
+    that the file has just changed. Raises TlsError.
     """
     before = dict(zip(_NAMES, server.rows(_GLOBALS)[0], strict=True))
-    if before == wanted(served) and _span(server) == _span_of(served):
+    if not is_new and before == wanted(served) and _span(server) == _span_of(served):
         return ""
     try:
         _set(server, wanted(served))
@@ -134,7 +136,8 @@ def serve(server: Server, served: Path) -> str:
         raise TlsError(f"{error}; the server goes on with the certificate it has") from error
     if _span(server) != _span_of(served):
         raise TlsError("the server took the certificate and serves another one")
-    return f"MySQL serves the certificate until {_span(server)[0]}"
+    end = datetime.fromtimestamp(_span(server)[0], UTC)
+    return f"MySQL serves the certificate until {end:%Y-%m-%d %H:%M} UTC"
 
 
 def _set(server: Server, values: dict[str, str]) -> None:
@@ -224,10 +227,10 @@ def prepare(now: datetime) -> int:
 
 def take() -> int:
     """For the timer, every hour, and for the playbook."""
-    if put(tls_leaf.HOME, SERVED):
+    if is_new := put(tls_leaf.HOME, SERVED):
         sys.stderr.write(f"new: {SERVED}\n")
     server = connected()
-    done = serve(server, SERVED) if server else ""
+    done = serve(server, SERVED, is_new=is_new) if server else ""
     if done:
         sys.stderr.write(f"new: {done}\n")
     return 0

@@ -29,7 +29,8 @@ LOCK_WAIT_TIMEOUT = 1205
 SYNTAX_ERROR = 1064
 READ_ONLY = 1290
 _SEVERAL_ROWS = 1242
-_LOST = frozenset({2006, 2013, 2014, 2055})
+# 2003 is a TLS handshake that broke, was not answered, or proved nothing: the stream was open already.
+_LOST = frozenset({2003, 2006, 2013, 2014, 2055})
 # What socat says, at the other end of an SSH channel, of a server that does not run.
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
 
