@@ -182,7 +182,7 @@ def test_redis_has_to_prove_its_name_through_the_proxy_of_the_host(rendered) -> 
     """Any library checks the name it connects to, and on this host that is HAProxy."""
     name = "redis.flotilla.lab.internal"
     files = dict(zip((file["path"] for file in FILES), rendered["app-1"], strict=True))
-    assert f"127.0.0.1 localhost {name}\n" in files["/etc/hosts"]
+    assert f"127.0.0.1 localhost mysql.flotilla.lab.internal {name}\n" in files["/etc/hosts"]
     assert f'CACHE_ADDRESS="{name}:6379"' in files["/etc/app/environment"]
     assert 'CACHE_CA="/etc/app/authority.pem"' in files["/etc/app/environment"]
     assert files["/etc/app/authority.pem"] == PUBLIC["authority/certificate"]

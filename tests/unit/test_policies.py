@@ -153,6 +153,7 @@ MAY = [
     ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
     ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/tls_issuer"), {}),
+    ("mysql", "ssm:GetParameter", parameter("/shop/blue/mysql/tls_issuer"), {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Flotilla"}),
     ("lb", "logs:CreateLogGroup", LOGS, {}),
     ("lb", "logs:PutRetentionPolicy", LOGS, {}),

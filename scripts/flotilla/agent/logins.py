@@ -25,7 +25,7 @@ CARRY = {"mysql": ("pymysql",), "redis": ("redis", "async_timeout")}
 class Order:
     """Whom to log in as, where ("host", port), with which passwords. No repr: no logs.
 
-    A server has to prove its ``host`` by what ``authority`` (PEM) vouches for, before it is told one.
+    A server has to prove its ``host`` by what ``authority`` (PEM) vouches for before it is told.
     """
 
     engine: str

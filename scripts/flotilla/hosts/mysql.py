@@ -29,7 +29,8 @@ LOCK_WAIT_TIMEOUT = 1205
 SYNTAX_ERROR = 1064
 READ_ONLY = 1290
 _SEVERAL_ROWS = 1242
-# 2003 is a TLS handshake that broke, was not answered, or proved nothing: the stream was open already.
+# 2003 is a TLS handshake that broke, was not answered, or proved nothing: the stream is open by
+# then. Taken for an answer, a server that froze in the middle of one was alive to watchers.
 _LOST = frozenset({2003, 2006, 2013, 2014, 2055})
 # What socat says, at the other end of an SSH channel, of a server that does not run.
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
@@ -258,8 +259,9 @@ SELECT @@GLOBAL.server_uuid AS uuid, @@GLOBAL.server_id AS server_id, @@GLOBAL.v
   @@GLOBAL.offline_mode AS offline, @@GLOBAL.gtid_executed AS executed,
   @@GLOBAL.gtid_purged AS purged, @@GLOBAL.ssl_ca AS authority,
   @@GLOBAL.require_secure_transport AS requires_tls,
-  (SELECT VALUE FROM performance_schema.tls_channel_status
-   WHERE CHANNEL = 'mysql_main' AND PROPERTY = 'Ssl_server_not_after') AS certificate_ends
+  (SELECT GROUP_CONCAT(VALUE ORDER BY PROPERTY DESC) FROM performance_schema.tls_channel_status
+   WHERE CHANNEL = 'mysql_main' AND PROPERTY IN ('Ssl_server_not_before', 'Ssl_server_not_after')
+     AND VALUE <> '') AS certificate
 """
 # Lag is the age of the oldest transaction on its way through the applier, or of the newest received
 # one where nobody has picked it up yet; it is 0 when all that was received is applied. An idle
@@ -333,7 +335,7 @@ def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str
         faults=tuple(faults(variables, kept)),
         authority=trusted(me["authority"]),
         requires_tls=bool(me["requires_tls"]),
-        certificate_ends=_seconds(me["certificate_ends"]),
+        certificate=_span(me["certificate"]),
     )
     return member, _flat(me["purged"])
 
@@ -345,8 +347,11 @@ def trusted(authority: str | None) -> str:
     return authority if authority and authority.startswith("/") else ""
 
 
-def _seconds(text: str | None) -> float | None:
-    return float(ssl.cert_time_to_seconds(text)) if text else None
+def _span(text: str | None) -> tuple[float, float] | None:
+    first, _, last = (text or "").partition(",")
+    if not last:
+        return None
+    return float(ssl.cert_time_to_seconds(first)), float(ssl.cert_time_to_seconds(last))
 
 
 def differences(server: Server, pairs: Mapping[K, tuple[str, str]]) -> dict[K, str]:

@@ -69,7 +69,8 @@ class Member:
     ``term`` and ``term_uuid`` are the newest row of ops.term, None where there is no such table.
     ``closed``: it is offline and would be after a restart, because its data is being replaced; what
     it holds until then is of no use to anybody. ``authority`` is the file it believes certificates
-    by, empty before it has one of the fleet's; its own ends ``certificate_ends`` (epoch seconds).
+    by, empty before it has one of the fleet's; ``certificate`` is from when to when its own is
+    valid (epoch seconds), None where it has none that works.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Member:
     faults: tuple[str, ...] = ()
     authority: str = ""
     requires_tls: bool = False
-    certificate_ends: float | None = None
+    certificate: tuple[float, float] | None = None
 
     @property
     def is_writable(self) -> bool:
