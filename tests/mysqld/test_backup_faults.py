@@ -30,7 +30,7 @@ from flotilla.backup.archiver import merged_of, parts_of, piece
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
 from flotilla.backup.sealed import DamagedError, Ring
-from flotilla.errors import FlotillaError, Refused, Unreachable
+from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.rules import archive as rules
 from flotilla.rules.gtid import GtidSet
 from flotilla.wait import until
@@ -285,6 +285,29 @@ def refuses(trio: Trio, bucket: Bucket, ring: Ring, named: str) -> None:
     assert isinstance(caught.value, DamagedError | Refused), caught.value
     assert named in caught.value.what
     assert caught.value.next
+    assert not folder.exists()
+
+
+def test_a_transaction_that_does_not_fit_the_base_is_told_of(
+    trio: Trio, table: str, bucket: Bucket
+) -> None:
+    session = trio["mysql-2"].session()
+    session.batch(
+        [
+            "SET GLOBAL super_read_only = OFF",
+            "SET SESSION sql_log_bin = OFF",
+            f"INSERT INTO {table} VALUES (7)",
+        ]
+    )
+    session.close()
+    backed_up(trio, bucket, "mysql-2")
+    with Archives(trio, bucket, ["mysql-1"]):
+        insert(trio, "mysql-1", table, 7)
+        archived(trio, "mysql-1")
+    way = restore.find(bucket, RING, Wanted(), now=micro())
+    folder = trio.folder / "unfit"
+    with pytest.raises(HostFailed, match=r"cannot be applied: .*Duplicate entry '7'"):
+        restore.restore(bucket, RING, way, folder, launcher(trio["mysql-1"]), said=lambda _: None)
     assert not folder.exists()
 
 
