@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""What our load balancer costs: throughput and latency of a static file, by three ways.
+"""What our load balancer costs: throughput and latency of a static file, by four ways.
 
     benchmarks/load_balancer.py --yes [--repeats 5] [--seconds 8]
 
 On a load balancer of the standing fleet, with `wrk` on the same host: nginx of one application host
-directly, our HAProxy in front of it, and HAProxy with the configuration that its Debian package
-brings, in front of the same one host. Keep-alive, 32 connections; latency with a single one. Every
-repeat goes through all three, so that a machine that is busy for a while is so for all.
+directly, our HAProxy in front of it, HAProxy with the configuration that its Debian package brings,
+in front of the same one host, and the floor: HAProxy that only passes bytes on, reads no request
+and writes no log. Keep-alive, 32 connections; latency with a single one. Every repeat goes through
+all four, so that a machine that is busy for a while is so for all.
+
+Where `wrk`, HAProxy and nginx share the same processors, no proxy reaches what nginx does alone:
+the floor says how much of it there is to be had.
 
 The other application hosts are drained meanwhile: three nginx behind one HAProxy are no comparison.
 """
@@ -32,16 +36,24 @@ from flotilla.snapshot import Host
 
 THROUGHPUT_BAR, STOCK_BAR, LATENCY_BAR_MS = 0.85, 1.0, 0.5
 CONNECTIONS = 32
-STOCK_PORT = 18081
-STOCK = "/run/bench-stock-haproxy.cfg"
-# The file as the package has it, and what it takes to serve one host.
-_STOCK_TEXT = """
+STOCK_PORT, FLOOR_PORT = 18081, 18082
+# What it takes to serve one host.
+_SERVES = """
 frontend bench
     bind 127.0.0.1:{port}
     default_backend app
 backend app
     server app {address}:80 check
 """
+_FLOOR = """
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 50s
+    timeout server 50s
+"""
+# The journal's socket in the chroot, as the package's unit binds it: its log is half of its cost.
+_SOCKET = "--property=BindReadOnlyPaths=/dev/log:/var/lib/haproxy/dev/log"
 _LATENCY = re.compile(r"^\s+50%\s+([0-9.]+)(us|ms|s)", re.MULTILINE)
 _RATE = re.compile(r"^Requests/sec:\s+([0-9.]+)", re.MULTILINE)
 _BAD = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)")
@@ -60,11 +72,12 @@ def main() -> int:
     page = f"/{settings.application.static_dir}/{options.file}"
     with Runner(settings, snapshot) as runner:
         balancer, app = snapshot.by_role("lb")[0], snapshot.by_role("app")[0]
-        with stock(runner, balancer, app), alone(runner, balancer, snapshot.by_role("app"), app):
+        with peers(runner, balancer, app), alone(runner, balancer, snapshot.by_role("app"), app):
             ways = {
                 "nginx": f"http://{app.private_ip}{page}",
                 "ours": f"http://127.0.0.1{page}",
                 "stock": f"http://127.0.0.1:{STOCK_PORT}{page}",
+                "floor": f"http://127.0.0.1:{FLOOR_PORT}{page}",
             }
             each = [
                 {way: measured(runner, balancer, url, options.seconds) for way, url in ways.items()}
@@ -77,26 +90,30 @@ def main() -> int:
 
 
 @contextmanager
-def stock(runner: Runner, balancer: Host, app: Host) -> Iterator[None]:
-    """A second HAProxy with the package's own configuration."""
+def peers(runner: Runner, balancer: Host, app: Host) -> Iterator[None]:
+    """Two more HAProxy: with the package's own configuration, and the floor."""
     runner.run(balancer, "apt-get -qq install -y wrk", sudo=True, seconds=300)
-    ours = _STOCK_TEXT.format(port=STOCK_PORT, address=app.private_ip)
-    made = (
+    stock = (
         "cd /tmp && rm -rf bench && mkdir bench && cd bench && apt-get -qq download haproxy"
         " && dpkg-deb --fsys-tarfile haproxy_*.deb | tar -xO ./etc/haproxy/haproxy.cfg"
-        # One socket and one log are enough.
-        f" | sed '/stats socket/d; /^\\s*log/d; /daemon/d' > {STOCK} && cat >> {STOCK}"
+        # Of the socket there can be one, and systemd-run wants it in the foreground.
+        " | sed '/stats socket/d; /daemon/d'"
     )
-    runner.run(balancer, f"bash -c {quoted(made)}", stdin=ours, sudo=True, seconds=120)
-    runner.run(
-        balancer,
-        f"systemd-run --quiet --collect --unit=bench-stock haproxy -db -f {STOCK}",
-        sudo=True,
-    )
+    read = runner.run(balancer, f"bash -c {quoted(stock)}", sudo=True, seconds=120).stdout
+    texts = {
+        "stock": read + _SERVES.format(port=STOCK_PORT, address=app.private_ip),
+        "floor": _FLOOR + _SERVES.format(port=FLOOR_PORT, address=app.private_ip),
+    }
     try:
+        for name, text in texts.items():
+            path = f"/run/bench-{name}-haproxy.cfg"
+            runner.run(balancer, f"tee {path}", stdin=text, sudo=True)
+            unit = f"systemd-run --quiet --collect --unit=bench-{name} {_SOCKET}"
+            runner.run(balancer, f"{unit} haproxy -db -f {path}", sudo=True)
         yield
     finally:
-        runner.run(balancer, "systemctl stop bench-stock; rm -rf /tmp/bench", sudo=True)
+        ended = "systemctl stop bench-stock bench-floor; rm -rf /tmp/bench /run/bench-*-haproxy.cfg"
+        runner.run(balancer, ended, sudo=True)
 
 
 @contextmanager
@@ -133,11 +150,13 @@ def wrk(runner: Runner, balancer: Host, connections: int, seconds: int, url: str
 def summed(each: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     """Ratios within each repeat, their median and worst; and the bars that were missed."""
     to_nginx = [one["ours"]["rate"] / one["nginx"]["rate"] for one in each]
+    floor = [one["floor"]["rate"] / one["nginx"]["rate"] for one in each]
     to_stock = [one["ours"]["rate"] / one["stock"]["rate"] for one in each]
     added = [one["ours"]["p50_ms"] - one["nginx"]["p50_ms"] for one in each]
     told: dict[str, Any] = {
         "repeats": len(each),
         "to_nginx": spread(to_nginx, min),
+        "floor_to_nginx": spread(floor, min),
         "to_stock": spread(to_stock, min),
         "added_p50_ms": spread(added, max),
         "each": each,
@@ -157,12 +176,12 @@ def spread(values: list[float], worst: Any) -> dict[str, float]:
 
 def table(told: Mapping[str, Any]) -> None:
     """For people."""
-    for way in ("nginx", "ours", "stock"):
+    for way in ("nginx", "ours", "stock", "floor"):
         rates = [one[way]["rate"] for one in told["each"]]
         latencies = [one[way]["p50_ms"] for one in told["each"]]
         say(f"{way:6} {statistics.median(rates):9.0f}/s  p50 {statistics.median(latencies):.3f} ms")
-    for name in ("to_nginx", "to_stock", "added_p50_ms"):
-        say(f"{name:13} median {told[name]['median']}, worst {told[name]['worst']}")
+    for name in ("to_nginx", "floor_to_nginx", "to_stock", "added_p50_ms"):
+        say(f"{name:14} median {told[name]['median']}, worst {told[name]['worst']}")
     say(f"missed: {', '.join(told['missed']) or 'nothing'}")
 
 
