@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.hosts.redis import member
+from flotilla.hosts.ssh import Runner
+from flotilla.redis.status import status
 from flotilla.rules.redis import (
     Forced,
     Lasts,
@@ -312,3 +315,13 @@ def test_what_is_forced_is_away_from_whom_a_majority_names_to_somebody_else(
     assert found.old not in found.heirs
     assert found.teller in found.heirs
     assert not gone & set(found.heirs)
+
+
+def test_a_host_that_does_not_run_is_a_problem() -> None:
+    stopped = replace(host("redis-2"), state="stopped")
+    gone = replace(host("redis-3"), state="terminated")
+    nobody_is_asked = cast("Runner", None)
+    found = status(nobody_is_asked, [], stopped=[stopped, gone])
+    assert found["problems"] == ["redis-2: its host is stopped"]
+    assert [(one["name"], one["role"]) for one in found["members"]] == [("redis-2", "silent")]
+    assert status(nobody_is_asked, [])["problems"] == ["the fleet has no Redis host"]

@@ -37,8 +37,10 @@ WHOLE_SECONDS = 60.0
 
 def seen(settings: Settings) -> dict[str, Any]:
     """What ``flotilla.redis.status.status`` tells of the fleet. Raises Unreachable."""
-    with opened(settings, fresh=False) as (runner, hosts):
-        return status(runner, hosts)
+    snapshot = inventory.load(settings)
+    prepare(settings, snapshot)
+    with Runner(settings, snapshot) as runner:
+        return status(runner, snapshot.by_role("redis"), stopped=snapshot.stopped("redis"))
 
 
 def switchover(

@@ -13,17 +13,25 @@ from flotilla.hosts.ssh import Runner
 from flotilla.rules.redis import Member, certificates, fullness, primary, problems
 from flotilla.snapshot import Host
 
+# A host that is being terminated is no member any more.
+_GONE = frozenset({"shutting-down", "terminated"})
 
-def status(runner: Runner, hosts: Iterable[Host]) -> dict[str, Any]:
+
+def status(
+    runner: Runner, hosts: Iterable[Host], *, stopped: Iterable[Host] = ()
+) -> dict[str, Any]:
     """``primary`` (a name or None), ``members``, ``problems`` and ``certificates`` (sentences),
     ``next``; JSON types.
 
-    A host that cannot be asked is a member with role "silent", and a problem. Raises nothing.
+    A host that cannot be asked is a member with role "silent", and a problem; so is one of
+    ``stopped``, whose hosts do not run. Raises nothing.
     """
     targets = list(hosts)
     members, silent = looked(runner, targets)
+    away = [host for host in stopped if host.state not in _GONE]
+    silent |= {host.name: f"its host is {host.state}" for host in away}
     chosen = primary(members)
-    found = problems(members, silent) if targets else ["the fleet has no Redis host"]
+    found = problems(members, silent) if targets or away else ["the fleet has no Redis host"]
     found += fullness(members)
     return {
         "primary": chosen.name if chosen else None,
