@@ -72,8 +72,11 @@ def test_the_maintenance_page_goes_with_the_address_and_outlives_a_reload(
         assert page(url) == (503, "300")
         typed("fleet.run", "--on", "lb", "--sudo", "systemctl reload haproxy")
         assert page(url) == (503, "300")
-        fab("lb.failover", "--yes")
+        moved = fab("lb.failover", "--yes")
         assert page(url) == (503, "300")
+        timers = ("systemctl", "list-timers", "--all", "flotilla-keepalived-back.timer")
+        left = typed("fleet.run", "--on", moved["old"], "--sudo", " ".join(timers))
+        assert "0 timers listed" in left.stdout, "it would cancel the stop of a later move"
         assert page(url + standing_fleet.application.health_path)[0] == 200
         assert fab("lb.status")["maintenance"]["reason"] == "a rehearsal"
         assert any("a rehearsal" in one["what"] for one in fab("fleet.status")["findings"])

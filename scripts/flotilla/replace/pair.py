@@ -39,7 +39,15 @@ _ASK = (
     "cat /run/flotilla-address/state.json 2>/dev/null || echo '{}'; date +%s; "
     "cat /etc/keepalived/keepalived.conf 2>/dev/null || true"
 )
-_BACK = f"systemd-run --quiet --collect --on-active={MOVE_SECONDS:g} systemctl start keepalived"
+# Should we be killed half-way. Taken back once it has been started: left alone, it fired up to two
+# minutes later, and its start cancelled the stop of the next move ("Job for keepalived.service
+# canceled", in the 13th of 13 moves 76 s apart).
+_BACK = "flotilla-keepalived-back"
+_NO_TIMER = f"systemctl stop {_BACK}.timer 2>/dev/null || true"
+_TIMER = (
+    f"{_NO_TIMER}; systemd-run --quiet --collect --unit={_BACK} --on-active={MOVE_SECONDS:g}"
+    " --timer-property=AccuracySec=1s systemctl start keepalived"
+)
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _STALE_SECONDS = 30.0
 
@@ -144,12 +152,12 @@ class Pair:
         starts it by itself.
         """
         with self._reached() as (runner, _):
-            self._tell(runner, source.name, _BACK)
+            self._tell(runner, source.name, _TIMER)
             self._tell(runner, source.name, "systemctl stop keepalived")
             try:
                 self._until_moved(source)
             finally:
-                self._tell(runner, source.name, "systemctl start keepalived")
+                self._tell(runner, source.name, f"systemctl start keepalived && {{ {_NO_TIMER}; }}")
         self._until_moved(source)
 
     def _until_moved(self, source: Balancer) -> None:
