@@ -11,7 +11,7 @@ from typing import Any
 
 # A word older than this counts as none: whoever said it may have changed his mind, or be gone.
 STALE_SECONDS = 1.0
-ASK_EVERY_SECONDS = 0.2
+ASK_EVERY_SECONDS = 0.1
 
 
 class Watch:
