@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ from flotilla.backup.archiver import merged_of, parts_of, piece
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
 from flotilla.backup.sealed import DamagedError, Ring
-from flotilla.errors import FlotillaError, Refused, Unreachable
+from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
+from flotilla.hosts.mysql import Server
 from flotilla.rules import archive as rules
 from flotilla.rules.gtid import GtidSet
 from flotilla.wait import until
@@ -286,6 +288,83 @@ def refuses(trio: Trio, bucket: Bucket, ring: Ring, named: str) -> None:
     assert named in caught.value.what
     assert caught.value.next
     assert not folder.exists()
+
+
+def test_a_transaction_that_does_not_fit_the_base_is_told_of(
+    trio: Trio, table: str, bucket: Bucket
+) -> None:
+    session = trio["mysql-2"].session()
+    session.batch(
+        [
+            "SET GLOBAL super_read_only = OFF",
+            "SET SESSION sql_log_bin = OFF",
+            f"INSERT INTO {table} VALUES (7)",
+        ]
+    )
+    session.close()
+    backed_up(trio, bucket, "mysql-2")
+    with Archives(trio, bucket, ["mysql-1"]):
+        insert(trio, "mysql-1", table, 7)
+        archived(trio, "mysql-1")
+    way = restore.find(bucket, RING, Wanted(), now=micro())
+    folder = trio.folder / "unfit"
+    with pytest.raises(HostFailed, match=r"cannot be applied: .*Duplicate entry '7'"):
+        restore.restore(bucket, RING, way, folder, launcher(trio["mysql-1"]), said=lambda _: None)
+    assert not folder.exists()
+
+
+def test_a_server_killed_while_it_applies_leaves_nothing_behind(
+    trio: Trio, table: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no redo log meanwhile; what it makes of it in the end has one, and stands a crash."""
+    backed_up(trio, bucket, "mysql-2")
+    with Archives(trio, bucket, ["mysql-1"]):
+        for number in range(1, 9):
+            insert(trio, "mysql-1", table, number)
+        archived(trio, "mysql-1")
+    way = restore.find(bucket, RING, Wanted(), now=micro())
+    folder, started = trio.folder / "killed", list[subprocess.Popen[bytes]]()
+
+    def launch(where: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+        started.append(launcher(trio["mysql-1"])(where, options))
+        return started[-1]
+
+    def attempt() -> None:
+        restore.restore(bucket, RING, way, folder, launch, said=lambda _: None)
+
+    with monkeypatch.context() as patch:
+        apply = restore._wait_for
+
+        def killed(server: Server, target: GtidSet) -> None:
+            assert redo_log(server) == "OFF"
+            started[-1].kill()
+            apply(server, target)
+
+        patch.setattr(restore, "_wait_for", killed)
+        with pytest.raises(Unreachable):
+            attempt()
+    assert not folder.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "_REDO_ON", "DO 0")
+        with pytest.raises(HostFailed, match="is OFF, not ON"):
+            attempt()
+    assert not folder.exists()
+    attempt()
+
+    def crash() -> None:
+        with restore.serving(folder, launch) as server:
+            assert redo_log(server) == "ON"
+            server.batch(["SET GLOBAL super_read_only = OFF", f"INSERT INTO {table} VALUES (9)"])
+            started[-1].kill()
+
+    with pytest.raises(HostFailed, match="ended badly"):
+        crash()
+    with restore.serving(folder, launch) as server:
+        assert ids(server, table) == list(range(10))
+
+
+def redo_log(server: Server) -> str:
+    return str(server.query("SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'")[0]["Value"])
 
 
 def test_moments_that_there_is_no_way_to(trio: Trio, table: str, bucket: Bucket) -> None:
