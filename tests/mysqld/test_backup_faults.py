@@ -27,13 +27,12 @@ from mysqld.backups import (
 from mysqld.trio import Trio
 
 from flotilla.backup import archiver, full, logical, operate, restore, stored
-from flotilla.backup.archiver import merged_of, parts_of, piece
+from flotilla.backup.archiver import parts_of, piece, streams
 from flotilla.backup.bucket import Bucket
 from flotilla.backup.restore import Wanted
 from flotilla.backup.sealed import DamagedError, Ring
 from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
 from flotilla.hosts.mysql import Server
-from flotilla.rules import archive as rules
 from flotilla.rules.gtid import GtidSet
 from flotilla.wait import until
 
@@ -181,15 +180,15 @@ def test_a_restore_reads_parts_by_the_dozen(
             insert(trio, "mysql-1", table, number)
             archived(trio, "mysql-1")
     last = max(parts_of(bucket, RING), key=lambda part: (part.place.file, part.place.start)).place
-    merged = [place.merged for place in merged_of(bucket, last.stream, last.file)]
+    (stream,) = (one for one in streams(bucket, RING) if one.stream == last.stream)
+    merged = [place.merged for place in stream.merged if place.file == last.file]
     kept, counting = Kept(bucket), Counting(bucket._s3)
     assert len(kept.keys(f"/{last.file}/0")) >= 14
     assert len(merged) >= 3
 
     def read() -> bytes:
-        parts = [one for one in parts_of(bucket, RING) if one.place.file == last.file]
-        parts.sort(key=lambda one: one.place.start)
-        wanted = rules.pieces(parts, merged_of(bucket, last.stream, last.file))
+        (known,) = (one for one in streams(bucket, RING) if one.stream == last.stream)
+        wanted = known.pieces(last.file, known.gtids)
         counting.gets = 0
         store = Bucket(counting, bucket.name)
         return b"".join(piece(store, RING, one) for one in wanted)

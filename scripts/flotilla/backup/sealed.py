@@ -103,7 +103,7 @@ class Ring:
             )
         try:
             frame = AESGCM(_derived(key, salt, name)).decrypt(
-                _NONCE, stored[head + _SALT :], name.encode()
+                _NONCE, memoryview(stored)[head + _SALT :], name.encode()
             )
         except InvalidTag:
             raise DamagedError(name, "its content is not what was sealed under this name") from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,6 +19,8 @@ from flotilla.rules.backup import File, Manifest, Segment, Stored
 
 # Memory as in a backup; but a restore is waited for.
 WORKERS = 3
+# Requests for manifests: each is small, and takes S3 some time.
+AT_ONCE = 8
 # Nothing is larger than this once it is opened.
 INDEX_MOST = 256 << 20
 
@@ -64,7 +67,8 @@ def manifests(bucket: Bucket, ring: Ring) -> list[Manifest]:
     """All whole backups, oldest first."""
     keys = (entry.key for entry in bucket.list(rules.FULL) if entry.key.endswith(rules.MANIFEST))
     found = [id_ for key in keys if (id_ := rules.id_of(key))]
-    return [read_manifest(bucket, ring, one) for one in sorted(found)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(partial(read_manifest, bucket, ring), sorted(found)))
 
 
 @dataclass(frozen=True, slots=True)

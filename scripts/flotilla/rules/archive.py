@@ -170,13 +170,21 @@ class Known:
     """A stream as the archive has it: its parts in order, up to the first gap.
 
     ``wrong`` names the gap, "" where there is none. ``beyond`` are the parts after it: what they
-    say was written, and nobody can get there.
+    say was written, and nobody can get there. ``merged`` is what is stored once more in larger
+    objects.
     """
 
     stream: Stream
     parts: tuple[Part, ...]
     wrong: str = ""
     beyond: tuple[Part, ...] = ()
+    merged: tuple[Place, ...] = ()
+
+    def pieces(self, file: str, wanted: GtidSet) -> list[Piece]:
+        """What to read of one file for the wanted transactions, in order."""
+        parts = [one for one in self.parts if one.place.file == file]
+        merged = [one for one in self.merged if one.file == file]
+        return pieces(needed(parts, wanted), merged)
 
     @property
     def began(self) -> int:
@@ -191,7 +199,7 @@ class Known:
         return union([self.parts[0].previous or GtidSet(), *parts, *told])
 
 
-def stream_of(stream: Stream, parts: Iterable[Part]) -> Known | None:
+def stream_of(stream: Stream, parts: Iterable[Part], merged: Iterable[Place] = ()) -> Known | None:
     """The stream that these parts are; up to the first gap. None without a beginning."""
     by_file: dict[str, list[Part]] = {}
     for part in parts:
@@ -210,7 +218,7 @@ def stream_of(stream: Stream, parts: Iterable[Part]) -> Known | None:
         beyond += rows[len(kept) :] if wrong else []
     if not found:
         return None
-    return Known(stream, tuple(found), wrong, tuple(beyond))
+    return Known(stream, tuple(found), wrong, tuple(beyond), tuple(merged))
 
 
 def _contiguous(rows: Sequence[Part]) -> tuple[list[Part], str]:
