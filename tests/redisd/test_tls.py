@@ -168,6 +168,17 @@ def test_a_renewal_under_load_drops_no_connection_and_moves_no_primary(
     assert (epoch(group), group.primary()) == (failovers, "redis-1")
 
 
+def test_a_host_whose_redis_is_not_configured_yet_has_nobody_to_tell(
+    group: Group, hands: Hands
+) -> None:
+    settings = hands.home("redis-3") / "flotilla.json"
+    content = settings.read_text()
+    settings.unlink()
+    done = hands.run("redis-3", f"{TOOL} certificate")
+    settings.write_text(content)
+    assert (done.rc, done.stdout) == (0, "")
+
+
 def test_a_redis_whose_certificate_has_ended_takes_the_new_one(group: Group, hands: Hands) -> None:
     """A host that was frozen for a week; its own tools would not believe it either."""
     old = datetime.now(UTC) - timedelta(days=8)

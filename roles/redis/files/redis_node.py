@@ -599,6 +599,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     restoring = commands.add_parser("restore", help=(restore.__doc__ or "").partition("\n")[0])
     restoring.add_argument("--backup", required=True, help="the id of what was fetched")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "certificate" and not SETTINGS.exists():
+        # The timer of certificates came before the first configuration: there is no Redis yet.
+        return 0
     settings = load()
     os.umask(0o027)
     if chosen.command == "start":
