@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from werkzeug.datastructures import Headers
+
+
+class Rope:
+    """Pieces of bytes in a row, where they are.
+
+    To join what a backup's upload consists of, 300 MiB at a time, keeps the interpreter for half a
+    second and more, and every API of the lab with it: hosts took DynamoDB for dead, a primary gave
+    its writes up, and a backup was blamed for it (1,293 of 15,000 writes failed).
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = tuple(pieces)
+        self._ends = tuple(itertools.accumulate(map(len, self._pieces)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+    def __copy__(self) -> Rope:
+        """Itself, as of bytes: neither changes."""
+        return self
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, step = part.indices(len(self))
+        if step != 1:
+            raise ValueError(f"every {step}th byte of an object")
+        found, at = [], bisect.bisect_right(self._ends, begin)
+        while begin < end:
+            piece = self._pieces[at]
+            start = self._ends[at] - len(piece)
+            found.append(piece[begin - start : end - start])
+            begin, at = self._ends[at], at + 1
+        return b"".join(found)
 
 
 class Held:
@@ -17,7 +55,7 @@ class Held:
     """
 
     def __init__(self, max_size: int = 0) -> None:  # noqa: ARG002  as it is called
-        self._data: bytes | None = b""
+        self._data: bytes | Rope | None = b""
         self._at = 0
 
     def seek(self, at: int) -> int:
@@ -30,40 +68,69 @@ class Held:
         self._data = self._open()[: self._at]
         return self._at
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | Rope) -> int:
         """Put bytes where we are."""
         held, written = self._open(), len(data)
         if not written:
             return 0
         end = self._at + written
         if self._at or end < len(held):
-            data = held[: self._at].ljust(self._at, b"\0") + data + held[end:]
-        self._data, self._at = bytes(data), end
+            data = bytes(held)[: self._at].ljust(self._at, b"\0") + bytes(data) + bytes(held)[end:]
+        self._data, self._at = data if isinstance(data, Rope) else bytes(data), end
         return written
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes | Rope:
         """The next bytes, or all that are left."""
         held = self._open()
         end = len(held) if size < 0 else min(len(held), self._at + size)
         begin, self._at = self._at, max(end, self._at)
-        return held[begin:end]
+        return held if size < 0 and not begin else held[begin:end]
 
     def close(self) -> None:
         """Let go of them."""
         self._data = None
 
-    def _open(self) -> bytes:
+    def _open(self) -> bytes | Rope:
         if self._data is None:
             raise ValueError("I/O operation on closed file")
         return self._data
 
 
-def complete(original: Any, self: Any, *args: Any) -> Any:
-    """The end of a multipart upload: moto keeps the parts beside what they became."""
-    whole = original(self, *args)
-    for part in self.parts.values():
+def complete(original: Any, self: Any, body: Iterable[tuple[int, str]]) -> Any:
+    """The end of a multipart upload. moto puts the parts together twice, and keeps them beside
+    what they became.
+    """
+    named, parts = list(body), self.parts
+    if self.metadata.get("x-amz-checksum-algorithm"):
+        whole = original(self, iter(named))
+    else:
+        buffers = {number: part._value_buffer for number, part in parts.items()}  # noqa: SLF001
+        pieces = {number: part.value for number, part in parts.items()}
+        try:
+            # Which of them there are, how long and with which sums: that is moto's.
+            for part in parts.values():
+                part._value_buffer = Held()  # noqa: SLF001
+            _, etag, checksum = original(self, iter(named))
+        finally:
+            for number, part in parts.items():
+                part._value_buffer = buffers[number]  # noqa: SLF001
+        whole = Rope(pieces[number] for number, _ in named), etag, checksum
+    for part in parts.values():
         part.dispose()
     return whole
+
+
+def answer(original: Any, self: Any) -> Any:
+    """A GET: of a range moto cuts out what is wanted, of anything else it wants bytes."""
+    status, headers, content = original(self)
+    if isinstance(content, Rope) and not self.headers.get("range"):
+        content = bytes(content)
+    return status, headers, content
+
+
+def checksum(original: Any, data: Any, *args: Any, **options: Any) -> Any:
+    """The sum of what an object holds."""
+    return original(bytes(data) if isinstance(data, Rope) else data, *args, **options)
 
 
 def lock(original: Any, self: Any, name: str, *args: Any) -> Any:

@@ -17,6 +17,7 @@ from moto.ec2.models.amis import Ami
 from moto.ec2.models.instances import Instance
 from moto.ec2.responses import EC2Response
 from moto.s3 import models as s3_models
+from moto.s3 import responses as s3_responses
 from moto.s3.models import FakeMultipart, S3Backend
 from moto.s3.responses import S3Response
 
@@ -59,7 +60,9 @@ def install(parts: Parts) -> None:
         (EC2Response, "modify_image_attribute", images.modify_image_attribute),
         (EC2Response, "get_console_output", functools.partial(_get_console_output, parts)),
         (FakeMultipart, "complete", buckets.complete),
+        (s3_responses, "compute_checksum", buckets.checksum),
         (S3Backend, "put_object_lock_configuration", buckets.lock),
+        (S3Response, "get_object", buckets.answer),
         (S3Response, "_key_response_put", buckets.put),
         (S3Response, "_key_response_post", buckets.replicate),
     )

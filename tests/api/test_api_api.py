@@ -78,6 +78,14 @@ def test_a_bucket_that_holds_objects_can_be_locked() -> None:
         assert s3.get_object("held", "key").value == b"value"
 
 
+@given(st.lists(st.binary(max_size=4)), st.integers(-9, 9), st.integers(-9, 9))
+def test_pieces_in_a_row_are_cut_like_bytes(pieces: list[bytes], begin: int, end: int) -> None:
+    rope, whole = buckets.Rope(pieces), b"".join(pieces)
+    assert (len(rope), bytes(rope)) == (len(whole), whole)
+    assert rope[begin:end] == whole[begin:end]
+    assert rope[begin:] == whole[begin:]
+
+
 @given(
     st.lists(
         st.one_of(
@@ -105,6 +113,9 @@ def test_an_object_of_parts_is_read_in_ranges_and_its_parts_are_held_once(monkey
     original = s3_models.FakeMultipart.complete
     ends = functools.partialmethod(lambda self, *args: buckets.complete(original, self, *args))
     monkeypatch.setattr(s3_models.FakeMultipart, "complete", ends)
+    got = S3Response.get_object
+    gets = functools.partialmethod(lambda self: buckets.answer(got, self))
+    monkeypatch.setattr(S3Response, "get_object", gets)
     with mock_aws():
         s3 = boto3.client("s3", region_name="us-east-1")
         s3.create_bucket(Bucket="bucket-one")
@@ -120,6 +131,11 @@ def test_an_object_of_parts_is_read_in_ranges_and_its_parts_are_held_once(monkey
         listed = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
         s3.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": listed})
         assert all(part.disposed for part in unfinished.parts.values())
+        backend = get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"]
+        stored = backend.get_object("bucket-one", "many").value
+        assert isinstance(stored, buckets.Rope), "nothing was put together"
+        s3.copy_object(Bucket="bucket-one", Key="copy", CopySource=name)
+        assert backend.get_object("bucket-one", "copy").value is stored
         whole = b"".join(bodies)
         first, last = (5 << 20) - 2, (10 << 20) + 1
         for wanted in (f"bytes={first}-{last}", f"bytes={first}-", "bytes=0-0"):
