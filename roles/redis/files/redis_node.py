@@ -606,12 +606,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o027)
     if chosen.command == "start":
         return start_redis(settings) if chosen.what == "redis" else start_sentinel(settings)
-    if chosen.command == "sessions":
-        return sessions(settings, chosen.user)
-    if chosen.command == "move":
-        return move(settings, chosen.to)
-    if chosen.command == "restore":
-        return restore(settings, chosen.backup)
+    told: dict[str, Callable[[], int]] = {
+        "sessions": lambda: sessions(settings, chosen.user),
+        "move": lambda: move(settings, chosen.to),
+        "restore": lambda: restore(settings, chosen.backup),
+    }
+    if chosen.command in told:
+        return told[chosen.command]()
     try:
         return actions[chosen.command](settings)
     except redis_tls.TlsError as error:
