@@ -274,6 +274,25 @@ def test_a_replica_that_waits_for_acknowledgements_is_freed_before_it_applies():
     assert verbs[0] is Verb.SOURCE_OFF
 
 
+@pytest.mark.parametrize("primary", ["", "/tls/server.pem"])
+@pytest.mark.parametrize("replica", ["", "/tls/server.pem"])
+@pytest.mark.parametrize("verified", ["", "/tls/server.pem"])
+def test_a_replica_verifies_once_both_have_a_certificate_and_never_less_than_before(
+    primary: str, replica: str, verified: str
+) -> None:
+    model = whole()
+    seen = model.look()
+    members = []
+    for member in seen.members:
+        changes = {"authority": primary if member.name == "mysql-1" else replica}
+        stream = member.replication and replace(member.replication, authority=verified)
+        members.append(replace(member, replication=stream, **changes))
+    plan = repair(replace(seen, members=tuple(members)), model.record)
+    assert isinstance(plan, Repair)
+    due = ["mysql-2", "mysql-3"] if primary and replica and not verified else []
+    assert [(step.verb, step.member) for step in plan.steps] == [(Verb.VERIFY, n) for n in due]
+
+
 def test_accounts_alone_are_corrected_without_touching_roles():
     model = whole()
     plan = repair(replace(model.look(), unusable=frozenset({"monitor"})), model.record)

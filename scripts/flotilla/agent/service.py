@@ -23,7 +23,7 @@ from flotilla.agent.endpoint import Endpoint, listen, response
 from flotilla.agent.knowledge import Knowledge
 from flotilla.agent.local import PERIOD_SECONDS, Local
 from flotilla.agent.patience import METADATA, RETRY_SECONDS, insist
-from flotilla.agent.sessions import Sessions, local
+from flotilla.agent.sessions import Sessions, Trust, local
 from flotilla.agent.takeover import Takeover
 from flotilla.agent.watch import Watcher, described, sight
 from flotilla.aws.lean import Api, LeanTable, parameters
@@ -142,7 +142,8 @@ class Agent:
         self._answers.knowledge = knowledge
         threading.Thread(target=forever, args=(knowledge.run,), daemon=True, name="record").start()
         known = insist(lambda: secrets(self._slow, fleet, env))
-        sessions = Sessions(known.passwords[WATCHER])
+        trust = Trust(Path(self._options.authority), f"mysql.{fleet}.{env}.internal")
+        sessions = insist(lambda: _sessions(known, trust))
         knowledge.vouched = Voucher(knowledge, sessions)
         self._local.turn_to(lambda: sessions.server(knowledge.me) if knowledge.me else None)
         self._local.pace = Pace(knowledge, self._local)
@@ -227,6 +228,13 @@ class Voucher:
         health = seen.health
         streams = (seen.follows, health.io, seen.acknowledges) == (me.address, "ON", True)
         return streams and health.term == state.record.term
+
+
+def _sessions(known: Secrets, trust: Trust) -> Sessions:
+    try:
+        return Sessions(known.passwords[WATCHER], trust)
+    except OSError as error:
+        raise FlotillaError(f"{trust.authority} cannot be read as an authority: {error}") from error
 
 
 def secrets(api: Api, fleet: str, env: str) -> Secrets:

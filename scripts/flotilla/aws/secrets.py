@@ -10,6 +10,8 @@ from flotilla.errors import FlotillaError, Refused
 from flotilla.rules.secrets import SUFFIXES, Held, Write, gathered, written
 from flotilla.settings import Settings
 
+# What everybody trusts; see provision.authority.
+CERTIFICATE = ("authority", "certificate")
 # GetParameters takes no more names at once.
 _MOST = 10
 
@@ -74,6 +76,12 @@ def named(settings: Settings, names: Iterable[str], *, are_ours: bool = False) -
             else "aws ssm put-parameter --type SecureString --name NAME --value file://FILE",
         )
     return {parameter["Name"]: parameter["Value"] for parameter in answer["Parameters"]}
+
+
+def authority(settings: Settings) -> str:
+    """The certificate (PEM) of the fleet's authority. Raises Refused where there is none yet."""
+    name = settings.parameter(*CERTIFICATE)
+    return named(settings, [name], are_ours=True)[name]
 
 
 def held(settings: Settings, role: str, parameters: Iterable[str]) -> dict[str, Held]:

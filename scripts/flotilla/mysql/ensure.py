@@ -79,6 +79,7 @@ class Ensure:
             Verb.REOPEN: lambda: steps.reopen(server),
             Verb.RESUME: lambda: steps.resume(server),
             Verb.ACKNOWLEDGE: lambda: steps.acknowledge(server),
+            Verb.VERIFY: lambda: steps.verify(server, plan.primary),
             Verb.GRANT: lambda: steps.grant(server, plan.term, plan.primary.uuid),
             Verb.ACCOUNTS: lambda: self._make_accounts(step.member),
         }

@@ -8,7 +8,7 @@ nothing is left to apply.
 from __future__ import annotations
 
 from flotilla.errors import HostFailed
-from flotilla.hosts.mysql import Server, Statement, look
+from flotilla.hosts.mysql import Server, Statement, look, trusted
 from flotilla.mysql.accounts import REPLICATION, Secrets
 from flotilla.rules.mysql import follower_objection
 from flotilla.rules.mysql_topology import Member
@@ -24,7 +24,8 @@ GRANT_SECONDS = 10.0
 # of replica_net_timeout, whatever it was before.
 _FOLLOW = """
 CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_USER = %s,
-  SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_SSL = 1,
+  SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_SSL = 1, SOURCE_SSL_CA = %s,
+  SOURCE_SSL_VERIFY_SERVER_CERT = %s,
   SOURCE_HEARTBEAT_PERIOD = 1, SOURCE_CONNECT_RETRY = 1, SOURCE_RETRY_COUNT = 86400
 """
 _RENEW = """
@@ -32,6 +33,11 @@ CHANGE REPLICATION SOURCE TO SOURCE_USER = %s, SOURCE_PASSWORD = %s, SOURCE_HEAR
 """
 REPOINT = (
     "CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_HEARTBEAT_PERIOD = 1"
+)
+# The source has to prove the address in SOURCE_HOST; these stay through every REPOINT.
+TRUST = (
+    "CHANGE REPLICATION SOURCE TO SOURCE_SSL_CA = %s, SOURCE_SSL_VERIFY_SERVER_CERT = %s,"
+    " SOURCE_HEARTBEAT_PERIOD = 1"
 )
 _TERM = """
 INSERT INTO ops.term (term, uuid, granted_at) VALUES (%s, %s, NOW(6)) AS new
@@ -46,14 +52,41 @@ def source_off(server: Server) -> None:
 
 def follow(server: Server, source: str, known: Secrets) -> None:
     """Follow ``source`` from nothing: for a member that has no source, and so no relay log."""
+    authority = believed(server)
+    password = known.passwords[REPLICATION]
     server.batch(
         [
             "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
-            (_FOLLOW, (source, PORT, REPLICATION, known.passwords[REPLICATION])),
+            (_FOLLOW, (source, PORT, REPLICATION, password, authority, int(bool(authority)))),
             "START REPLICA",
         ],
         seconds=DRAIN_SECONDS,
     )
+
+
+def believed(server: Server) -> str:
+    """The file by which this server believes others; empty before role mysql gave it one."""
+    return trusted(server.query("SELECT @@GLOBAL.ssl_ca AS authority")[0]["authority"])
+
+
+def verify(server: Server, primary: Member) -> None:
+    """Have a replica follow nobody who cannot prove the primary's address.
+
+    Raises HostFailed where the primary cannot; the replica then follows it as before.
+    """
+
+    def turn(authority: str) -> None:
+        change = (TRUST, (authority, int(bool(authority))))
+        server.batch(
+            ["STOP REPLICA IO_THREAD", change, "START REPLICA IO_THREAD"], seconds=DRAIN_SECONDS
+        )
+
+    turn(believed(server))
+    try:
+        await_following(server, primary)
+    except HostFailed:
+        turn("")
+        raise
 
 
 def repoint(server: Server, source: str) -> None:

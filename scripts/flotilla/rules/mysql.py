@@ -35,6 +35,7 @@ class Verb(StrEnum):
     REOPEN = "reopen"
     RESUME = "resume"
     ACKNOWLEDGE = "acknowledge"
+    VERIFY = "verify"
     GRANT = "grant"
     ACCOUNTS = "accounts"
 
@@ -373,6 +374,10 @@ def _follow(member: Member, primary: Member) -> Iterator[Step]:
     elif not (replication.is_running or replication.is_stuck):
         threads = f"stream {replication.io}, applier {replication.applier}"
         yield Step(Verb.RESUME, member.name, f"{threads} {replication.error}".rstrip())
+    elif primary.authority and member.authority not in {"", replication.authority}:
+        # A source without a certificate of the fleet's could prove nothing.
+        why = f"it follows whoever answers at {replication.host}, and {primary.name} can prove that"
+        yield Step(Verb.VERIFY, member.name, why)
 
 
 def _ackers(topology: Topology, primary: Member) -> Sequence[Member]:

@@ -92,6 +92,8 @@ NOT_ROTATED: Mapping[str, str] = {
     "mysql-root": "nobody logs in with it: root is known by the operating system's user",
     "mysql-backup-keys": "a new key goes before the old ones, which open what they sealed",
     "redis-backup-keys": "a new key goes before the old ones, and no command does that yet",
+    "ssh-user-ca": "every certificate of a person is signed again with it",
+    "ssh-host-ca": "every certificate of a host is signed again with it",
     "app-secret": "the application takes one key only: another one ends every user's session",
 }
 INSTEAD = {"mysql-backup-keys": "fab backup.rotate-key"}

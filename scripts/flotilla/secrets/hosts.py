@@ -17,7 +17,6 @@ from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.mysql import operate as mysql
 from flotilla.mysql.recorded import Said
 from flotilla.mysql.session import session
-from flotilla.redis.ledger import CERTIFICATE
 from flotilla.redis.operate import TOOL
 from flotilla.rules.secrets import Secret
 from flotilla.settings import Settings
@@ -89,7 +88,7 @@ class Fleet:
         found: dict[str, Sequence[str]] = {}
         command, package = loaded("flotilla.agent.logins", CARRY[self.secret.role])
         ports = [PORTS[self.secret.role], *([SENTINEL_PORT] if self.secret.sentinels else [])]
-        authority = self._authority()
+        authority = secrets.authority(self.settings)
         with self._runner() as (runner, snapshot):
             for host in snapshot.by_role(self.secret.role):
                 targets = [(host.private_ip or "", port) for port in ports]
@@ -145,13 +144,6 @@ class Fleet:
             roles = {self.secret.role, self.secret.users} - {""}
             hosts = [host for role in roles for host in snapshot.by_role(role)]
         return [*_LOCAL, *(host.private_ip for host in hosts if host.private_ip)]
-
-    def _authority(self) -> str:
-        """Who vouches for the servers; MySQL's prove nothing here."""
-        if self.secret.role != "redis":
-            return ""
-        name = self.settings.parameter(*CERTIFICATE)
-        return secrets.named(self.settings, [name], are_ours=True)[name]
 
     def _configure(self, role: str) -> None:
         configure.configure(self.settings, say=self.said, limit=role)
