@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fleets import Make, maker, planned, register_images, secret_values
 from moto import mock_aws
 
 from flotilla.aws.lease import Held
-from flotilla.errors import Refused
+from flotilla.errors import FlotillaError, Refused
 from flotilla.lock import Lock
 from flotilla.provision import destroy, operate, parts
 from flotilla.provision.world import World
@@ -56,6 +57,39 @@ def test_destroy_with_the_data_empties_every_version(fleet):
     gone(world, data=True)
     assert world.client("s3").list_buckets()["Buckets"] == []
     assert secret_values(world) == {}
+
+
+def test_a_bucket_of_more_than_one_page_goes_whole(fleet):
+    world = fleet()
+    s3 = world.client("s3")
+    there = {"LocationConstraint": world.settings.region}
+    s3.create_bucket(Bucket="many", CreateBucketConfiguration=there)
+    for number in range(destroy.PAGE + 1):
+        s3.put_object(Bucket="many", Key=f"{number}", Body=b"")
+    destroy.delete_bucket(world, "many")
+    assert s3.list_buckets()["Buckets"] == []
+
+
+def test_what_s3_keeps_is_told(fleet):
+    world = fleet()
+    s3 = world.client("s3")
+    s3.create_bucket(
+        Bucket="locked",
+        ObjectLockEnabledForBucket=True,
+        CreateBucketConfiguration={"LocationConstraint": world.settings.region},
+    )
+    until = datetime.now(UTC) + timedelta(days=1)
+    s3.put_object(
+        Bucket="locked",
+        Key="law",
+        Body=b"",
+        ChecksumAlgorithm="SHA256",
+        ObjectLockMode="COMPLIANCE",
+        ObjectLockRetainUntilDate=until,
+    )
+    with pytest.raises(FlotillaError, match="keeps 1 objects of locked: law: AccessDenied"):
+        destroy.delete_bucket(world, "locked")
+    assert s3.list_object_versions(Bucket="locked")["Versions"]
 
 
 def test_destroy_leaves_another_fleet_alone(fleet):

@@ -23,6 +23,7 @@ from flotilla.settings import ROLES
 LOCKS = "locks"
 Step = Callable[[World], list[Change]]
 
+PAGE = 1000  # what S3 lists, and deletes, at once
 GONE_SECONDS = 600  # a NAT gateway takes minutes to let go of its address
 # What was just let go still counts as in use for a while.
 IN_USE = ("DependencyViolation", "InvalidIPAddress.InUse", "AuthFailure", "DeleteConflict")
@@ -399,11 +400,24 @@ def _bucket_data(world: World) -> list[Change]:
 
 
 def delete_bucket(world: World, name: str) -> None:
-    """A bucket with every version of everything in it."""
+    """A bucket with every version of everything in it; FlotillaError when S3 keeps some."""
     aws = world.settings.aws
     bucket = session(world.settings).resource("s3", endpoint_url=aws.endpoint_url).Bucket(name)
+    # Copies of another bucket's objects, and parts of hosts that have just ended, come in late.
+    world.persist(partial(_empty_and_delete, bucket), codes=["BucketNotEmpty"])
+
+
+def _empty_and_delete(bucket: Any) -> None:
+    # The first page until there is none: a marker of what was deleted is no good to go on from.
     # Backups are locked for two weeks. Whoever said to take the data too means those as well.
-    bucket.object_versions.delete(BypassGovernanceRetention=True)
+    while answers := bucket.object_versions.limit(PAGE).delete(BypassGovernanceRetention=True):
+        if kept := [error for answer in answers for error in answer.get("Errors", ())]:
+            told = kept[0]
+            raise FlotillaError(
+                f"S3 keeps {len(kept)} objects of {bucket.name}: {told['Key']}: {told['Code']}",
+                why="locked for longer, or without the right s3:BypassGovernanceRetention",
+                next="fab fleet.destroy --data, when it may go",
+            )
     for upload in bucket.multipart_uploads.all():
         upload.abort()
     bucket.delete()
