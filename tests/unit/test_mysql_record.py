@@ -85,6 +85,17 @@ def test_nobody_takes_a_term_that_is_not_next(records, late):
     assert records.read() == SECOND
 
 
+def test_where_a_record_was_lost_its_terms_are_left_out(records):
+    records.write(SECOND, fence=1, replaces=0)
+    assert records.read() == SECOND
+    later = Record(7, "i-7", "u-7")
+    records.write(later, fence=1, replaces=2)
+    assert records.read() == later
+    with pytest.raises(Refused, match="was not written"):
+        records.write(Record(9, "i-9", "u-9"), fence=1, replaces=0)
+    assert records.read() == later
+
+
 def test_who_lost_the_lease_writes_nothing(records):
     records.write(FIRST, fence=1, barred={"i-3": "away"})
     assert lend(records) == 2

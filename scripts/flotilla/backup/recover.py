@@ -152,10 +152,10 @@ def _record(settings: Settings, opened: Session, name: str, gtids: str, *, after
     with leased(settings, COMMAND) as lock:
         records = store.records(settings)
         found = records.read()
-        before = max(found.term if found else 0, after)
+        there = found.term if found else 0
         if found and found.instance_id == seat.instance_id and found.uuid == member.uuid:
             return found
-        record = Record(before + 1, seat.instance_id, member.uuid)
+        record = Record(max(there, after) + 1, seat.instance_id, member.uuid)
         barred: Mapping[str, str] = {}
-        records.write(record, fence=lock.term, barred=barred, baseline=gtids)
+        records.write(record, fence=lock.term, replaces=there, barred=barred, baseline=gtids)
     return record

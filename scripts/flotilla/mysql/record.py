@@ -56,17 +56,21 @@ class Records:
         record: Record,
         *,
         fence: int,
+        replaces: int | None = None,
         barred: Mapping[str, str] | None = None,
         baseline: str | None = None,
     ) -> None:
         """Make this the record: the first of all, or the successor of the term before it.
 
+        ``replaces`` is the term of the record that is there, 0 for none, where terms are left out
+        in between: those of a record that was lost.
         ``fence`` is the term of the lease it is written under. ``barred`` and ``baseline``, see
         ``State``, change with it where they are given. Returns also when an earlier try had already
         written it. Raises Refused, with the record as it is, when somebody else changed it or took
         the lease.
         """
-        before = None if record.term == FIRST_TERM else {"N": str(record.term - 1)}
+        there = record.term - 1 if replaces is None else replaces
+        before = None if there < FIRST_TERM else {"N": str(there)}
         sets: dict[str, Value] = {
             "term": {"N": str(record.term)},
             "primary_instance_id": {"S": record.instance_id},
