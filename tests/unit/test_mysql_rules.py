@@ -274,6 +274,21 @@ def test_a_replica_that_waits_for_acknowledgements_is_freed_before_it_applies():
     assert verbs[0] is Verb.SOURCE_OFF
 
 
+def test_a_primary_with_the_passwords_of_elsewhere_lets_replicas_in_before_they_follow():
+    model = whole()
+    for name in NAMES:
+        model.restart(name)
+    there = replace(model.look(), unusable=frozenset({"replication", "monitor"}))
+    verbs = [(step.verb, step.member) for step in repair(there, model.record).steps]
+    assert verbs[0] == (Verb.BOOTSTRAP, "mysql-1")
+    assert {verb for verb, _ in verbs[1:3]} == {Verb.ACKNOWLEDGE}
+    assert verbs[-1] == (Verb.ACCOUNTS, "mysql-1")
+    # One that serves has its accounts corrected, and waits for replicas all the time.
+    serving = replace(whole().look(), unusable=frozenset({"replication"}))
+    steps = repair(serving, model.record).steps
+    assert [step.verb for step in steps] == [Verb.ACCOUNTS]
+
+
 def test_accounts_alone_are_corrected_without_touching_roles():
     model = whole()
     plan = repair(replace(model.look(), unusable=frozenset({"monitor"})), model.record)

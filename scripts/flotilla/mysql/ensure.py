@@ -91,9 +91,11 @@ class Ensure:
         self._records.write(record, fence=fence)
 
     def _bootstrap(self, name: str) -> None:
-        # read_only stays on: root may write, applications may not.
+        # read_only stays on: root may write, applications may not. Nobody can follow before this,
+        # so nobody acknowledges it; `grant` has commits wait again.
         first = accounts.replication(self._known)
         statements = [
+            "SET GLOBAL rpl_semi_sync_source_enabled = OFF",
             "SET GLOBAL super_read_only = OFF",
             *accounts.schema(),
             *accounts.make(first, self._known),

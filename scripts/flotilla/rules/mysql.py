@@ -20,6 +20,8 @@ from flotilla.rules.mysql_topology import Member, Record, Topology
 
 FIRST_TERM = 1
 _LOOK = "fab mysql.status"
+# Whom replicas log in as.
+REPLICATION = "replication"
 _NOBODY: Mapping[str, str] = {}
 
 
@@ -337,7 +339,7 @@ def _mend(topology: Topology, primary: Member, term: int) -> Iterator[Step]:
     for member in followers:
         if member.semi_sync.source:
             yield Step(Verb.SOURCE_OFF, member.name, "a replica must not wait for acknowledgements")
-    yield from _ready(primary)
+    yield from _ready(primary, topology.unusable)
     for member in followers:
         yield from _follow(member, primary)
     objection = primary_objection(primary, Record(term, primary.instance_id, primary.uuid))
@@ -348,7 +350,7 @@ def _mend(topology: Topology, primary: Member, term: int) -> Iterator[Step]:
         yield Step(Verb.ACCOUNTS, primary.name, f"accounts to create or correct: {names}")
 
 
-def _ready(primary: Member) -> Iterator[Step]:
+def _ready(primary: Member, unusable: frozenset[str]) -> Iterator[Step]:
     """What must be so before anybody can follow it."""
     if primary.replication is not None:
         yield Step(
@@ -356,6 +358,10 @@ def _ready(primary: Member) -> Iterator[Step]:
         )
     if primary.term is None:
         yield Step(Verb.BOOTSTRAP, primary.name, "it has no ops schema yet")
+    elif REPLICATION in unusable and not primary.is_writable:
+        # Its data came from elsewhere, with passwords of there: after a lost region SSM has others.
+        why = "replicas could not log in with the password of now; it stays read-only"
+        yield Step(Verb.BOOTSTRAP, primary.name, why)
     if primary.is_shut:
         why = "nobody can follow it while it is offline; it stays read-only"
         yield Step(Verb.REOPEN, primary.name, why)
