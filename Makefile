@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 FLOTILLA_STARTED := $(or $(FLOTILLA_STARTED),$(shell date +%s.%N))
 export FLOTILLA_STARTED
 
-.PHONY: help setup demo test lint unit lab-tests drills molecule clean requirements
+.PHONY: help setup demo test lint security unit lab-tests drills molecule clean requirements
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: setup lint ## Lint, unit, template and lab tests
 lint: setup ## Every linter, each named as it runs
 	@scripts/lint
 
+security: setup ## Secrets, flaws and rights by other people's tools; then, on real hosts, who reaches whom and who did what
+	@pytest tests/security
+	@pytest tests/lab -k test_security
+
 unit: setup ## Unit and template tests alone (seconds, no hosts)
 	@pytest tests/unit tests/templates -n 4 --dist worksteal
 	@pytest tests/api
@@ -37,7 +41,7 @@ lab-tests: setup ## Tests on real hosts alone
 
 # CI leaves out what repeats another drill at another moment.
 drills: setup ## Every run-book, every bake that must fail, every fault of a deploy or a database, on real hosts
-	@pytest tests/haproxyd tests/redisd
+	@pytest tests/haproxyd tests/redisd tests/netns tests/sshd
 	@pytest tests/mysqld $(if $(CI_DRILLS),-m "not thorough")
 	@pytest tests/lab -m "drill$(if $(CI_DRILLS), and not thorough)"
 
@@ -49,5 +53,5 @@ clean: ## Take the lab down and remove everything it made; images stay cached
 	@rm -rf var/lab
 
 requirements: setup ## Pin the dependencies again, with hashes and without index addresses
-	@for f in bootstrap runtime lab dev; do uv pip compile -q --upgrade --generate-hashes --universal --python-version 3.11 \
+	@for f in bootstrap runtime lab dev sslyze; do uv pip compile -q --upgrade --generate-hashes --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate requirements/$$f.in -o requirements/$$f.txt; done

@@ -36,6 +36,7 @@ from flotilla.snapshot import Host
 
 THROUGHPUT_BAR, STOCK_BAR, LATENCY_BAR_MS = 0.85, 1.0, 0.5
 CONNECTIONS = 32
+AUTHORITY = "/etc/haproxy/authority.pem"
 STOCK_PORT, FLOOR_PORT = 18081, 18082
 # What it takes to serve one host.
 _SERVES = """
@@ -43,7 +44,7 @@ frontend bench
     bind 127.0.0.1:{port}
     default_backend app
 backend app
-    server app {address}:80 check
+    server app {address}:443 check ssl verify required ca-file {authority} verifyhost {name}
 """
 _FLOOR = """
 defaults
@@ -74,7 +75,7 @@ def main() -> int:
         balancer, app = snapshot.by_role("lb")[0], snapshot.by_role("app")[0]
         with peers(runner, balancer, app), alone(runner, balancer, snapshot.by_role("app"), app):
             ways = {
-                "nginx": f"http://{app.private_ip}{page}",
+                "nginx": f"https://{app.private_ip}{page}",
                 "ours": f"http://127.0.0.1{page}",
                 "stock": f"http://127.0.0.1:{STOCK_PORT}{page}",
                 "floor": f"http://127.0.0.1:{FLOOR_PORT}{page}",
@@ -100,9 +101,10 @@ def peers(runner: Runner, balancer: Host, app: Host) -> Iterator[None]:
         " | sed '/stats socket/d; /daemon/d'"
     )
     read = runner.run(balancer, f"bash -c {quoted(stock)}", sudo=True, seconds=120).stdout
+    proved = {"address": app.private_ip, "authority": AUTHORITY, "name": config.load().zone("app")}
     texts = {
-        "stock": read + _SERVES.format(port=STOCK_PORT, address=app.private_ip),
-        "floor": _FLOOR + _SERVES.format(port=FLOOR_PORT, address=app.private_ip),
+        "stock": read + _SERVES.format(port=STOCK_PORT, **proved),
+        "floor": _FLOOR + _SERVES.format(port=FLOOR_PORT, **proved),
     }
     try:
         for name, text in texts.items():

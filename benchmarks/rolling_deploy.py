@@ -69,7 +69,8 @@ SETTLE_SECONDS = 60.0
 # After its restart, until it answers as ready: measured on the host, so that SSH is not in it.
 START = """\
 began=$(date +%s.%N); systemctl restart app
-until curl -fsS -o /dev/null http://127.0.0.1/readyz 2>/dev/null; do sleep 0.02; done
+own="--cacert /etc/app/authority.pem https://$(hostname -I | cut -d' ' -f1)"
+until curl -fsS -o /dev/null $own/readyz 2>/dev/null; do sleep 0.02; done
 python3 -c "print($(date +%s.%N) - $began)"
 """
 

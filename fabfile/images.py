@@ -11,7 +11,7 @@ from invoke.tasks import task
 from fabfile._operator import JSON, YES, attempt, confirm, said, show, typed
 
 if TYPE_CHECKING:
-    from flotilla.images import Image
+    from flotilla.images import Image, State
 
 _ONLY = {"only": "images, with commas between (default: all): base, app, lb, mysql, redis, bastion"}
 
@@ -64,16 +64,50 @@ def list_(_: Context, json: bool = False) -> None:
 
 @task(help=JSON)
 def status(_: Context, json: bool = False) -> None:
-    """Show what hosts of each role are launched from, and whether it is what we would make now."""
+    """Show what hosts of each role are launched from, and whether it is what we would make now.
+
+    Below each image: packages with newer versions, and known vulnerabilities; or why that is not
+    known. Package lists are fetched again when they are 6 hours old.
+    """
     from flotilla import config, images
 
-    found = attempt(lambda: images.status(config.load()), json=json)
-    text = "\n".join(
-        f"{one.role:8} {one.tested.image_id if one.tested else '-':22} {one.says}" for one in found
-    )
-    show([one.as_dict() for one in found], json=json, text=text)
+    found = attempt(lambda: images.status(config.load(), say=said), json=json)
+    show([one.as_dict() for one in found], json=json, text="\n".join(_states(found)))
     if not all(one.is_current for one in found):
         said("Next: fab images.bake")
+
+
+@task(
+    help={
+        "image": "an id or a name, or a role for its newest image",
+        "against": "another image: print what differs from it instead",
+        **JSON,
+    },
+    positional=["image"],
+)
+def sbom(_: Context, image: str, against: str | None = None, json: bool = False) -> None:
+    """Print an image's bill of materials: packages with versions; with --json, CycloneDX 1.6.
+
+    Exit 0 done, 3 none was kept of the image, 5 no such image.
+    """
+    from flotilla import config, images
+    from flotilla.rules import sbom as rules
+
+    settings = attempt(config.load, json=json)
+
+    def read(name: str) -> dict[str, Any]:
+        return images.sbom.load(settings, images.find(settings, name))
+
+    document = attempt(lambda: read(image), json=json)
+    if against is None:
+        text = "\n".join(f"{name} {is_}" for name, is_ in sorted(rules.packages(document).items()))
+        show(document, json=json, text=text)
+        return
+    other = attempt(lambda: read(against), json=json)
+    changes = rules.differences(other, document)
+    data = [{"package": one.package, "old": one.old, "new": one.new} for one in changes]
+    text = "\n".join(map(str, changes)) or "the same packages in the same versions"
+    show({"differences": data}, json=json, text=text)
 
 
 @task(
@@ -100,6 +134,8 @@ def retest(_: Context, image: str, yes: bool = False, json: bool = False) -> Non
         return images.retest(settings, chosen)
 
     found = attempt(act, json=json)
+    if why := found["sbom_not_kept"]:
+        said(f"no bill of materials was kept: {why}")
     data = {"image": chosen.as_dict(), "found": found}
     show(data, json=json, text=f"{chosen.image_id} {chosen.name} is fit for use")
 
@@ -159,6 +195,21 @@ def validate(_: Context, json: bool = False) -> None:
         return complaints
 
     show(attempt(act, json=json), json=json, text="every template is valid")
+
+
+def _states(found: Sequence[State]) -> list[str]:
+    lines, unknown = [], set()
+    for one in found:
+        lines.append(f"{one.role:8} {one.tested.image_id if one.tested else '-':22} {one.says}")
+        if one.report is None:
+            continue
+        lines.append(f"         {one.report.fixes}")
+        if one.report.flaws.found is None:
+            # One reason mostly holds for all of them.
+            unknown.add(str(one.report.flaws))
+        else:
+            lines.append(f"         {one.report.flaws}")
+    return lines + sorted(unknown)
 
 
 def _table(images: Sequence[Image]) -> str:

@@ -86,10 +86,12 @@ def apply(instance_id: str, netns: str, rules: str, *, timeout_seconds: float = 
 
 
 def _hook(name: str, interface: str, address: str, side: str, subnet: str) -> list[str]:
+    # EC2's groups are outside of the host: what leaves meets a filter of the host's own before.
+    priority = "filter + 20" if name == "output" else "filter"
     return _chain(
         name,
         [
-            f"type filter hook {name} priority filter; policy drop;",
+            f"type filter hook {name} priority {priority}; policy drop;",
             f'{interface} "lo" accept',
             f"ip {address} {{ {', '.join(SERVICES)} }} accept",
             f"ip {address} != {_network(subnet)} jump acl_{side}",

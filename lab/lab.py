@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from lab import moto_env  # isort: skip  moto reads its settings when it is imported
@@ -16,7 +17,7 @@ from lab import moto_env  # isort: skip  moto reads its settings when it is impo
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from lab import amis, aptproxy, autoscaling, faults, metadata
+from lab import amis, aptproxy, autoscaling, faults, metadata, rights
 from lab.amis import AmiStore
 from lab.errors import LabError
 from lab.hosts import HostSet
@@ -100,7 +101,10 @@ class Lab:
         # First: whoever gets an answer from the API has keys for it.
         self._where.write_credentials()
         moto = DomainDispatcherApplication(create_backend_app)
-        api = Api(moto, self._control, self._calls, self._changed, self._journal.call)
+        api = Api(
+            *(moto, self._control, self._calls, self._changed, self._journal.call),
+            denied=partial(rights.denied, account=ACCOUNT, backend=moto_env.backend),
+        )
         for host, port in addresses:
             server = make_server(host, port, api, threaded=True, request_handler=_Quiet)
             self._servers.append(server)

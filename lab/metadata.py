@@ -90,10 +90,21 @@ class Metadata:
             return _text("Only GET is answered here.", 405)
         token = request.headers.get(TOKEN_HEADER)
         if token is None and instance.metadata_options.http_tokens == "required":
+            self._count(instance.id)
             return _text("A session token is required (IMDSv2).", 401)
         if token is not None and not self._tokens.is_good(token, instance.id):
             return _text("The session token is not valid.", 401)
         return None
+
+    def _count(self, instance_id: str) -> None:
+        """What EC2 leaves of a request without a token, and nothing else does: a metric."""
+        rejected = {
+            "MetricName": "MetadataNoTokenRejected",
+            "Dimensions": [{"Name": "InstanceId", "Value": instance_id}],
+            "Value": 1,
+            "Unit": "Count",
+        }
+        self._context.backend("cloudwatch").put_metric_data("AWS/EC2", [rejected])
 
     def _asker(self, address: str) -> Any | None:
         instance_id = self._context.hosts.by_source_address(address)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
+from lab import rights
 from lab.identity import role_of
 from lab.outage import gate
 
@@ -49,6 +50,7 @@ class Call:
     def __init__(self, environ: Mapping[str, Any], body: bytes) -> None:
         match = _CREDENTIAL.search(environ.get("HTTP_AUTHORIZATION", ""))
         self.access_key = match.group(1) if match else ""
+        self.region = match.group(2) if match else ""
         self.service = match.group(3) if match else "unsigned"
         self.action = _action(environ, body)
 
@@ -70,6 +72,7 @@ def _action(environ: Mapping[str, Any], body: bytes) -> str:
 class Api:
     """WSGI: dispatches to moto or to the control paths.
 
+    `denied(role, action, region, body)` names the parameter that keeps a role from a call of SSM.
     `changed()` is called after every action that may have changed EC2's state, before the answer
     goes out: what an answer says is already true on the network.
     """
@@ -81,9 +84,11 @@ class Api:
         calls: Calls,
         changed: Callable[[], None],
         record: Callable[[Mapping[str, Any]], None],
+        *,
+        denied: Callable[[str, str, str, bytes], str] = lambda *_: "",
     ) -> None:
         self._moto, self._control, self._calls = moto, control, calls
-        self._changed, self._record = changed, record
+        self._changed, self._record, self._denied = changed, record, denied
 
     def __call__(self, environ: dict[str, Any], start_response: Respond) -> Iterable[bytes]:
         """Answer one request."""
@@ -96,7 +101,38 @@ class Api:
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
         call = Call(environ, body)
         refused = gate.refuse((call.service, call.action), environ, start_response)
+        if refused is None:
+            refused = self._unauthorized(call, environ, body, start_response)
         return self._aws(call, environ, start_response) if refused is None else refused
+
+    def _unauthorized(
+        self, call: Call, environ: dict[str, Any], body: bytes, start_response: Respond
+    ) -> Iterable[bytes] | None:
+        """The answer to a host that may not have this parameter; None for everybody else."""
+        role = role_of(call.access_key)
+        if role is None or call.service != "ssm":
+            return None
+        resource = self._denied(role, call.action, call.region, body)
+        if not resource:
+            return None
+        self._note(call, environ, 400, error=rights.ERROR, resource=resource)
+        return _json(start_response, 400, rights.answer(role, call.action, resource))
+
+    def _note(
+        self, call: Call, environ: Mapping[str, Any], status: int | None, **more: object
+    ) -> None:
+        self._record(
+            {
+                "time": round(time.time(), 3),
+                "service": call.service,
+                "action": call.action,
+                "access_key": call.access_key,
+                "role": role_of(call.access_key),
+                "source": environ.get("REMOTE_ADDR"),
+                "status": status,
+                **more,
+            }
+        )
 
     def _aws(self, call: Call, environ: dict[str, Any], start_response: Respond) -> Iterable[bytes]:
         began = time.monotonic()
@@ -117,18 +153,8 @@ class Api:
                 answer.close()
         if call.service in _MAY_CHANGE_HOSTS and not call.is_read:
             self._changed()
-        self._record(
-            {
-                "time": round(time.time(), 3),
-                "service": call.service,
-                "action": call.action,
-                "access_key": call.access_key,
-                "role": role_of(call.access_key),
-                "source": environ.get("REMOTE_ADDR"),
-                "status": status[-1] if status else None,
-                "ms": round((time.monotonic() - began) * 1000, 1),
-            }
-        )
+        took = round((time.monotonic() - began) * 1000, 1)
+        self._note(call, environ, status[-1] if status else None, ms=took)
         return chunks
 
     def _controlled(

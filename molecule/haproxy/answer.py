@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -22,4 +23,11 @@ class Answer(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    ThreadingHTTPServer(("", 80), Answer).serve_forever()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("/etc/flotilla/tls/leaf.pem")
+    server = ThreadingHTTPServer(("", 443), Answer)
+    # The handshake is the thread's: one slow client holds up nobody.
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    server.serve_forever()

@@ -17,13 +17,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "molecule" / "shared")]
 
+from flotilla.aws import secrets  # noqa: E402
 from flotilla.aws.session import client  # noqa: E402
 from flotilla.drill.mysql_cluster import Watched  # noqa: E402
 from flotilla.errors import Refused  # noqa: E402
 from flotilla.mysql import operate, operate_rebuild, status, store  # noqa: E402
 from flotilla.mysql.session import Session, session  # noqa: E402
 from flotilla.mysql.switchover import Move  # noqa: E402
-from flotilla.provision import destroy, identity, storage  # noqa: E402
+from flotilla.provision import authority, destroy, identity, storage  # noqa: E402
 from flotilla.provision.world import World  # noqa: E402
 from flotilla.rules.ledger import Summary  # noqa: E402
 from flotilla.settings import Settings  # noqa: E402
@@ -264,6 +265,18 @@ def identify(settings: Settings) -> None:
                 change.act()
 
 
+def trust(settings: Settings) -> None:
+    """Make the authority as provisioning does; what converge needs of it, as JSON on stdout."""
+    world = World(settings)
+    for stage in authority.stages(world):
+        for change in stage:
+            change.act()
+    names = {"authority": ("authority", "certificate"), "issuer": ("mysql", "tls_issuer")}
+    paths = {key: settings.parameter(*name) for key, name in names.items()}
+    found = secrets.named(settings, paths.values())
+    sys.stdout.write(json.dumps({key: found[path] for key, path in paths.items()}))
+
+
 def run(settings: Settings) -> None:
     """All promises, in an order in which each leaves a whole cluster to the next."""
     world = World(settings)
@@ -294,4 +307,6 @@ def forget(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    {"identify": identify, "run": run, "forget": forget}[sys.argv[1]](scenario_settings("mysql"))
+    {"identify": identify, "trust": trust, "run": run, "forget": forget}[sys.argv[1]](
+        scenario_settings("mysql")
+    )

@@ -43,7 +43,14 @@ ROLES = ("bastion", "lb", "app", "mysql", "redis")
 SCRATCH = {"restore": "mysql"}
 
 # Ports that a fleet's own services hold on an application host.
-TAKEN_PORTS = {22: "SSH", 80: "nginx", 3306: "MySQL writer", 3307: "MySQL readers", 6379: "Redis"}
+TAKEN_PORTS = {
+    22: "SSH",
+    80: "nginx",
+    443: "nginx",
+    3306: "MySQL writer",
+    3307: "MySQL readers",
+    6379: "Redis",
+}
 
 
 def _port(number: int) -> int:

@@ -143,6 +143,29 @@ def test_without_a_token_nothing_is_told(cloud, hosts, service) -> None:
     assert Host(service).ask("GET", "/latest/meta-data/instance-id")[0] == 401
 
 
+def test_who_asks_without_a_token_is_counted_as_ec2_counts_it(cloud, hosts, service) -> None:
+    instance_id, other = launch(cloud, hosts), launch(cloud, hosts, STRANGER)
+
+    def rejected(of: str) -> float:
+        now = datetime.now(UTC)
+        answer = cloud.client("cloudwatch").get_metric_statistics(
+            Namespace="AWS/EC2",
+            MetricName="MetadataNoTokenRejected",
+            Dimensions=[{"Name": "InstanceId", "Value": of}],
+            StartTime=now - timedelta(minutes=5),
+            EndTime=now + timedelta(minutes=5),
+            Period=3600,
+            Statistics=["Sum"],
+        )
+        return sum(point["Sum"] for point in answer["Datapoints"])
+
+    Host(service).ask("GET", "/latest/meta-data/")
+    Host(service).ask("GET", "/latest/meta-data/iam/security-credentials/")
+    Host(service).get("/latest/meta-data/instance-id")
+    Host(service).status("/latest/meta-data/", "a token of nobody")
+    assert (rejected(instance_id), rejected(other)) == (2, 0)
+
+
 def test_a_token_opens_the_instance_s_own_data(cloud, hosts, service) -> None:
     instance_id = launch(cloud, hosts)
     assert Host(service).get("/latest/meta-data/instance-id") == instance_id

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from haproxyd import hop
 from templates.conftest import REPOSITORY, render_template
 from unit.ports import free_port
 
@@ -27,6 +28,7 @@ SERVERS = {"app-1": "127.0.70.1", "app-2": "127.0.70.2"}
 ADDRESSES = {"lb-1": "127.0.70.10", "lb-2": "127.0.70.11"}
 _ACCOUNTS = re.compile(r" user haproxy group haproxy|^    (user|group) haproxy\n", re.MULTILINE)
 _APPLICATION = """
+import ssl
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -43,8 +45,20 @@ class App(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-ThreadingHTTPServer.request_queue_size = 1024
-ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), App).serve_forever()
+class Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+    def finish_request(self, request, address):
+        # At each handshake, as nginx does.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(sys.argv[3])
+        request.settimeout(60)
+        with context.wrap_socket(request, server_side=True) as stream:
+            super().finish_request(stream, address)
+    def handle_error(self, *_):
+        pass
+
+Server((sys.argv[1], int(sys.argv[2])), App).serve_forever()
 """
 
 
@@ -61,6 +75,8 @@ class Edge:
     servers: tuple[subprocess.Popen[bytes], ...] = ()
     tls_port: int = 0
     process: subprocess.Popen[bytes] | None = None
+    # Where the servers listen.
+    behind: int = 0
 
     @property
     def url(self) -> str:
@@ -123,6 +139,7 @@ def running(
         host=name,
         haproxy_edge_servers=SERVERS,
         haproxy_edge_server_port=behind,
+        haproxy_edge_authority_path=str(folder / "authority.pem"),
         haproxy_stats_address=address,
         haproxy_stats_port=stats,
         **known | variables,
@@ -131,6 +148,9 @@ def running(
         name = Path(str(file["dest"])).name
         page = render_template("haproxy", str(file["src"]), host="lb-1", __haproxy_file=file)
         (folder / name).write_text(page)
+    (folder / "authority.pem").write_text(hop.authority())
+    for number, one in enumerate(SERVERS.values(), 1):
+        hop.put(folder / f"leaf-{number}.pem", hop.leaf(one))
     (folder / "maintenance.map").touch()
     (folder / "acme.map").touch()
     text = _ACCOUNTS.sub("", text)
@@ -148,15 +168,20 @@ def running(
     proxied = b"PROXY TCP4 127.0.71.1 127.0.70.10 1111 80\r\n"
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(_process(sys.executable, "-c", _APPLICATION, one, str(behind)))
-            for one in SERVERS.values()
+            stack.enter_context(application(one, behind, folder / f"leaf-{number}.pem"))
+            for number, one in enumerate(SERVERS.values(), 1)
         ]
         master = f"{folder / 'master.sock'}"
         process = stack.enter_context(_process("haproxy", "-W", "-S", master, "-f", str(path)))
         greeting = proxied if variables.get("haproxy_edge_proxy_protocol") else b""
-        made = Edge(address, port, greeting, folder, tuple(servers), tls_port, process)
+        made = Edge(address, port, greeting, folder, tuple(servers), tls_port, process, behind)
         until(lambda: _serves(made) and _is_led(made), seconds=20, every=0.1)
         yield made
+
+
+def application(address: str, port: int, leaf: Path) -> AbstractContextManager[Any]:
+    """An application host: TLS with the certificate that is in ``leaf`` at each handshake."""
+    return _process(sys.executable, "-c", _APPLICATION, address, str(port), str(leaf))
 
 
 def _pages() -> list[dict[str, object]]:

@@ -18,7 +18,9 @@ from guests import REPO, needs_lab
 from flotilla import config, images
 from flotilla.aws import images as edge
 from flotilla.aws import workbench
+from flotilla.aws.session import client
 from flotilla.errors import HostFailed
+from flotilla.rules import sbom as rules
 from flotilla.settings import Settings
 
 pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.thorough]
@@ -57,6 +59,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     yield Fleet(settings, [])
     for image in edge.ours(settings):
         edge.remove(settings, image)
+    s3, bucket = client(settings, "s3"), settings.name_of("artifacts")
+    for one in s3.list_objects_v2(Bucket=bucket).get("Contents", ()):
+        s3.delete_object(Bucket=bucket, Key=one["Key"])
+    s3.delete_bucket(Bucket=bucket)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,28 @@ def test_an_image_is_tested_encrypted_dated_and_says_where_it_comes_from(fleet, 
     assert image.source_image == baked["base"].image_id
     assert image.build_id
     assert image.snapshots
+
+
+def test_an_image_says_what_is_in_it_and_what_it_adds_to_its_base(fleet, baked):
+    def bill(role):
+        return images.sbom.load(fleet.settings, images.find(fleet.settings, role))
+
+    base, bastion = rules.packages(bill("base")), rules.packages(bill("bastion"))
+    assert {"openssh-server:amd64", "libc6:amd64"} <= base.keys()
+    assert len(rules.debian_names(bill("base"))) == baked["base"].found["packages"]
+    assert baked["bastion"].found["sbom_not_kept"] == ""
+    assert base.keys() <= bastion.keys()
+    assert rules.suite(bill("base")) == "trixie"
+
+
+def test_the_status_of_an_image_says_what_apt_knows_of_it_or_why_it_knows_nothing(fleet, baked):
+    states = {one.role: one for one in images.status(fleet.settings, say=fleet.said.append)}
+    known = states["bastion"].report
+    # The mirror it was baked from a minute ago is this machine's own.
+    assert known.fixes.found is not None, known.fixes.why
+    assert not [fix for fix in known.fixes.found if fix.security]
+    assert known.flaws.found is not None or known.flaws.why
+    assert states["mysql"].report is None
 
 
 def test_what_did_not_change_is_not_baked_again(fleet, baked):

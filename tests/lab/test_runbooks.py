@@ -156,6 +156,9 @@ def variables(rolling: Rolling, board: dict[str, Any]) -> dict[str, str]:
         "HOST": board["app"][-1]["name"],
         "MYSQL_REPLICA": next(m["name"] for m in mysql["members"] if m["name"] != mysql["primary"]),
         "REDIS_REPLICA": next(m["name"] for m in redis["members"] if m["name"] != redis["primary"]),
+        "PERSON": "alice",
+        # Anybody's will do: what is rehearsed is the certificate.
+        "PUBLIC_KEY": f"{rolling.settings.path(rolling.settings.ssh.key_file)}.pub",
         "VERSION": rolling.version,
         "PREVIOUS": rolling.other,
     }

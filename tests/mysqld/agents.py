@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from mysqld.server import Mysqld
 from mysqld.trio import Trio
+from mysqld.trust import OURS
 
 from flotilla import environment
 from flotilla.rules.mysql_state import Place
@@ -45,6 +46,7 @@ class Agent:
         self._folder.mkdir(exist_ok=True)
         places = [Place(s.name, s.instance_id, s.address) for s in self._trio.servers.values()]
         (self._folder / "members").write_text(json.dumps([asdict(place) for place in places]))
+        (self._folder / "authority.pem").write_text(OURS.root.public())
         settings = self._trio.settings
         environ = {
             "PYTHONPATH": str(environment.root() / "scripts"),
@@ -56,6 +58,7 @@ class Agent:
         }
         words = [
             *("--fleet", settings.name, "--env", settings.env),
+            *("--authority", str(self._folder / "authority.pem")),
             *("--address", self.server.address, "--port", str(HEALTH_PORT)),
         ]
         with (self._folder / "log").open("ab") as log:

@@ -16,6 +16,7 @@ import jinja2
 import pymysql
 import yaml
 from mysqld.binaries import Binaries
+from mysqld.trust import OURS
 
 from flotilla import environment
 from flotilla.errors import FlotillaError
@@ -47,7 +48,7 @@ _SMALL = {
 }
 
 
-def settings_file(number: int, address: str) -> str:
+def settings_file(number: int, address: str, served: Path) -> str:
     """What the role writes to zz-flotilla.cnf for a host."""
     defaults = yaml.safe_load((_ROLE / "defaults/main.yml").read_text())
     plain = {n: v for n, v in defaults.items() if not (isinstance(v, str) and "{{" in v)}
@@ -61,6 +62,7 @@ def settings_file(number: int, address: str) -> str:
             "mysql_server_id": number,
             "mysql_address": address,
             "mysql_buffer_pool_mb": 32,
+            "__mysql_tls_file": served,
         }
     )
 
@@ -89,6 +91,11 @@ class Mysqld:
     def data(self) -> Path:
         """The data directory."""
         return self.folder / "data"
+
+    @property
+    def served(self) -> Path:
+        """Its certificate with all that belongs to it."""
+        return self.folder / "server.pem"
 
     @property
     def log(self) -> str:
@@ -193,7 +200,10 @@ class Mysqld:
 
     def _write_settings(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "my.cnf").write_text(settings_file(self.number, self.address))
+        if not self.served.exists():
+            self.served.write_bytes(OURS.served(self.name, self.address))
+        settings = settings_file(self.number, self.address, self.served)
+        (self.folder / "my.cnf").write_text(settings)
 
     def _signal(self, number: signal.Signals) -> None:
         if self.is_running and self.process is not None:

@@ -70,6 +70,23 @@ def test_a_killed_primary_is_replaced_and_comes_back_as_a_replica(trio, agents):
     # Half of replica_net_timeout is what a CHANGE leaves behind that does not name the period: then
     # a living source is silent for longer than a watcher waits.
     assert {heartbeat(trio, replica.name) for replica in trio.replicas} == {1.0}
+    # Whoever followed the old primary and whoever was it have the new one prove its address.
+    assert {verified(trio, replica.name) for replica in trio.replicas} == {("YES", "TLS")}
+
+
+def verified(trio: Trio, name: str) -> tuple[str, str]:
+    """Whether a replica verifies, and what its stream is to its source."""
+    (mine,) = trio.rows(
+        name,
+        "SELECT SSL_VERIFY_SERVER_CERTIFICATE AS verifies"
+        " FROM performance_schema.replication_connection_configuration",
+    )
+    streams = trio.rows(
+        trio.primary.name,
+        "SELECT DISTINCT CONNECTION_TYPE AS kind FROM performance_schema.threads"
+        " WHERE PROCESSLIST_COMMAND LIKE 'Binlog Dump%%'",
+    )
+    return mine["verifies"], "/".join(row["kind"].removeprefix("SSL/") for row in streams)
 
 
 def heartbeat(trio: Trio, name: str) -> float:

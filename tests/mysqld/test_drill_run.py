@@ -102,10 +102,6 @@ class LocalClients(Clients):
     def _order(self, label: str, writers: int) -> Order:
         return replace(super()._order(label, writers), host=APPS.get(label, ""))
 
-    def _probe(self, label: str) -> Order:
-        host = self._servers[label.partition(".")[0]]
-        return replace(super()._probe(label), host=host.private_ip or "")
-
 
 def host(name: str, address: str, zone: str, instance_id: str) -> Host:
     role, _, number = name.partition("-")

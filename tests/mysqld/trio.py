@@ -21,6 +21,7 @@ from typing import Any
 
 from mysqld.binaries import Binaries
 from mysqld.server import Mysqld, settings_file
+from mysqld.trust import OURS
 
 from flotilla import environment
 from flotilla.aws.session import client
@@ -30,7 +31,7 @@ from flotilla.mysql.accounts import Secrets
 from flotilla.mysql.cluster import Cluster, Seat
 from flotilla.mysql.ensure import Ensure
 from flotilla.mysql.record import Records
-from flotilla.mysql.steps import PORT, REPOINT
+from flotilla.mysql.steps import PORT, REPOINT, TRUST
 from flotilla.rules.mysql_state import Place
 from flotilla.rules.mysql_topology import Record
 from flotilla.settings import Settings
@@ -88,6 +89,11 @@ def prepare_account(settings: Settings) -> None:
             AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
             BillingMode="PAY_PER_REQUEST",
         )
+    client(settings, "ssm").put_parameter(
+        Name=settings.parameter("authority", "certificate"),
+        Value=OURS.root.public(),
+        Type="SecureString",
+    )
     for name, value in _PASSWORDS.items():
         client(settings, "ssm").put_parameter(
             Name=settings.parameter("mysql", name), Value=value, Type="SecureString"
@@ -224,13 +230,14 @@ def _readdress(trio: Trio) -> None:
         session = server.session()
         with suppress(FlotillaError):
             session.query(REPOINT, (trio.primary.address, PORT))
+            session.query(TRUST, (str(server.served), 1))
         session.close()
 
 
 def _fingerprint(trio: Trio) -> str:
     first = next(iter(trio.servers.values()))
     sources = environment.root() / "scripts" / "flotilla" / "mysql"
-    parts = [first.binaries.id, settings_file(1, "")]
+    parts = [first.binaries.id, settings_file(1, "", Path())]
     parts += [(sources / name).read_text() for name in _MADE_BY]
     parts.append(Path(__file__).with_name("server.py").read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

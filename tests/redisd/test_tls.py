@@ -30,6 +30,7 @@ from redisd.test_move import there, writing
 
 from flotilla.errors import HostFailed
 from flotilla.redis.operate import TOOL
+from flotilla.rules.access import refused as refused_lines
 from flotilla.wait import until
 
 pytestmark = pytest.mark.timeout(240)
@@ -66,14 +67,20 @@ def link(group: Group, name: str) -> str:
     return str(group.client(name).info("replication")["master_link_status"])
 
 
+def told(log: Path) -> list[tuple[str, int]]:
+    """What the journal would tell an audit of it."""
+    found = map(refused_lines, log.read_text(errors="replace").splitlines())
+    return [one for one in found if one]
+
+
 def epoch(group: Group) -> int:
     """How often a replica was made primary."""
     seen = group.sentinel("redis-3").execute_command("SENTINEL", "MASTER", CLUSTER)
     return int(pairs(seen)["config-epoch"])
 
 
-def test_no_port_of_any_host_answers_without_tls(group: Group) -> None:
-    for address in HOSTS.values():
+def test_no_port_of_any_host_answers_without_tls_and_each_refusal_is_a_line(group: Group) -> None:
+    for name, address in HOSTS.items():
         for port in PORTS:
             with socket.create_connection((address, port), 2) as plain:
                 plain.sendall(b"PING\r\n")
@@ -83,6 +90,11 @@ def test_no_port_of_any_host_answers_without_tls(group: Group) -> None:
                     said = b""
             assert b"PONG" not in said
             assert b"NOAUTH" not in said, "it would talk to somebody with a password"
+        log = group.folder / name / "log"
+        lines = until(
+            lambda log=log: found if len(found := told(log)) >= len(PORTS) else None, seconds=5
+        )
+        assert lines == [("connection without TLS from 127.0.0.1", 1)] * len(PORTS)
     found = [group.client(name).config_get("*port") for name in HOSTS]
     assert {(one["port"], one["tls-port"]) for one in found} == {("0", str(PORT))}
 

@@ -46,9 +46,10 @@ def test_the_environment_leads_to_this_host_and_keeps_odd_characters(render):
     text = render("app", "environment.j2", host="app-1", app_secrets=SECRETS)
     pairs = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
     assert {shlex.split(pairs[k])[0] for k in ("DATABASE_WRITER", "DATABASE_READER")} == {
-        "127.0.0.1:3306",
-        "127.0.0.1:3307",
+        "mysql.flotilla.lab.internal:3306",
+        "mysql.flotilla.lab.internal:3307",
     }
+    assert pairs["DATABASE_CA"] == '"/etc/app/authority.pem"'
     assert pairs["PORT"] == "8000"
     # systemd reads a double-quoted value as a shell does, but expands nothing.
     assert shlex.split(pairs["DATABASE_PASSWORD"]) == ["p w"]

@@ -61,11 +61,11 @@ def test_every_host_of_the_fleet_has_one_role_to_watch(render):
 
 
 def units_of(role: str) -> set[str]:
-    """Units that a role's tasks start."""
-    text = "".join(
-        path.read_text() for path in (Path(REPOSITORY) / "roles" / role / "tasks").glob("*.yml")
-    )
-    return {word.strip("[],\"' ") for word in text.split() if ".service" in word}
+    """Units that a role's tasks and variables name."""
+    folder = Path(REPOSITORY) / "roles" / role
+    text = "".join(path.read_text() for path in folder.glob("[tv]a[sr]*s/*.yml"))
+    words = (word.strip("[]{},\"' ") for word in text.split())
+    return {word.rpartition("/")[2] for word in words if word.endswith(".service")}
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,5 @@ def units_of(role: str) -> set[str]:
 def test_the_journal_of_what_the_roles_start_is_collected(render, tier, roles):
     config = json.loads(render("cloudwatch_agent", "agent.json.j2", host=f"{tier}-1"))
     (journal,) = config["logs"]["logs_collected"]["journald"]["collect_list"]
-    started = {unit for role in roles for unit in units_of(role)}
+    started = {unit for role in (*roles, "firewall") for unit in units_of(role)}
     assert {u for u in journal["units"] if u != "ssh.service"} <= started

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from flotilla.rules import acme, haproxy_file
+from flotilla.rules import acme, authority, haproxy_file
 from flotilla.rules.lb_maintenance import MAP
 
 Render = Callable[..., str]
@@ -35,7 +36,16 @@ def local(render: Render) -> str:
 
 def test_every_app_host_is_a_server_by_name_and_private_address(edge: str) -> None:
     servers = [line for line in section(edge, "backend app") if line.startswith("server ")]
-    assert servers == [f"server app-{n} 10.77.3.{n}:80" for n in (1, 2, 3)]
+    assert servers == [f"server app-{n} 10.77.3.{n}:443" for n in (1, 2, 3)]
+
+
+def test_servers_have_to_prove_the_applications_name_to_requests_and_checks(edge: str) -> None:
+    (line,) = [one for one in section(edge, "backend app") if one.startswith("default-server ")]
+    wanted = (
+        " ssl check-ssl verify required ca-file /etc/haproxy/authority.pem"
+        " verifyhost app.flotilla.lab.internal ssl-min-ver TLSv1.3"
+    )
+    assert line.endswith(wanted), "one that is added by command inherits check-ssl from nobody"
 
 
 def test_a_request_that_changes_something_is_never_replayed(edge: str) -> None:
@@ -105,7 +115,7 @@ def test_stickiness_names_the_server_in_the_cookie(render: Render) -> None:
     text = render("haproxy", "haproxy.cfg.j2", host="lb-1", haproxy_edge_sticky_enabled=True)
     app = section(text, "backend app")
     assert "cookie FLOTILLA insert indirect nocache httponly" in app
-    assert "server app-3 10.77.3.3:80 cookie app-3" in app
+    assert "server app-3 10.77.3.3:443 cookie app-3" in app
 
 
 def test_a_certificate_opens_443_and_redirects_80(render: Render) -> None:
@@ -118,6 +128,10 @@ def test_a_certificate_opens_443_and_redirects_80(render: Render) -> None:
     lines = section(text, "frontend edge")
     assert "bind :443 ssl crt /etc/haproxy/edge.pem alpn h2,http/1.1" in lines
     assert "http-request redirect scheme https code 308 unless { ssl_fc }" in lines
+    # `http-response` would leave out what HAProxy answers by itself.
+    hsts = [line for line in lines if "Strict-Transport-Security" in line]
+    assert [line.split()[0] for line in hsts] == ["http-after-response"]
+    assert hsts[0].endswith("if { ssl_fc }"), "in plain text anybody could say it"
 
 
 def test_a_certificate_given_as_text_has_a_place(render: Render) -> None:
@@ -164,7 +178,7 @@ def test_the_unit_orders_for_this_fleet_of_this_authority(render: Render, ca_pem
 
 
 def test_without_a_certificate_nothing_listens_on_443(edge: str) -> None:
-    assert ":443" not in edge
+    assert "bind :443" not in edge
 
 
 def test_an_app_host_serves_no_clients_and_a_load_balancer_no_databases(
@@ -209,7 +223,10 @@ def test_readers_fall_back_to_the_host_the_writer_uses(local: str) -> None:
 
 @pytest.mark.parametrize("host", ["lb-1", "app-1"])
 def test_haproxy_accepts_the_configuration(
-    render: Render, checked_by: Callable[..., CompletedProcess[str]], host: str, tmp_path: Path
+    render: Render,
+    checked_by: Callable[..., CompletedProcess[str]],
+    host: str,
+    tmp_path: Path,
 ) -> None:
     for code in (502, 503, 504):
         page = render("haproxy", "error.http.j2", host=host, __haproxy_file={"code": code})
@@ -217,7 +234,10 @@ def test_haproxy_accepts_the_configuration(
     page = render("haproxy", "maintenance.html.j2", host=host)
     (tmp_path / "flotilla-maintenance.html").write_text(page)
     (tmp_path / "maintenance.map").touch()
+    root = authority.root("flotilla", "lab", authority.new_key(), datetime.now(UTC))
+    (tmp_path / "authority.pem").write_text(root.public())
     text = render("haproxy", "haproxy.cfg.j2", host=host)
+    text = text.replace("/etc/haproxy/authority.pem", str(tmp_path / "authority.pem"))
     text = text.replace("/etc/haproxy/errors/", f"{tmp_path}/")
     text = text.replace(MAP, str(tmp_path / "maintenance.map"))
     # The check looks the accounts up; the package makes them, a workstation may lack them.
@@ -268,7 +288,7 @@ def test_the_role_and_the_discovery_write_the_same_lines(render: Render) -> None
             haproxy_edge_sticky_enabled=sticky,
         )
         assert haproxy_file.servers(text) == servers
-        assert haproxy_file.with_servers(text, servers, port=80) == text
+        assert haproxy_file.with_servers(text, servers, port=443) == text
         options = haproxy_file.options(text, "app-10")
         assert options.startswith("check inter ")
         assert options.endswith(" cookie app-10") is sticky

@@ -130,3 +130,19 @@ def test_the_followed_servers_are_told_only_where_they_are_followed(
     file.write_text(CONFIGURED.replace("# Servers:", "#"))
     assert script.followed() == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_state_file_says_of_port_and_tls_what_is_configured(script: ModuleType) -> None:
+    """HAProxy believes it before its configuration: one of before would send requests in plain."""
+    by_tls = CONFIGURED.replace(":80\n", ":443\n").replace(
+        "    # Servers", "    default-server check ssl check-ssl verify required\n    # Servers"
+    )
+    assert script.encrypted(by_tls)
+    assert not script.encrypted(CONFIGURED)
+    dump = DUMP.format(one=0, two=0)
+    assert script.plain(dump) == ["10.77.3.1 down", "10.77.3.2 up"]
+    for before in (dump, ""):
+        found = script.starting(before, script.configured(by_tls), tls=True)
+        assert script.plain(found) == []
+        ports = [row.split()[18] for row in found.splitlines() if " app-" in row]
+        assert ports == ["443", "443"]

@@ -17,7 +17,12 @@ from conftest import FLEET, GROUPS, REPOSITORY
 from flotilla.rules import join as rules
 
 ROLES = REPOSITORY / "roles"
-SECRETS = {"redis/app_password": 'a"b\\c', "mysql/app_password": "p w", "app/secret_key": "%%x%%"}
+SECRETS = {
+    "redis/app_password": 'a"b\\c',
+    "mysql/app_password": "p w",
+    "app/secret_key": "%%x%%",
+    "app/tls_issuer": "-----BEGIN\nkey\n-----END\n",
+}
 PUBLIC = {"authority/certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}
 
 
@@ -160,7 +165,7 @@ def templates_of(role: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("role", ["base", "nginx", "app", "haproxy"])
+@pytest.mark.parametrize("role", ["base", "firewall", "tls", "nginx", "app", "haproxy"])
 def test_every_file_that_the_role_renders_when_it_configures_a_host_is_published(role: str) -> None:
     assert {file["src"] for file in FILES if file["role"] == role} == templates_of(role)
 
@@ -182,7 +187,7 @@ def test_redis_has_to_prove_its_name_through_the_proxy_of_the_host(rendered) -> 
     """Any library checks the name it connects to, and on this host that is HAProxy."""
     name = "redis.flotilla.lab.internal"
     files = dict(zip((file["path"] for file in FILES), rendered["app-1"], strict=True))
-    assert f"127.0.0.1 localhost {name}\n" in files["/etc/hosts"]
+    assert f"127.0.0.1 localhost mysql.flotilla.lab.internal {name}\n" in files["/etc/hosts"]
     assert f'CACHE_ADDRESS="{name}:6379"' in files["/etc/app/environment"]
     assert 'CACHE_CA="/etc/app/authority.pem"' in files["/etc/app/environment"]
     assert files["/etc/app/authority.pem"] == PUBLIC["authority/certificate"]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
+from conftest import REPOSITORY
 
 from flotilla.agent.sessions import ADMIN_PORT
 from flotilla.agent.watch import PROBE_SECONDS
 from flotilla.rules.mysql_settings import LONGEST_SECONDS, REQUIRED, faults
 from flotilla.rules.mysql_verdict import LIMITS
+
+sys.path[:0] = [str(REPOSITORY / "roles" / role / "files") for role in ("mysql", "tls")]
+
+import mysql_tls  # noqa: E402  the role's own file
 
 Render = Callable[..., str]
 HOSTS = ["mysql-1", "mysql-2", "mysql-3"]
@@ -90,6 +96,29 @@ def test_the_watcher_is_told_whose_record_and_hosts_are_its_own(
     words = command[command.index("flotilla.agent.mysql") + 1 :]
     assert words[: words.index("--port")] == ["--fleet", "flotilla", "--env", "lab"]
     assert "StateDirectory=flotilla-mysql" in unit
+
+
+def test_every_port_speaks_tls_1_3_with_a_file_that_the_host_renews(
+    rendered: Callable[..., str],
+) -> None:
+    """One file, so that nobody reads parts of two; no other for the admin port, which takes it."""
+    text = rendered("mysqld.cnf.j2")
+    found = settings(text)
+    assert {found[name] for name in ("ssl_ca", "ssl_cert", "ssl_key")} == {str(mysql_tls.SERVED)}
+    assert mysql_tls.wanted(mysql_tls.SERVED).items() <= found.items()
+    assert "admin_ssl" not in text
+    assert "admin_tls" not in text
+    assert "CCM" not in found["tls_ciphersuites"]
+    # Whoever is connected without it decides when: mysql_tls.py writes that file.
+    assert "require_secure_transport" not in text
+    assert mysql_tls.REQUIRED.name > "zz-flotilla.cnf".removesuffix(".cnf")
+    unit = rendered("flotilla-mysql-agent.service.j2")
+    assert "--authority /etc/flotilla/tls/authority.pem" in unit
+    assert "\nExecStartPre=\nExecStartPre=-+" in plain(rendered("mysql.service.conf.j2"))
+
+
+def plain(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
 def test_own_settings_come_last_and_so_win(rendered: Callable[..., str]) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+
+import yaml
+from conftest import REPOSITORY
 
 CONF = "nginx.conf.j2"
+TASKS = yaml.safe_load((REPOSITORY / "roles/nginx/tasks/configure.yml").read_text())
 
 
 def test_nginx_accepts_what_every_application_host_gets(render, checked_by):
@@ -54,3 +59,33 @@ def test_no_connection_to_the_application_is_kept_unless_asked(render):
 def test_static_files_come_from_the_current_release_or_not_at_all(render):
     assert "alias /srv/app/current/static/;" in render("nginx", CONF, host="app-1")
     assert "alias" not in render("nginx", CONF, host="app-1", nginx_static_dir="")
+
+
+def listens(text: str) -> list[str]:
+    return re.findall(r"^\s*listen (\d+(?: ssl)?) ", text, re.MULTILINE)
+
+
+def test_nginx_speaks_tls_only_and_during_the_move_both(render):
+    text = render("nginx", CONF, host="app-1")
+    assert listens(text) == ["443 ssl"]
+    assert re.findall(r"ssl_protocols (.*);", text) == ["TLSv1.3"]
+    assert listens(render("nginx", CONF, host="app-1", __nginx_plain=True)) == ["443 ssl", "80"]
+
+
+def test_what_looks_for_the_plain_port_finds_it_exactly_while_it_is_open(render, tmp_path):
+    (task,) = [one for one in TASKS if one.get("register") == "__nginx_served_plain"]
+    *command, _ = task["ansible.builtin.command"]["argv"]
+    for is_plain in (True, False):
+        file = tmp_path / "nginx.conf"
+        file.write_text(render("nginx", CONF, host="app-1", __nginx_plain=is_plain))
+        assert (subprocess.run([*command, file], check=False).returncode == 0) is is_plain
+    before = "http {\n    server {\n        listen 80 default_server backlog=4096;\n"
+    file.write_text(before)
+    assert subprocess.run([*command, file], check=False).returncode == 0
+
+
+def test_a_new_certificate_needs_no_reload(render):
+    """With a variable nginx reads the file at each handshake."""
+    text = render("nginx", CONF, host="app-1")
+    assert re.findall(r"ssl_certificate(?:_key)? (\S+);", text) == ["$leaf", "$leaf"]
+    assert "default /etc/flotilla/tls/leaf.pem;" in text

@@ -26,6 +26,7 @@ class Server:
     running: bool = False
     waits: bool = False
     acknowledges: bool = False
+    outdated: bool = False
     term: int | None = None
     term_of: str | None = None
 
@@ -37,6 +38,8 @@ class Model:
         self.servers = {name: Server(name) for name in NAMES}
         self.record: Record | None = None
         self.silent: set[str] = set()
+        # Whether the old password opens nothing any more.
+        self.refuses = False
 
     def look(self) -> Topology:
         """What the rules are given: everybody who follows has caught up with its source."""
@@ -48,7 +51,9 @@ class Model:
             for b in members
             if self.rows(a.name) - self.rows(b.name)
         }
-        return Topology(members, dict.fromkeys(self.silent, "it is off"), surplus)
+        outdated = frozenset(m.name for m in members if self.servers[m.name].outdated)
+        silent = dict.fromkeys(self.silent, "it is off")
+        return Topology(members, silent, surplus, outdated=outdated)
 
     def rows(self, name: str) -> set[int]:
         return self.servers[name].rows
@@ -88,15 +93,21 @@ class Model:
                 self.write(server.name)
             case Verb.GRANT:
                 self.open(server.name, term)
+            case Verb.RENEW:
+                if server.running:
+                    others = (s for s in self.all if s is not server and s.source == primary)
+                    assert any(s.running and s.acknowledges for s in others), "a write would wait"
+                server.outdated = False
             case _:
                 self._follow(server, step.verb, primary)
         self._replicate()
 
-    @staticmethod
-    def _follow(server: Server, verb: Verb, primary: str) -> None:
+    def _follow(self, server: Server, verb: Verb, primary: str) -> None:
         assert not server.waits, "an applier would wait for acknowledgements"
         if verb in {Verb.FOLLOW, Verb.REPOINT}:
             server.source = primary
+        server.outdated = server.outdated and verb is not Verb.FOLLOW
+        assert not (server.outdated and self.refuses), "its source would not let it in"
         server.running = True
         server.acknowledges = server.acknowledges or verb is not Verb.RESUME
 

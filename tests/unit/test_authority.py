@@ -253,6 +253,8 @@ def test_it_is_made_once_and_the_root_before_what_hangs_on_it(account: Make) -> 
         "create authority /flotilla/lab/operator/authority",
         "create certificate /flotilla/lab/authority/certificate",
         "create issuer /flotilla/lab/redis/tls_issuer",
+        "create issuer /flotilla/lab/app/tls_issuer",
+        "create issuer /flotilla/lab/mysql/tls_issuer",
     ]
     carry_out(parts.stages(world))
     assert words(world) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import threading
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pytest
-from botocore.auth import SigV4Auth
+from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from hypothesis import given
@@ -20,7 +21,7 @@ from moto.server import ThreadedMotoServer
 
 from flotilla.aws import lease
 from flotilla.aws.items import Change, ChangedError
-from flotilla.aws.lean import AnswerError, Api, LeanTable, parameters
+from flotilla.aws.lean import AnswerError, Api, LeanTable, parameters, versioned
 from flotilla.aws.own_role import OwnRole
 from flotilla.aws.peers import Peers
 from flotilla.aws.signature import Keys, signed
@@ -192,6 +193,11 @@ def test_parameters_come_by_the_name_that_was_asked_for(api, theirs):
     theirs("ssm").put_parameter(Name="/f/e/mysql/watcher_password", Value="pw", Type="SecureString")
     wanted = {"/f/e/mysql/watcher_password": "flotilla_watcher", "/f/e/mysql/none": "nobody"}
     assert parameters(api, wanted) == {"flotilla_watcher": "pw"}
+    assert versioned(api, wanted) == {"flotilla_watcher": ("pw", 1)}
+    theirs("ssm").put_parameter(
+        Name="/f/e/mysql/watcher_password", Value="new", Type="SecureString", Overwrite=True
+    )
+    assert versioned(api, wanted) == {"flotilla_watcher": ("new", 2)}
 
 
 @pytest.fixture
@@ -303,3 +309,34 @@ def test_keys_that_still_work_outlive_a_silent_metadata_service(metadata):
     clock[0] = 1001.0
     with pytest.raises(Unreachable, match="gives no credentials"):
         role()
+
+
+def test_an_object_is_fetched_once_and_then_only_when_it_is_another(api, theirs):
+    s3 = theirs("s3")
+    s3.create_bucket(Bucket="lean", CreateBucketConfiguration={"LocationConstraint": REGION})
+    s3.put_object(Bucket="lean", Key="access/trust.json", Body=b"one")
+    etag, body = api.s3_object("lean", "access/trust.json")
+    assert body == b"one"
+    assert api.s3_object("lean", "access/trust.json", etag) is None
+    s3.put_object(Bucket="lean", Key="access/trust.json", Body=b"two")
+    assert api.s3_object("lean", "access/trust.json", etag)[1] == b"two"
+
+
+def test_an_object_that_is_not_there_is_an_answer_and_no_silence(api, theirs):
+    theirs("s3").create_bucket(
+        Bucket="bare", CreateBucketConfiguration={"LocationConstraint": REGION}
+    )
+    with pytest.raises(AnswerError) as raised:
+        api.s3_object("bare", "access/trust.json")
+    assert raised.value.code == "404"
+
+
+def test_a_request_for_an_object_is_signed_as_botocore_does():
+    url = "https://s3.eu-central-1.amazonaws.com/shop-blue-artifacts/access/trust.json"
+    empty = hashlib.sha256(b"").hexdigest()
+    request = AWSRequest("GET", url, headers={"If-None-Match": '"a"'})
+    S3SigV4Auth(Credentials(KEYS.access, KEYS.secret, KEYS.token), "s3", REGION).add_auth(request)
+    sent = {"If-None-Match": '"a"', "X-Amz-Content-Sha256": empty}
+    now = _seconds(request.context["timestamp"])
+    ours = signed(url, sent, b"", KEYS, service="s3", region=REGION, now=now, method="GET")
+    assert ours["Authorization"] == request.headers["Authorization"]

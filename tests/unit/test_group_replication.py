@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,9 @@ HOSTS: list[Any] = [
 
 
 def made(**extra: object) -> dict[str, str]:
-    text = settings_file(our_file(7, "10.77.4.1"), HOSTS[0], HOSTS, "a-name", extra)
+    text = settings_file(
+        our_file(7, "10.77.4.1", Path("server.pem")), HOSTS[0], HOSTS, "a-name", extra
+    )
     lines = [line.partition("=") for line in text.splitlines() if "=" in line]
     return {name.strip(): value.strip() for name, _, value in lines}
 
@@ -25,7 +28,7 @@ def made(**extra: object) -> dict[str, str]:
 def test_both_sides_have_the_same_durability_and_memory() -> None:
     ours = dict(
         (part.strip() for part in line.split("=", 1))
-        for line in our_file(7, "10.77.4.1").splitlines()
+        for line in our_file(7, "10.77.4.1", Path("server.pem")).splitlines()
         if "=" in line and not line.startswith("#")
     )
     theirs = made()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fleets import maker, register_images
+from fleets import maker, planned, register_images
 from moto import mock_aws
 
 from flotilla import images
 from flotilla.aws import images as edge
 from flotilla.aws import workbench
 from flotilla.errors import BadOption, Refused
+from flotilla.images import keep
 from flotilla.images.bake import sweep
 
 LATER = datetime.now(UTC) + timedelta(days=2)
@@ -144,3 +145,64 @@ def test_a_keep_that_would_leave_nothing_is_a_bad_option(world, keep, says):
 def test_an_unknown_image_name_is_answered_with_those_that_exist():
     with pytest.raises(BadOption, match="'web'; there are: base, mysql"):
         images.chosen("app,web")
+
+
+# Bills of materials
+
+INVENTORY = {
+    "distribution": "debian",
+    "release": "13",
+    "suite": "trixie",
+    "architecture": "amd64",
+    "packages": [["jq", "1.7.1-6", "amd64", "jq", "1.7.1-6"]],
+    "python": [],
+    "apt": {"/etc/apt/sources.list": ""},
+}
+
+
+def test_a_bill_is_kept_before_the_fleet_has_buckets_and_the_first_one_stays(world):
+    register_images(world)
+    image = images.latest_tested(world.settings, "app")
+    assert images.sbom.keep(world.settings, image, INVENTORY) == ""
+    other = INVENTORY | {"packages": [["jq", "9", "amd64", "jq", "9"]]}
+    assert images.sbom.keep(world.settings, image, other) == ""
+    kept = images.sbom.load(world.settings, image)
+    assert [part["version"] for part in kept["components"]] == ["1.7.1-6"]
+    assert kept["metadata"]["component"]["name"] == image.name
+
+
+def test_provisioning_takes_over_the_bucket_that_a_bake_made(world):
+    register_images(world)
+    bucket = f"create bucket {world.settings.name_of('artifacts')}"
+    assert bucket in planned(world)
+    images.sbom.keep(world.settings, images.latest_tested(world.settings, "app"), INVENTORY)
+    after = planned(world)
+    assert bucket not in after
+    assert any(world.settings.name_of("artifacts") in line for line in after)
+
+
+def test_a_bill_that_cannot_be_kept_says_why_and_the_image_is_none_the_worse(world):
+    register_images(world)
+    image = images.latest_tested(world.settings, "app")
+    nobody = world.settings.aws.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    away = world.settings.model_copy(update={"aws": nobody})
+    assert "bill of materials" in images.sbom.keep(away, image, INVENTORY)
+    assert images.latest_tested(world.settings, "app") == image
+
+
+def test_what_is_known_of_an_image_without_a_bill_is_nothing_and_what_makes_one(world):
+    register_images(world)
+    app, lb = (images.latest_tested(world.settings, role) for role in ("app", "lb"))
+    images.sbom.keep(world.settings, app, INVENTORY)
+    known = keep._known(world.settings, [app, lb], print, LATER)
+    assert "bill of materials" not in str(known[app.image_id].fixes)
+    for told in (known[lb.image_id].fixes, known[lb.image_id].flaws):
+        assert f"not known: no bill of materials was kept of {lb.image_id}" in str(told)
+        assert f"fab images.test {lb.image_id}" in str(told)
+
+
+def test_an_image_without_a_bill_is_refused_with_what_makes_one(world):
+    ids = register_images(world)
+    with pytest.raises(Refused, match="no bill of materials was kept") as caught:
+        images.sbom.load(world.settings, images.find(world.settings, "app"))
+    assert caught.value.next == f"fab images.test {ids['app']}"

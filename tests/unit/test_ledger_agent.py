@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ from flotilla.agent.ledger import Book
 from flotilla.agent.ledger_mysql import Order
 from flotilla.errors import HostFailed
 from flotilla.ledger import Ledger, entries
+from flotilla.rules import authority
 from flotilla.rules.ledger import Entry, Fate
 
+AUTHORITY = authority.root("shop", "lab", authority.new_key(), datetime.now(UTC)).public()
 # Nobody listens there: every try fails at the door, which is an entry as well.
 NOBODY = Order(
+    authority=AUTHORITY,
     run="r1",
     port=1,
     user="u",

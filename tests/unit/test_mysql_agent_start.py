@@ -22,7 +22,7 @@ QUIET_SECONDS = 4
 
 def test_a_host_that_knows_no_region_says_so_once_and_is_nobodys_primary(tmp_path: Path) -> None:
     port = free_port()
-    options = ["--fleet=f", "--env=e", "--address=127.0.0.1", f"--port={port}"]
+    options = ["--fleet=f", "--env=e", "--address=127.0.0.1", f"--port={port}", "--authority=/x"]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
         "PYTHONPATH": str(SCRIPTS),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mysql_model import NAMES, Model, with_member
 
 from flotilla.rules.mysql import Refusal, Repair, Switchover, Verb, repair, switchover
-from flotilla.rules.mysql_topology import Record, SemiSync, Topology
+from flotilla.rules.mysql_topology import Record, Replication, SemiSync, Topology
 
 names = st.sampled_from(NAMES)
 
@@ -274,6 +274,67 @@ def test_a_replica_that_waits_for_acknowledgements_is_freed_before_it_applies():
     assert verbs[0] is Verb.SOURCE_OFF
 
 
+@pytest.mark.parametrize("primary", ["", "/tls/server.pem"])
+@pytest.mark.parametrize("replica", ["", "/tls/server.pem"])
+@pytest.mark.parametrize("verified", ["", "/tls/server.pem"])
+def test_a_replica_verifies_once_both_have_a_certificate_and_never_less_than_before(
+    primary: str, replica: str, verified: str
+) -> None:
+    model = whole()
+    seen = model.look()
+    members = []
+    for member in seen.members:
+        changes = {"authority": primary if member.name == "mysql-1" else replica}
+        stream = member.replication and replace(member.replication, authority=verified)
+        members.append(replace(member, replication=stream, **changes))
+    plan = repair(replace(seen, members=tuple(members)), model.record)
+    assert isinstance(plan, Repair)
+    due = ["mysql-2", "mysql-3"] if primary and replica and not verified else []
+    assert [(step.verb, step.member) for step in plan.steps] == [(Verb.VERIFY, n) for n in due]
+
+
+@given(
+    outdated=st.sets(st.sampled_from(NAMES[1:])),
+    restarted=st.sets(names),
+    refuses=st.booleans(),
+    stop=st.integers(0, 12),
+)
+def test_passwords_of_streams_are_renewed_while_somebody_else_acknowledges(
+    outdated, restarted, refuses, stop
+):
+    model = whole()
+    for name in restarted:
+        model.restart(name)
+    model.refuses = refuses
+    for name in outdated:
+        model.servers[name].outdated = True
+    plan = planned(model)
+    for step in plan.steps[:stop]:
+        model.apply(step, plan.primary.name, plan.term)
+    assert not any(server.outdated for server in mended(model).all)
+
+
+def test_a_stream_that_runs_is_renewed_once_the_primary_lets_the_new_password_in():
+    model = whole()
+    model.servers["mysql-2"].outdated = True
+    plan = repair(replace(model.look(), unusable=frozenset({"replication"})), model.record)
+    assert isinstance(plan, Repair)
+    assert [step.verb for step in plan.steps] == [Verb.ACCOUNTS, Verb.RENEW]
+
+
+def test_one_whose_applier_has_stopped_for_good_keeps_its_relay_log():
+    model = whole()
+    topology = model.look()
+    stuck = Replication("host-mysql-1", "ON", "OFF", error="Error_code: MY-001062")
+    topology = with_member(
+        replace(topology, outdated=frozenset(NAMES[1:])), "mysql-2", replication=stuck
+    )
+    plan = repair(topology, model.record)
+    assert isinstance(plan, Repair)
+    assert [step.member for step in plan.steps if step.verb is Verb.RENEW] == ["mysql-3"]
+    assert any("fab mysql.rebuild mysql-2" in note for note in plan.notes)
+
+
 def test_a_primary_with_the_passwords_of_elsewhere_lets_replicas_in_before_they_follow():
     model = whole()
     for name in NAMES:
@@ -283,6 +344,11 @@ def test_a_primary_with_the_passwords_of_elsewhere_lets_replicas_in_before_they_
     assert verbs[0] == (Verb.BOOTSTRAP, "mysql-1")
     assert {verb for verb, _ in verbs[1:3]} == {Verb.ACKNOWLEDGE}
     assert verbs[-1] == (Verb.ACCOUNTS, "mysql-1")
+    verbs = [
+        step.verb
+        for step in repair(replace(there, outdated=frozenset(NAMES[1:])), model.record).steps
+    ]
+    assert verbs[:3] == [Verb.BOOTSTRAP, Verb.RENEW, Verb.ACKNOWLEDGE]
     # One that serves has its accounts corrected, and waits for replicas all the time.
     serving = replace(whole().look(), unusable=frozenset({"replication"}))
     steps = repair(serving, model.record).steps

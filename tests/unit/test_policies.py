@@ -94,6 +94,7 @@ MAY = [
     ("app", "kms:Decrypt", KEY, opening("/shop/blue/mysql/app_password")),
     ("app", "kms:Decrypt", KEY, opening("/shop/blue/redis/app_password")),
     ("restore", "kms:Decrypt", KEY, opening("/shop/blue/mysql/backup_keys")),
+    ("bastion", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/access/trust.json", {}),
     ("lb", "ec2:AssociateAddress", ADDRESS, EDGE),
     ("lb", "ec2:AssociateAddress", INSTANCE, BALANCER),
     ("lb", "ec2:DescribeAddresses", "*", {}),
@@ -152,6 +153,7 @@ MAY = [
     ("redis", "ssm:GetParameters", parameter("/shop/blue/redis/app_password"), {}),
     ("redis", "ssm:GetParametersByPath", parameter("/shop/blue/redis"), {}),
     ("redis", "ssm:GetParameter", parameter("/shop/blue/redis/tls_issuer"), {}),
+    ("mysql", "ssm:GetParameter", parameter("/shop/blue/mysql/tls_issuer"), {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Flotilla"}),
     ("lb", "logs:CreateLogGroup", LOGS, {}),
     ("lb", "logs:PutRetentionPolicy", LOGS, {}),
@@ -216,6 +218,17 @@ MAY_NOT = [
     ("app", "ssm:GetParameter", parameter("/shop/green/app/secret_key"), {}),
     ("app", "ssm:GetParametersByPath", parameter("/shop/blue"), {}),
     ("app", "logs:PutLogEvents", f"{LOGS}:log-stream:i-1", {}),
+    *(
+        (role, f"ssm:{action}", parameter(f"/shop/blue/ssh/{key}_ca"), {})
+        for role in HOLDERS
+        for action in ("GetParameter", "GetParameters", "GetParametersByPath")
+        for key in ("user", "host")
+    ),
+    *(
+        (role, "s3:PutObject", "arn:aws:s3:::shop-blue-artifacts/access/trust.json", {})
+        for role in HOLDERS
+    ),
+    ("bastion", "s3:GetObject", "arn:aws:s3:::shop-blue-artifacts/guestbook/1.tar", {}),
     ("bastion", "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "AWS/EC2"}),
     ("bastion", "cloudwatch:PutMetricData", "*", {}),
     ("redis", "dynamodb:GetItem", TABLE, {"dynamodb:LeadingKeys": "redis"}),

@@ -35,7 +35,7 @@ def test_the_fleet_has_exactly_these_openings():
         ("bastion", "mysql"): {22},
         ("bastion", "redis"): {22},
         ("lb", "lb"): {None, 80, 8404, 8405},
-        ("lb", "app"): {80},
+        ("lb", "app"): {80, 443},
         ("app", "mysql"): {3306, 3380},
         ("app", "redis"): {6379, 3381},
         ("mysql", "mysql"): {3306, 3380, 33062},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from moto import mock_aws
 from test_ssh import host
 
 from flotilla import secrets as capability
+from flotilla.agent.endpoint import Endpoint, listen, response
 from flotilla.aws import secrets as ssm
 from flotilla.errors import BadOption, FlotillaError, Refused
 from flotilla.hosts.ssh import Result
@@ -79,7 +81,7 @@ def test_a_write_says_who_made_it_and_is_read_back(settings):
     assert gone.next is None, "what is gone already is no error"
 
 
-@pytest.mark.parametrize("name", ["app-secret", "mysql-backup-keys", "mysql-watcher", "nobody"])
+@pytest.mark.parametrize("name", ["app-secret", "mysql-backup-keys", "mysql-root", "nobody"])
 def test_what_is_not_rotated_is_refused_with_those_that_are(settings, name):
     with pytest.raises(BadOption, match="redis-app, mysql-app"):
         capability.rotate(settings, name, confirmed=print, said=print)
@@ -154,3 +156,45 @@ def test_a_host_that_could_not_be_asked_is_not_one_without_the_value(tmp_path, h
     fleet = Here(maker(tmp_path)().settings, secret, "redis-monitor", print, first)
     found = fleet.behind("new", "old")
     assert found == ({"redis-1": why.replace("{}", str(file))} if why else {})
+
+
+@dataclass(frozen=True)
+class Database(edge.Fleet):
+    """One host of MySQL, on which commands are run by this machine's shell."""
+
+    state: str = "running"
+
+    @contextmanager
+    def _runner(self) -> Iterator[Any]:
+        made = replace(host("mysql-1"), role="mysql", state=self.state, private_ip="127.0.0.9")
+        yield self, Snapshot(0.0, (made,))
+
+    def run(self, host: Host, command: str, *, stdin: str, **_: Any) -> Result:
+        done = subprocess.run(
+            ["sh", "-c", command], input=stdin, capture_output=True, text=True, check=False
+        )
+        return Result(host.name, done.stdout, done.stderr, done.returncode, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "why"),
+    [
+        ("running", {"flotilla_watcher": 1}, None),
+        ("running", {"flotilla_watcher": 3}, "it uses version 3"),
+        ("running", {}, "HTTP/1.0 200 OK"),
+        ("running", None, "HTTP/1.0 404 Not Fou"),
+        ("stopped", {"flotilla_watcher": 1}, "it does not run, and would come back"),
+    ],
+)
+def test_a_watcher_is_asked_which_version_it_uses(settings, monkeypatch, state, held, why):
+    def answer(_: str) -> bytes:
+        return response(404, {}) if held is None else response(200, dict(held))
+
+    with listen("127.0.0.9", 0) as listener:
+        threading.Thread(target=Endpoint(listener, answer).serve, daemon=True).start()
+        script = edge._READ_AGAIN.replace(str(edge.HEALTH_PORT), str(listener.getsockname()[1]))
+        monkeypatch.setattr(edge, "_READ_AGAIN", script.replace("15.0", "0.5"))
+        fleet = Database(settings, ROTATED["mysql-watcher"], "mysql-watcher", print, state)
+        found = fleet.behind("new", "old")
+    assert [word for word in found.values() if not why or why not in word] == []
+    assert bool(found) == bool(why)

@@ -365,6 +365,21 @@ def test_the_problems_of_the_cluster_are_told_with_its_own_next_command():
     assert (found.severity, found.page) == (Severity.DOWN, "mysql-takes-no-writes")
 
 
+@pytest.mark.parametrize(
+    ("hours", "what"),
+    [
+        (60.0, None),
+        (40.0, "mysql-1: its certificate ends in 40 h and was not renewed"),
+        (-1.0, "mysql-1: its certificate has ended: clients and replicas refuse it"),
+    ],
+)
+def test_a_certificate_that_mysql_did_not_renew_is_told_of(hours: float, what: str | None) -> None:
+    members = mysql()["members"]
+    members[0]["certificate"] = [(hours - 168) * 3600, hours * 3600]
+    found = findings(world(mysql=mysql(members=members), at=0.0))
+    assert [one.what for one in found] == ([what] if what else [])
+
+
 def test_a_primary_that_takes_no_writes_is_down_however_it_is_called():
     members = mysql()["members"]
     members[0]["writable"] = False

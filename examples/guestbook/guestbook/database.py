@@ -65,10 +65,10 @@ def is_transient(error: Exception) -> bool:
 def encryption(ca: str | None) -> ssl.SSLContext:
     """TLS to the server.
 
-    With a CA file its certificate is verified; without one it is only encrypted.
+    With a CA file it has to prove the name it is connected to; without one it is only encrypted.
     """
     context = ssl.create_default_context(cafile=ca)
-    context.check_hostname = False
+    context.check_hostname = bool(ca)
     context.verify_mode = ssl.CERT_REQUIRED if ca else ssl.CERT_NONE
     return context
 

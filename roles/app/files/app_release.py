@@ -69,7 +69,7 @@ class NotDoneError(Exception):
 class Host:
     """The files and the service of one host. `root` is / except in tests."""
 
-    def __init__(self, root: Path, base_url: str = "http://127.0.0.1") -> None:
+    def __init__(self, root: Path, base_url: str = "") -> None:
         self.releases = root / "srv/app/releases"
         self.current = root / "srv/app/current"
         self.settings_file = root / "etc/app/release.json"
@@ -77,6 +77,7 @@ class Host:
         self.aws_environment = root / "etc/flotilla/aws.env"
         self.unit = root / "etc/systemd/system" / UNIT
         self.lock = root / "run/lock/app-release.lock"
+        # Otherwise as the role says; a host that was configured before that is asked on loopback.
         self.base_url = base_url
 
     def settings(self) -> dict[str, Any]:
@@ -315,7 +316,8 @@ def wait(host: Host, version: str, seconds: float) -> dict[str, Any]:
     while passes < PASSES:
         if time.monotonic() - started > seconds:
             raise NotDoneError(f"{version} is not ready after {seconds:g} s: {why}; {last_words()}")
-        problem = not_ready(host.base_url, settings, version)
+        base_url = host.base_url or settings.get("url", "http://127.0.0.1")
+        problem = not_ready(base_url, settings, version)
         if problem is None:
             passes += 1
             continue
@@ -342,9 +344,16 @@ def not_ready(base_url: str, settings: dict[str, Any], version: str) -> str | No
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
+    trust = None
+    if base_url.startswith("https:"):
+        import ssl  # noqa: PLC0415
+
+        trust = ssl.create_default_context(cafile=settings["authority"])
     for path in (settings["version_path"], settings["ready_path"]):
         try:
-            with urllib.request.urlopen(base_url + path, timeout=ANSWER_SECONDS) as answer:  # noqa: S310  loopback
+            with urllib.request.urlopen(  # noqa: S310  this host
+                base_url + path, timeout=ANSWER_SECONDS, context=trust
+            ) as answer:
                 body = answer.read(65536)
         except urllib.error.HTTPError as error:
             said = error.read(300).decode(errors="replace").strip()

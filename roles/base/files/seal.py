@@ -17,7 +17,12 @@ from pathlib import Path
 
 RECORD = Path("/etc/flotilla/image.json")
 MACHINE_ID = Path("/etc/machine-id")
+# A host that boots trusts no certificate before it knows which were revoked since. The files stay:
+# without them sshd takes no key at all.
+EMPTY = ("/etc/ssh/flotilla/user_ca.pub", "/etc/ssh/flotilla/revoked")
 REMOVE = (
+    "/etc/ssh/flotilla/applied.json",
+    "/etc/ssh/flotilla/principals/*",
     "/etc/ssh/ssh_host_*",
     "/home/*/.ssh/authorized_keys",
     "/root/.ssh/authorized_keys",
@@ -56,6 +61,9 @@ def main() -> None:
     RECORD.chmod(0o644)
     paths = [str(path) for pattern in REMOVE for path in Path("/").glob(pattern.lstrip("/"))]
     subprocess.run(["rm", "-rf", "--", *paths], check=True)
+    for path in map(Path, EMPTY):
+        if path.parent.is_dir():
+            path.write_text("")
     MACHINE_ID.write_text("")  # empty, not absent: systemd then makes a new one at boot
     subprocess.run(
         ["cloud-init", "clean", "--logs", "--seed"], check=True, stdout=subprocess.DEVNULL

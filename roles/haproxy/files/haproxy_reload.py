@@ -66,7 +66,7 @@ COLUMNS = (
     " srv_check_port srv_check_addr srv_agent_addr srv_agent_port"
 )
 # Down, no check seen (1), checks enabled (6); nothing forced.
-UNCHECKED = "1 {backend} {number} {name} {address} 0 0 1 1 0 1 0 0 6 0 0 0 - {port} - 0 0 - - 0"
+UNCHECKED = "1 {backend} {number} {name} {address} 0 0 1 1 0 1 0 0 6 0 0 0 - {port} - {tls} 0 - - 0"
 
 
 def configured(text: str) -> dict[str, tuple[str, str]]:
@@ -78,10 +78,30 @@ def configured(text: str) -> dict[str, tuple[str, str]]:
     return {name: (address, port) for name, address, port in found}
 
 
-def starting(dump: str, servers: dict[str, tuple[str, str]]) -> str:
+def encrypted(text: str) -> bool:
+    """Whether the servers of BACKEND in a configuration are reached by TLS."""
+    section = re.search(rf"^backend {BACKEND}\n((?:[ \t].*\n|\n)*)", text, re.MULTILINE)
+    return bool(section and re.search(r"^\s+default-server .*\bssl\b", section[1], re.MULTILINE))
+
+
+def plain(dump: str) -> list[str]:
+    """Servers of BACKEND that a process reaches without TLS: address, then "up" or "down"."""
+    lines = dump.splitlines()
+    header = next((line for line in lines if line.startswith("# be_id")), "").lstrip("# ").split()
+    rows = (dict(zip(header, line.split(), strict=False)) for line in lines)
+    return sorted(
+        f"{row['srv_addr']} {'down' if row['srv_op_state'] == '0' else 'up'}"
+        for row in rows
+        if row.get("be_name") == BACKEND and row.get("srv_use_ssl") == "0"
+    )
+
+
+def starting(dump: str, servers: dict[str, tuple[str, str]], *, tls: bool = False) -> str:
     """The state file for a process that is to have ``servers``: what ``dump`` says of each, and
     DOWN where it says nothing of one with this name and address.
 
+    HAProxy believes a state file before its configuration, also about ports and TLS: a file from
+    before the move would have requests sent in plain, so both are written as configured.
     Other backends keep what the dump says. "" stands for no dump.
     """
     lines = dump.splitlines() or ["1", f"# {COLUMNS}"]
@@ -96,16 +116,30 @@ def starting(dump: str, servers: dict[str, tuple[str, str]]) -> str:
         and servers.get(row["srv_name"], ("", ""))[0] == row["srv_addr"]
     }
     kept = [
-        line
+        _as_configured(line, row, servers, tls=tls) if row.get("be_name") == BACKEND else line
         for line, row in zip(lines, rows, strict=True)
         if row.get("be_name") != BACKEND or row["srv_name"] in known
     ]
     fresh = [
-        UNCHECKED.format(backend=BACKEND, number=number, name=name, address=address, port=port)
+        UNCHECKED.format(
+            backend=BACKEND, number=number, name=name, address=address, port=port, tls=int(tls)
+        )
         for number, (name, (address, port)) in enumerate(servers.items(), 1)
         if name not in known
     ]
     return "\n".join(line for line in [*kept, *fresh] if line.strip()) + "\n"
+
+
+def _as_configured(
+    line: str, row: dict[str, str], servers: dict[str, tuple[str, str]], *, tls: bool
+) -> str:
+    words = line.split()
+    columns = list(row)
+    words[columns.index("srv_port")] = servers[row["srv_name"]][1]
+    # HAProxy before 2.4 has no such column.
+    if "srv_use_ssl" in columns:
+        words[columns.index("srv_use_ssl")] = str(int(tls))
+    return " ".join(words)
 
 
 def only_backend(dump: str) -> str:
@@ -188,7 +222,8 @@ def reload(wait_seconds: float) -> int:
     """Reload and say how it went on stderr; the exit code."""
     before_dump = ask(SERVER_STATES)
     before = forced_states(before_dump)
-    save(starting(before_dump, configured(CONFIGURATION.read_text())), STATE_FILE)
+    text = CONFIGURATION.read_text()
+    save(starting(before_dump, configured(text), tls=encrypted(text)), STATE_FILE)
     try:
         # The master checks the configuration itself and keeps the old worker when it is bad.
         current = workers(ask("show proc"), "workers")
@@ -244,9 +279,10 @@ def prepare(max_age_seconds: float) -> int:
     except (OSError, ValueError) as error:
         sys.stderr.write(f"haproxy: the saved states cannot be used: {error}\n")
     try:
-        servers = configured(CONFIGURATION.read_text())
+        text = CONFIGURATION.read_text()
+        servers = configured(text)
         if servers:
-            save(starting(dump, servers), STATE_FILE)
+            save(starting(dump, servers, tls=encrypted(text)), STATE_FILE)
         else:
             STATE_FILE.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
@@ -265,6 +301,26 @@ def followed() -> int:
     return 0
 
 
+def without_tls(wait_seconds: float) -> int:
+    """Print the servers that are reached without TLS. With a time to wait, exit 2 while processes
+    of an earlier configuration are left after it: nobody can ask those.
+    """
+    sys.stdout.write("".join(f"{one}\n" for one in plain(ask(SERVER_STATES))))
+    return 2 if wait_seconds and wait_for_old_workers(wait_seconds) else 0
+
+
+def asked(options: argparse.Namespace) -> int:
+    """What may fail: a reload, or a look at what runs. Raises OSError, ValueError."""
+    if options.started:
+        STATE_FILE.unlink(missing_ok=True)
+        return 0
+    if options.servers:
+        return followed()
+    if options.plain:
+        return without_tls(options.wait)
+    return reload(options.wait)
+
+
 def main() -> int:
     """Parse the command line, and reload or do what a start or stop needs."""
     parser = argparse.ArgumentParser(description="reload HAProxy and keep its servers' states")
@@ -275,18 +331,14 @@ def main() -> int:
     moment.add_argument("--started", action="store_true", help="remove it")
     moment.add_argument("--stop", action="store_true", help="save the states for the next start")
     moment.add_argument("--servers", action="store_true", help="print those followed, as JSON")
+    moment.add_argument("--plain", action="store_true", help="print those reached without TLS")
     options = parser.parse_args()
     if options.start:
         return prepare(options.max_age)
     if options.stop:
         return stopping()
     try:
-        if options.started:
-            STATE_FILE.unlink(missing_ok=True)
-            return 0
-        if options.servers:
-            return followed()
-        return reload(options.wait)
+        return asked(options)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"haproxy: not reloaded, the old configuration serves on: {error}\n")
         return 1

@@ -7,6 +7,7 @@ password in their order: "accepted", "refused", or why neither is known.
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ CARRY = {"mysql": ("pymysql",), "redis": ("redis", "async_timeout")}
 class Order:
     """Whom to log in as, where ("host", port), with which passwords. No repr: no logs.
 
-    Redis has to prove its ``host`` by what ``authority`` (PEM) vouches for, before it is told one.
+    A server has to prove its ``host`` by what ``authority`` (PEM) vouches for before it is told.
     """
 
     engine: str
@@ -52,6 +53,7 @@ def _mysql(order: Order, host: str, port: int, password: str) -> str:
             port=port,
             user=order.user,
             password=password,
+            ssl=ssl.create_default_context(cadata=order.authority),
             connect_timeout=int(ANSWER_SECONDS),
             read_timeout=ANSWER_SECONDS,
             write_timeout=ANSWER_SECONDS,

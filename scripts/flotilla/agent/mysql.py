@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--address", default="", help="where to listen; empty, everywhere")
     parser.add_argument("--port", type=int, default=HEALTH_PORT)
     parser.add_argument("--lag-limit-seconds", type=float, default=5.0)
+    parser.add_argument("--authority", required=True, help="PEM file: who vouches for members")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.modules["cryptography"] = None  # type: ignore[assignment]  # Python's way to say: not there

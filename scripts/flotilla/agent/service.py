@@ -1,8 +1,9 @@
 """What runs beside a MySQL server: it says who may be written to, keeps its server in its role, and
 takes over when the primary is dead.
 
-One process of four threads: the endpoint that HAProxy asks, the look at the own server, the reader
-of the record, and the watcher. Without AWS or its password it still answers, with what it knows.
+One process of six threads: the endpoint that HAProxy asks, the look at the own server, the readers
+of the record and of the passwords, the watcher, and what tells whom the server refused. Without AWS
+or its password it still answers, with what it knows.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from pathlib import Path
 
 from flotilla.agent.duty import Duty
 from flotilla.agent.endpoint import Endpoint, listen, response
+from flotilla.agent.keyring import Keyring, Password
 from flotilla.agent.knowledge import Knowledge
 from flotilla.agent.local import PERIOD_SECONDS, Local
 from flotilla.agent.patience import METADATA, RETRY_SECONDS, insist
-from flotilla.agent.sessions import Sessions, local
+from flotilla.agent.refusals import Refusals
+from flotilla.agent.sessions import Sessions, Trust, local
 from flotilla.agent.takeover import Takeover
 from flotilla.agent.watch import Watcher, described, sight
-from flotilla.aws.lean import Api, LeanTable, parameters
+from flotilla.aws.lean import Api, LeanTable, versioned
 from flotilla.aws.own_role import METADATA_URL, OwnRole
 from flotilla.aws.peers import Peers
 from flotilla.errors import FlotillaError
+from flotilla.hosts.mysql import Server
 from flotilla.hosts.mysql_glimpse import Glimpse, glimpse
-from flotilla.mysql.accounts import REPLICATION, WATCHER, Secrets
+from flotilla.mysql.accounts import REPLICATION, WATCHER
 from flotilla.mysql.record import CLUSTER, Records
 from flotilla.rules.mysql_health import Health, replica_objection
 from flotilla.rules.mysql_standing import standing_objection
@@ -56,13 +60,14 @@ class Answers:
         self.knowledge = knowledge
         self.watch: Callable[[], Mapping[str, str]] = dict
         self.duty: Callable[[], str] = str
+        self.keyring: Keyring | None = None
         self._lag_limit = lag_limit_seconds
         self._said: dict[str, str] = {}
 
     def __call__(self, path: str) -> bytes:
         """The answer to a path; its body: {"ok", "why", and what was seen of the server}."""
-        if path == "/watch":
-            return response(200, dict(self.watch()))
+        if path in {"/watch", "/secrets"}:
+            return response(200, dict(self.watch() if path == "/watch" else self._versions()))
         if path == "/look":
             # For whoever has just changed a role, and waits until this host knows.
             self._local.hurry()
@@ -70,7 +75,7 @@ class Answers:
                 self.knowledge.hurry()
             path = "/primary"
         if path not in {"/primary", "/replica"}:
-            why = "there are /primary, /replica, /look and /watch"
+            why = "there are /primary, /replica, /look, /watch and /secrets"
             return response(404, {"ok": False, "why": why})
         seen = self._local.seen
         if seen.glimpse is None:
@@ -83,6 +88,17 @@ class Answers:
         else:
             objection = standing_objection(health, self.knowledge.standing(self._local.gap_at))
         return self._say(path, objection or "", health)
+
+    def _versions(self) -> Mapping[str, int]:
+        """For a rotation: which versions are used now; they are read again for whoever asks next.
+
+        No values, nor digests of them, for whoever reaches the port may ask; nothing before they
+        were read.
+        """
+        if self.keyring is None:
+            return {}
+        self.keyring.hurry()
+        return self.keyring.versions()
 
     def _say(self, path: str, why: str, health: Health | None) -> bytes:
         # Lag and ages differ in every answer: only the kind of reason is news.
@@ -141,16 +157,27 @@ class Agent:
         knowledge = Knowledge(instance_id, Records(table, CLUSTER), peers, self._folder / "members")
         self._answers.knowledge = knowledge
         threading.Thread(target=forever, args=(knowledge.run,), daemon=True, name="record").start()
-        known = insist(lambda: secrets(self._slow, fleet, env))
-        sessions = Sessions(known.passwords[WATCHER])
+        keyring = insist(lambda: Keyring(lambda: passwords(self._slow, fleet, env)))
+        self._answers.keyring = keyring
+        threading.Thread(target=forever, args=(keyring.run,), daemon=True, name="secrets").start()
+        trust = Trust(Path(self._options.authority), f"mysql.{fleet}.{env}.internal")
+        sessions = insist(lambda: _sessions(keyring, trust))
         knowledge.vouched = Voucher(knowledge, sessions)
-        self._local.turn_to(lambda: sessions.server(knowledge.me) if knowledge.me else None)
+        own = Own(knowledge, sessions)
+        self._local.turn_to(own)
+        refusals = Refusals(own)
+        threading.Thread(target=forever, args=(refusals.run,), daemon=True, name="told").start()
         self._local.pace = Pace(knowledge, self._local)
         # Unique to this run: a lease that an earlier one left behind is not ours.
         holder = f"{instance_id}:{os.getpid()}:{int(time.time())}"
-        duty = Duty(knowledge, sessions, known, holder=holder)
+        duty = Duty(knowledge, sessions, keyring.secrets, holder=holder)
         takeover = Takeover(
-            knowledge, sessions, peers, known, holder=holder, journals=self._folder / "failovers"
+            knowledge,
+            sessions,
+            peers,
+            keyring.secrets,
+            holder=holder,
+            journals=self._folder / "failovers",
         )
         watcher = Watcher(knowledge, sessions, takeover.propose, dry=self._is_dry, sight=sight)
         self._answers.watch = lambda: described(watcher.sees, time.monotonic())
@@ -172,6 +199,19 @@ class Agent:
     def _is_dry(self) -> bool:
         seen = self._local.seen.glimpse
         return seen is not None and seen.health.io != "ON"
+
+
+class Own:
+    """New sessions on this host's own server, by TLS; None while it is not known which that is."""
+
+    def __init__(self, knowledge: Knowledge, sessions: Sessions) -> None:
+        self._knowledge = knowledge
+        self._sessions = sessions
+
+    def __call__(self) -> Server | None:
+        """A session that is not opened yet."""
+        me = self._knowledge.me
+        return self._sessions.server(me) if me else None
 
 
 class Pace:
@@ -229,17 +269,24 @@ class Voucher:
         return streams and health.term == state.record.term
 
 
-def secrets(api: Api, fleet: str, env: str) -> Secrets:
+def _sessions(keyring: Keyring, trust: Trust) -> Sessions:
+    try:
+        return Sessions(lambda: keyring.password(WATCHER), trust)
+    except OSError as error:
+        raise FlotillaError(f"{trust.authority} cannot be read as an authority: {error}") from error
+
+
+def passwords(api: Api, fleet: str, env: str) -> dict[str, Password]:
     """The two passwords a watcher needs. Raises FlotillaError while one of them is missing."""
     wanted = {
         f"/{fleet}/{env}/mysql/watcher_password": WATCHER,
         f"/{fleet}/{env}/mysql/replication_password": REPLICATION,
     }
-    found = parameters(api, wanted)
+    found = versioned(api, wanted)
     missing = sorted(name for name, account in wanted.items() if account not in found)
     if missing:
         raise FlotillaError(f"SSM has no parameter {', '.join(missing)}")
-    return Secrets(found)
+    return {account: Password(*one) for account, one in found.items()}
 
 
 def forever(work: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:

@@ -1,8 +1,8 @@
 """Sessions on the members of a cluster, as a watcher opens them: TLS to the admin port.
 
-That port has room when clients hold every connection, and stays open in offline mode. A server
-makes its own certificate when it first starts, so TLS hides what is said and cannot tell who
-listens: that is for the network, where addresses cannot be taken over.
+That port has room when clients hold every connection, and stays open in offline mode. Whoever
+listens has to prove the host's name below the zone of the role: issuers of other roles can vouch
+for every address of the VPC, and for no such name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flotilla.hosts.mysql import SOCKET, Server
@@ -22,22 +24,30 @@ ADMIN_PORT = 33062
 CONNECT_SECONDS = 0.5
 
 
-def context() -> ssl.SSLContext:
-    """TLS as hidden speech only, see above."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    made.check_hostname = False
-    made.verify_mode = ssl.CERT_NONE
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    return made
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The fleet's authority (a PEM file), and the name that all names of hosts are below."""
+
+    authority: Path
+    zone: str
+
+    def context(self) -> ssl.SSLContext:
+        """TLS with that authority alone. Raises OSError where the file is not there."""
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        made.minimum_version = ssl.TLSVersion.TLSv1_3
+        made.load_verify_locations(cafile=self.authority)
+        return made
 
 
 class Sessions:
-    """Makes sessions on members; the password of the account is in here and nowhere else."""
+    """Makes sessions on members; ``password`` gives the account's, as it is at that moment."""
 
-    def __init__(self, password: str, port: int = ADMIN_PORT) -> None:
+    def __init__(self, password: Callable[[], str], trust: Trust, port: int = ADMIN_PORT) -> None:
         self._password = password
         self._port = port
-        self._tls = context()
+        self._zone = trust.zone
+        # Once: reading it for each session would take longer than the session.
+        self._tls = trust.context()
 
     def server(self, place: Place) -> Server:
         """A new session on a member, not yet opened."""
@@ -47,6 +57,7 @@ class Sessions:
             WATCHER,
             password=self._password,
             tls=self._tls,
+            proves=f"{place.name}.{self._zone}",
         )
 
     def cluster(self, places: Mapping[str, Place]) -> Cluster:

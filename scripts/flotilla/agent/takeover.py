@@ -69,7 +69,7 @@ class Takeover:
         knowledge: Knowledge,
         sessions: Opens,
         stops: Stops,
-        known: Secrets,
+        known: Callable[[], Secrets],
         *,
         holder: str,
         journals: Path,
@@ -143,7 +143,8 @@ class Takeover:
             ),
         )
         closing = fence(case.look.reach, self._sessions.server(case.primary), opened, self._stops)
-        run = Failover(cluster, guard, self._knowledge.records, journal, closing, known=self._known)
+        known = self._known()
+        run = Failover(cluster, guard, self._knowledge.records, journal, closing, known=known)
         begun = self._now()
         done = run.run(opened)
         seconds = self._now() - begun

@@ -6,6 +6,7 @@ answer asks again, and knows better when. Safe to use from threads.
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import ssl
@@ -78,6 +79,24 @@ class Api:
         """EC2's answer. Raises as ``json``."""
         return self._query("ec2", action, request)
 
+    def s3_object(self, bucket: str, key: str, etag: str = "") -> tuple[str, bytes] | None:
+        """An object of S3 with its ETag; None while it is the one that ``etag`` names.
+
+        Raises as ``json``; the code of one that is not there is "404", or "403" where the caller
+        may not list the bucket.
+        """
+        # Hash of an empty body: S3 wants to be told, in a header that is signed.
+        nothing = hashlib.sha256(b"").hexdigest()
+        headers = {"X-Amz-Content-Sha256": nothing} | ({"If-None-Match": etag} if etag else {})
+        base = self._endpoint_url or _endpoint("s3", self.region)
+        url = f"{base.rstrip('/')}/{bucket}/{key}"
+        status, body, sent = self._send("s3", url, headers, b"", method="GET")
+        if status == http.HTTPStatus.NOT_MODIFIED:
+            return None
+        if status != http.HTTPStatus.OK:
+            raise self._refused("s3", f"GetObject {key}", status, str(status), "")
+        return sent.get("etag", ""), body
+
     def put_metrics(
         self, namespace: str, dimensions: Mapping[str, str], metrics: Mapping[str, Metric]
     ) -> None:
@@ -109,30 +128,47 @@ class Api:
 
     def _post(self, service: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         url = self._endpoint_url or _endpoint(service, self.region)
+        status, answer, _ = self._send(service, url, headers, body, method="POST")
+        return status, answer
+
+    def _send(
+        self, service: str, url: str, headers: Mapping[str, str], body: bytes, *, method: str
+    ) -> tuple[int, bytes, Mapping[str, str]]:
         sent = signed(
-            url, headers, body, self._keys(), service=service, region=self.region, now=self._now()
+            url,
+            headers,
+            body,
+            self._keys(),
+            service=service,
+            region=self.region,
+            now=self._now(),
+            method=method,
         )
-        path = urlsplit(url).path or "/"
         try:
             try:
-                return self._exchange(url, path, sent, body, fresh=False)
+                return self._exchange(method, url, sent, body, fresh=False)
             except _STALE:
-                return self._exchange(url, path, sent, body, fresh=True)
+                return self._exchange(method, url, sent, body, fresh=True)
         except (OSError, http.client.HTTPException) as error:
             self._drop(url)
             raise self._silent(service, str(error) or type(error).__name__) from None
 
     def _exchange(
-        self, url: str, path: str, headers: Mapping[str, str], body: bytes, *, fresh: bool
-    ) -> tuple[int, bytes]:
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, fresh: bool
+    ) -> tuple[int, bytes, Mapping[str, str]]:
         if fresh:
             self._drop(url)
-        connection = self._connections.get(url)
+        place = urlsplit(url)
+        connection = self._connections.get(place.netloc)
         if connection is None:
-            connection = self._connections[url] = _connection(url, self._seconds)
-        connection.request("POST", path, body, dict(headers))
+            connection = self._connections[place.netloc] = _connection(url, self._seconds)
+        connection.request(method, place.path or "/", body, dict(headers))
         response = connection.getresponse()
-        return response.status, response.read()
+        return (
+            response.status,
+            response.read(),
+            {name.lower(): value for name, value in response.headers.items()},
+        )
 
     @property
     def _connections(self) -> dict[str, http.client.HTTPConnection]:
@@ -142,7 +178,7 @@ class Api:
         return found
 
     def _drop(self, url: str) -> None:
-        connection = self._connections.pop(url, None)
+        connection = self._connections.pop(urlsplit(url).netloc, None)
         if connection:
             connection.close()
 
@@ -195,8 +231,14 @@ def parameters(api: Api, names: Mapping[str, str]) -> dict[str, str]:
 
     Raises AnswerError or Unreachable.
     """
+    return {key: value for key, (value, _) in versioned(api, names).items()}
+
+
+def versioned(api: Api, names: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+    """The same with each parameter's version, which grows with every write. Raises as well."""
     answer = api.json("ssm", "GetParameters", {"Names": [*names], "WithDecryption": True})
-    return {names[one["Name"]]: one["Value"] for one in answer.get("Parameters", ())}
+    found = answer.get("Parameters", ())
+    return {names[one["Name"]]: (one["Value"], int(one["Version"])) for one in found}
 
 
 def _connection(url: str, seconds: float) -> http.client.HTTPConnection:

@@ -10,6 +10,8 @@ from flotilla.errors import FlotillaError, Refused
 from flotilla.rules.secrets import SUFFIXES, Held, Write, gathered, written
 from flotilla.settings import Settings
 
+# What everybody trusts; see provision.authority.
+CERTIFICATE = ("authority", "certificate")
 # GetParameters takes no more names at once.
 _MOST = 10
 
@@ -76,6 +78,12 @@ def named(settings: Settings, names: Iterable[str], *, are_ours: bool = False) -
     return {parameter["Name"]: parameter["Value"] for parameter in answer["Parameters"]}
 
 
+def authority(settings: Settings) -> str:
+    """The certificate (PEM) of the fleet's authority. Raises Refused where there is none yet."""
+    name = settings.parameter(*CERTIFICATE)
+    return named(settings, [name], are_ours=True)[name]
+
+
 def held(settings: Settings, role: str, parameters: Iterable[str]) -> dict[str, Held]:
     """What SSM holds of secrets of a role, those of a rotation too; absent ones are left out."""
     above = settings.parameter(role, "")
@@ -87,6 +95,14 @@ def held(settings: Settings, role: str, parameters: Iterable[str]) -> dict[str, 
             answer = client(settings, "ssm").get_parameters(Names=some, WithDecryption=True)
             found |= {one["Name"].removeprefix(above): one["Value"] for one in answer["Parameters"]}
     return gathered(found)
+
+
+def version(settings: Settings, role: str, parameter: str) -> int:
+    """How often a secret was written; no value is read."""
+    name = settings.parameter(role, parameter)
+    with described(settings, f"read the version of {name}"):
+        answer = client(settings, "ssm").get_parameter(Name=name)
+    return int(answer["Parameter"]["Version"])
 
 
 def write(settings: Settings, role: str, parameter: str, change: Write, *, by: str) -> Held:

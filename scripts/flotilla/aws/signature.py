@@ -34,8 +34,12 @@ def signed(
     service: str,
     region: str,
     now: float,
+    method: str = "POST",
 ) -> dict[str, str]:
-    """``headers`` with those that prove who sends this POST to ``url`` (which has no query)."""
+    """``headers`` with those that prove who sends this to ``url`` (which has no query).
+
+    A path must be written as S3 takes it: letters, digits and any of ``/ . _ -``.
+    """
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     parts = urlsplit(url)
@@ -46,7 +50,7 @@ def signed(
     names = ";".join(name for name, _ in lines)
     canonical = "\n".join(
         [
-            "POST",
+            method,
             parts.path or "/",
             "",
             *(f"{name}:{value}" for name, value in lines),

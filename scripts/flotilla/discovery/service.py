@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--fleet", required=True)
     parser.add_argument("--env", required=True)
     parser.add_argument("--group", required=True, help="Auto Scaling group of the application")
-    parser.add_argument("--port", type=int, default=80, help="where the application's hosts listen")
+    parser.add_argument("--port", type=int, default=443, help="where the hosts listen")
     parser.add_argument("--every", type=float, default=2.5, help="seconds between two looks")
     parser.add_argument("--most-percent", type=int, default=Limits().most_percent)
     parser.add_argument("--namespace", default="", help="of the metrics; without one, none is put")

@@ -42,7 +42,7 @@ class Clients(clients.Clients):
     def revive(self, name: str) -> None:
         """Another probe beside a server whose host was down: the first one went with it."""
         number = sum(host.name == name for host, _ in self._ledgers)
-        self._start([(self._servers[name], self._probe(f"{name}.{number}"))])
+        self._start([(self._servers[name], self._probe(f"{name}.{number}", self._servers[name]))])
 
     def rows(self, primary: str) -> Mapping[str, str]:
         """See ``clients.Clients``; servers are UUIDs."""
@@ -54,7 +54,7 @@ class Clients(clients.Clients):
     def _begin(self) -> None:
         # Writers first: they make the table.
         super()._begin()
-        self._start([(h, self._probe(h.name)) for h in self._servers.values()])
+        self._start([(h, self._probe(h.name, h)) for h in self._servers.values()])
 
     def _probed(self) -> Iterable[str]:
         return self._servers
@@ -70,7 +70,7 @@ class Clients(clients.Clients):
             limit_seconds=LIMIT_SECONDS,
         )
 
-    def _probe(self, label: str) -> Order:
+    def _probe(self, label: str, host: Host) -> Order:
         return order(
             self._settings,
             self._known,
@@ -79,5 +79,7 @@ class Clients(clients.Clients):
             run=self._run,
             label=label,
             is_probe=True,
+            # What a server proves beside its names.
+            host=host.private_ip or "",
             limit_seconds=LIMIT_SECONDS,
         )

@@ -29,7 +29,9 @@ LOCK_WAIT_TIMEOUT = 1205
 SYNTAX_ERROR = 1064
 READ_ONLY = 1290
 _SEVERAL_ROWS = 1242
-_LOST = frozenset({2006, 2013, 2014, 2055})
+# 2003 is a TLS handshake that broke, was not answered, or proved nothing: the stream is open by
+# then. Taken for an answer, a server that froze in the middle of one was alive to watchers.
+_LOST = frozenset({2003, 2006, 2013, 2014, 2055})
 # What socat says, at the other end of an SSH channel, of a server that does not run.
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
 
@@ -61,9 +63,12 @@ class Server:
     """A session on one server. Not for use by two threads at once.
 
     ``open_stream`` gives a connected socket or a paramiko channel; PyMySQL needs nothing else. With
-    ``tls`` it must be a socket, and no word of ours is sent in the clear.
+    ``tls`` it must be a socket, no word of ours is sent in the clear, and whoever is there has to
+    prove ``proves``, where ``tls`` compares names.
     After a statement ran out of time the session is gone: whether it took effect is not known until
     a new session has looked.
+
+    ``password`` is asked whenever a session is opened: it may have been changed since the last one.
 
     ``until`` gives seconds since the epoch after which no statement may take effect any more: the
     server itself compares its clock, so that what was sent before a manager was frozen, or waits in
@@ -77,14 +82,16 @@ class Server:
         open_stream: Callable[[], Any],
         user: str = "root",
         *,
-        password: str = "",
+        password: Callable[[], str] = str,
         tls: ssl.SSLContext | None = None,
+        proves: str = "",
     ) -> None:
         self.name = name
         self._open = open_stream
         self._user = user
         self._password = password
         self._tls = tls
+        self._proves = proves
         self._stream: Any = None
         self._connection: Any = None  # a pymysql Connection
         self.until: Callable[[], float] | None = None
@@ -167,8 +174,9 @@ class Server:
         self._stream = self._open()
         self._stream.settimeout(seconds)
         connection: Any = pymysql.connections.Connection(
+            host=self._proves or None,  # only compared: the stream is ours
             user=self._user,
-            password=self._password,
+            password=self._password(),
             ssl=self._tls,
             ssl_disabled=self._tls is None,  # the stream is local, or inside SSH
             read_timeout=seconds,
@@ -251,13 +259,18 @@ _IDENTITY = """
 SELECT @@GLOBAL.server_uuid AS uuid, @@GLOBAL.server_id AS server_id, @@GLOBAL.version AS version,
   @@GLOBAL.read_only AS read_only, @@GLOBAL.super_read_only AS super_read_only,
   @@GLOBAL.offline_mode AS offline, @@GLOBAL.gtid_executed AS executed,
-  @@GLOBAL.gtid_purged AS purged
+  @@GLOBAL.gtid_purged AS purged, @@GLOBAL.ssl_ca AS authority,
+  @@GLOBAL.require_secure_transport AS requires_tls,
+  (SELECT GROUP_CONCAT(VALUE ORDER BY PROPERTY DESC) FROM performance_schema.tls_channel_status
+   WHERE CHANNEL = 'mysql_main' AND PROPERTY IN ('Ssl_server_not_before', 'Ssl_server_not_after')
+     AND VALUE <> '') AS certificate
 """
 # Lag is the age of the oldest transaction on its way through the applier, or of the newest received
 # one where nobody has picked it up yet; it is 0 when all that was received is applied. An idle
 # source therefore shows 0.
 _REPLICATION = """
-SELECT c.HOST AS host, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier,
+SELECT c.HOST AS host, c.SSL_CA_FILE AS authority,
+  c.SSL_VERIFY_SERVER_CERTIFICATE AS verifies, s.SERVICE_STATE AS io, a.SERVICE_STATE AS applier,
   s.RECEIVED_TRANSACTION_SET AS received, ac.DESIRED_DELAY AS delay,
   CONCAT_WS('; ', NULLIF(s.LAST_ERROR_MESSAGE, ''), NULLIF(co.LAST_ERROR_MESSAGE, ''),
     (SELECT MAX(NULLIF(w.LAST_ERROR_MESSAGE, ''))
@@ -322,8 +335,25 @@ def look(server: Server, *, instance_id: str, address: str) -> tuple[Member, str
         replication=_replication(replication[0]) if replication else None,
         semi_sync=_semi_sync(variables, _pairs(status)),
         faults=tuple(faults(variables, kept)),
+        authority=trusted(me["authority"]),
+        requires_tls=bool(me["requires_tls"]),
+        certificate=_span(me["certificate"]),
     )
     return member, _flat(me["purged"])
+
+
+def trusted(authority: str | None) -> str:
+    """The file of the fleet's authority, by a server's ssl_ca; empty where it still has a
+    certificate of its own making, whose file is relative to its data.
+    """
+    return authority if authority and authority.startswith("/") else ""
+
+
+def _span(text: str | None) -> tuple[float, float] | None:
+    first, _, last = (text or "").partition(",")
+    if not last:
+        return None
+    return float(ssl.cert_time_to_seconds(first)), float(ssl.cert_time_to_seconds(last))
 
 
 def differences(server: Server, pairs: Mapping[K, tuple[str, str]]) -> dict[K, str]:
@@ -370,6 +400,7 @@ def _replication(row: Row) -> Replication:
         error=row["error"] or "",
         lag_seconds=float(row["lag_seconds"] or 0),
         delay_seconds=int(row["delay"]),
+        authority=row["authority"] if row["verifies"] == "YES" else "",
     )
 
 

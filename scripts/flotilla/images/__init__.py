@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flotilla.aws import images as edge
 from flotilla.errors import Refused
+from flotilla.images import sbom
 from flotilla.images.bake import Done, Request, bake, plan
 from flotilla.images.keep import State, chosen, drop, find, retest, status, verdicts
 from flotilla.images.templates import validate
@@ -24,6 +25,7 @@ __all__ = [
     "latest_tested",
     "plan",
     "retest",
+    "sbom",
     "status",
     "validate",
     "verdicts",

@@ -60,6 +60,8 @@ class Done:
             "bake_seconds": round(self.bake_seconds, 1),
             "test_seconds": round(self.test_seconds, 1),
             "cloudwatch_agent": self.found.get("cloudwatch_agent"),
+            "packages": self.found.get("packages"),
+            "sbom_not_kept": self.found.get("sbom_not_kept"),
         }
 
 
@@ -221,6 +223,8 @@ class _Bakery:
         edge.tag(self._settings, image, Status="tested")
         tested = time.monotonic() - start
         self._say(f"tested {step.role}: {image.image_id} in {tested:.1f} s")
+        if why := found["sbom_not_kept"]:
+            self._say(f"no bill of materials of {step.role} was kept: {why}")
         return Done(step.role, step.action, image.image_id, image.name, seconds, tested, found)
 
     def _prepare(self) -> None:

@@ -19,7 +19,7 @@ from flotilla.aws import images as edge
 from flotilla.errors import FlotillaError, HostFailed, Unreachable
 from flotilla.files import replace
 from flotilla.hosts import keys, known_hosts
-from flotilla.images import facts
+from flotilla.images import facts, sbom
 from flotilla.rules import images as rules
 from flotilla.settings import Settings
 from flotilla.wait import DeadlineError, until
@@ -36,8 +36,9 @@ def check(
     tags: dict[str, str],
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """Boot ``image``, check it, terminate the host. Returns what was found on it.
+    """Boot ``image``, check it, keep its bill of materials, terminate the host.
 
+    Returns what was found on it; ``sbom_not_kept`` says why the bill was not, empty when it was.
     Raises HostFailed with every fault, Unreachable when the host does not come up.
     """
     host = workbench.launch(settings, bench, image.image_id, tags=tags)
@@ -45,6 +46,7 @@ def check(
         found = _look(settings, host, expected(settings.root, image.role), sleep=sleep)
     finally:
         workbench.terminate(settings, host.instance_id)
+    inventory = found.pop("inventory")
     wrong = rules.faults(expected(settings.root, image.role), found)
     disks = edge.describe(settings, image.image_id)["BlockDeviceMappings"]
     if not all(disk["Ebs"].get("Encrypted") for disk in disks if "Ebs" in disk):
@@ -55,7 +57,10 @@ def check(
             untouched="It stays Status=baked, and nothing launches it",
             next="mend the role, then: fab images.bake",
         )
-    return found
+    return found | {
+        "packages": len(inventory["packages"]),
+        "sbom_not_kept": sbom.keep(settings, image, inventory),
+    }
 
 
 def expected(root: Path, image: str) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
+from flotilla.agent.bundle import bundle
 from flotilla.errors import FlotillaError
 from flotilla.rules.images import BASE, NAMES
 from flotilla.settings import Settings
 
 # Part of every bake, whatever the image.
 _SHARED = ("playbooks/bake_image.yml", "roles/base/tasks/bake.yml", "roles/base/tasks/seal.yml")
+AGENT = "flotilla.agent.access"
 _NOT_BAKED = {"README.md", "meta", "molecule", "__pycache__"}
 # Sections of fleet.yml that no role bakes: sizes, and what is rendered when a host is configured.
 _NOT_BAKED_KEYS = {
@@ -71,6 +73,8 @@ def content_hash(settings: Settings, image: str, below: str) -> str:
         ("below", below.encode()),
         ("fleet", json.dumps(fleet(settings), sort_keys=True).encode()),
         *((str(path.relative_to(root)), path.read_bytes()) for path in files(root, image)),
+        # Role base packs it from this package.
+        *([("agent", bundle(AGENT))] if image == BASE else []),
     ]
     return digest(dict(parts))
 

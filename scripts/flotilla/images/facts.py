@@ -8,12 +8,31 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import platform
+import re
 import subprocess
 import sys
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
 _COMMAND_SECONDS = 20
+_DPKG_FIELDS = (
+    *("db:Status-Status", "Package", "Version", "Architecture"),
+    *("source:Package", "source:Version"),
+)
+# What apt installs from: sources, the mirrors cloud images name in files of their own, pins, keys.
+_APT = (
+    *(
+        "/etc/apt/sources.list",
+        "/etc/apt/sources.list.d/*.list",
+        "/etc/apt/sources.list.d/*.sources",
+    ),
+    *("/etc/apt/mirrors/*", "/etc/apt/keyrings/*.asc"),
+    *("/etc/apt/preferences", "/etc/apt/preferences.d/*"),
+)
+# Python that dpkg does not know of can only be in these.
+_NOT_DEBIANS = ("usr/local", "opt", "srv", "home", "root")
 
 
 def run(*argv: str) -> tuple[int, str]:
@@ -69,8 +88,53 @@ def read_json(path: str) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+def packages() -> list[list[str]]:
+    """What dpkg has installed: name, version, architecture, source and the source's version."""
+    form = "\\t".join(f"${{{field}}}" for field in _DPKG_FIELDS) + "\\n"
+    rows = [line.split("\t") for line in run("dpkg-query", "--show", "-f", form)[1].splitlines()]
+    return [row[1:] for row in rows if row[0] == "installed"]
+
+
+def distributions() -> list[list[str]]:
+    """Python distributions that came by no Debian package: name, version, folder."""
+    found = []
+    for root in _NOT_DEBIANS:
+        for pattern in ("*.dist-info/METADATA", "*.egg-info/PKG-INFO"):
+            for path in Path("/", root).rglob(pattern):
+                headers = HeaderParser().parsestr(path.read_text("utf-8", errors="replace"))
+                found.append([headers["Name"], headers["Version"], str(path.parent.parent)])
+    return sorted(found)
+
+
+def apt() -> dict[str, str]:
+    """apt's configuration by path, without passwords and without keys that are not text."""
+    texts = {}
+    for pattern in _APT:
+        for path in matching(pattern):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+            texts[str(path)] = re.sub(r"//[^/@\s]+@", "//", text)
+    return texts
+
+
+def inventory() -> dict[str, Any]:
+    """What ``flotilla.rules.sbom`` makes a bill of materials of."""
+    system = platform.freedesktop_os_release()
+    return {
+        "distribution": system["ID"],
+        "release": system.get("VERSION_ID", ""),
+        "suite": system.get("VERSION_CODENAME", ""),
+        "architecture": run("dpkg", "--print-architecture")[1],
+        "packages": packages(),
+        "python": distributions(),
+        "apt": apt(),
+    }
+
+
 def collect(expected: dict[str, Any]) -> dict[str, Any]:
-    """Everything ``flotilla.rules.images.faults`` looks at."""
+    """Everything ``flotilla.rules.images.faults`` looks at, and what is installed."""
     failed = run("systemctl", "list-units", "--failed", "--plain", "--no-legend")[1]
     commands = {name: run(*argv) for name, argv in expected.get("commands", {}).items()}
     machine_id = Path("/etc/machine-id").read_bytes().strip()
@@ -87,6 +151,7 @@ def collect(expected: dict[str, Any]) -> dict[str, Any]:
             for path in matching("/etc/ssh/ssh_host_*.pub")
         ),
         "authorized_keys": authorized_keys(),
+        "inventory": inventory(),
     }
 
 

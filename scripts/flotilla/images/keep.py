@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from flotilla.aws import images as edge
 from flotilla.aws import workbench
-from flotilla.errors import BadOption
+from flotilla.errors import BadOption, FlotillaError
 from flotilla.hosts import keys
-from flotilla.images import content
+from flotilla.images import content, fixes, sbom
 from flotilla.images.check import check
 from flotilla.options import whole
+from flotilla.rules import fixes as fix_rules
 from flotilla.rules import images as rules
 from flotilla.settings import Settings
 
@@ -30,6 +31,7 @@ class State:
     tested: rules.Image | None
     is_current: bool  # made from what the repository holds now
     says: str
+    report: fix_rules.Report | None  # None where nothing is tested
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -38,6 +40,7 @@ class State:
             "tested": self.tested.as_dict() if self.tested else None,
             "is_current": self.is_current,
             "says": self.says,
+            "known": self.report.as_dict() if self.report else None,
         }
 
 
@@ -57,20 +60,43 @@ def chosen(names: str | None) -> tuple[str, ...]:
     return wanted
 
 
-def status(settings: Settings) -> list[State]:
-    """Each image: what hosts are launched from, and whether we would still make the same."""
+def status(
+    settings: Settings, *, say: Callable[[str], None], now: datetime | None = None
+) -> list[State]:
+    """Each image: what hosts are launched from, whether we would still make the same, and what is
+    known to be wrong with its packages. ``say`` gets a line before what takes long.
+    """
     images = edge.ours(settings)
     hashes = content.hashes(settings, edge.source(settings)["ImageId"])
     steps = {step.role: step for step in rules.plan(rules.NAMES, images, hashes)}
+    tested = {role: rules.latest_tested(images, role) for role in rules.NAMES}
+    launched = [image for image in tested.values() if image]
+    known = _known(settings, launched, say, now or datetime.now(UTC))
     return [
         State(
             role,
-            rules.latest_tested(images, role),
+            image,
             steps[role].action == "reuse",
             "current" if steps[role].action == "reuse" else steps[role].reason,
+            known[image.image_id] if image else None,
         )
-        for role in rules.NAMES
+        for role, image in tested.items()
     ]
+
+
+def _known(
+    settings: Settings,
+    images: Sequence[rules.Image],
+    say: Callable[[str], None],
+    now: datetime,
+) -> dict[str, fix_rules.Report]:
+    found, documents = {}, {}
+    for image in images:
+        try:
+            documents[image.image_id] = sbom.load(settings, image)
+        except FlotillaError as error:
+            found[image.image_id] = fix_rules.unknown(f"{error.what}; next: {error.next}")
+    return found | fixes.reports(documents, scratch=settings.scratch, now=now, say=say)
 
 
 def find(settings: Settings, wanted: str) -> rules.Image:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flotilla.hosts.mysql import MISSING, Server, SqlError, Statement
+from flotilla.rules import mysql as rules
 
 if TYPE_CHECKING:  # a database host has this module and not what reads fleet.yml
     from flotilla.settings import Settings
 
 AGENT = "flotilla_agent"
 AGENT_OS_USER = "flotilla-mysql"
-REPLICATION = "replication"
+REPLICATION = rules.REPLICATION
 MONITOR = "monitor"
 WATCHER = "flotilla_watcher"
 BACKUP = "flotilla_backup"

@@ -160,6 +160,8 @@ def copy(
             [
                 # It refuses to be replaced while nobody at all may write; clients may not anyhow.
                 "SET GLOBAL super_read_only = OFF",
+                # The donor has to be known to the fleet's authority, once there is one here.
+                "SET GLOBAL clone_ssl_ca = IF(LEFT(@@GLOBAL.ssl_ca, 1) = '/', @@GLOBAL.ssl_ca, '')",
                 ("SET GLOBAL clone_valid_donor_list = %s", (f"{donor}:{port}",)),
                 (
                     "CLONE INSTANCE FROM %s@%s:%s IDENTIFIED BY %s REQUIRE SSL",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from flotilla.errors import FlotillaError, Refused, Unreachable
 from flotilla.hosts.mysql import SOCKET, Server, look, position, subtract
 from flotilla.mysql.accounts import Account, Secrets, unusable
+from flotilla.mysql.steps import holds_password
 from flotilla.rules.mysql_topology import Member, Record, Topology
 
 if TYPE_CHECKING:  # a database host has this module and no SSH client
@@ -86,7 +88,8 @@ class Cluster:
     def look(
         self, record: Record | None, wanted: Iterable[Account] = (), known: Secrets | None = None
     ) -> Topology:
-        """Every member as it is. With ``known``, also which of the ``wanted`` accounts are amiss.
+        """Every member as it is. With ``known``, also which of the ``wanted`` accounts are amiss,
+        and which replicas hold another password for their source.
 
         The recorded primary is read last: what a replica holds by then, its source has or is
         committing, so that running writes do not look like a divergence.
@@ -113,7 +116,19 @@ class Cluster:
             surplus=self._surplus(server, primary, topology),
             stranded=_stranded(server, purged[primary.name], topology.others(primary)),
             unusable=unusable(server, wanted, known) if known else frozenset(),
+            outdated=self._outdated(topology, known) if known else frozenset(),
         )
+
+    def _outdated(self, topology: Topology, known: Secrets) -> frozenset[str]:
+        def is_right(seat: Seat) -> bool:
+            # Whoever does not answer any more is the next look's affair.
+            with suppress(Unreachable):
+                return holds_password(seat.server, known)
+            return True
+
+        names = [member.name for member in topology.members if member.replication]
+        right = self.each(names, is_right)
+        return frozenset(name for name in names if not right[name])
 
     def _surplus(
         self, server: Server, primary: Member, topology: Topology

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from flotilla.errors import HostFailed, Refused
+from flotilla.hosts.mysql import look
 from flotilla.mysql import accounts, steps, store
 from flotilla.mysql.accounts import Account, Secrets
 from flotilla.mysql.cluster import Cluster
@@ -29,6 +30,10 @@ class Outcome:
     notes: tuple[str, ...]
 
 
+# A primary and one replica: nobody else is there to acknowledge.
+ALONE = 2
+
+
 class Ensure:
     """One run on one cluster. ``plan`` only looks; ``apply`` changes."""
 
@@ -36,8 +41,13 @@ class Ensure:
         self._settings = settings
         self._cluster = cluster
         self._records = store.records(settings)
-        self._known: Secrets = store.secrets(settings)
-        self._accounts: tuple[Account, ...] = accounts.accounts(settings, self._known)
+        self._known: Secrets
+        self._accounts: tuple[Account, ...]
+        self._learn()
+
+    def _learn(self) -> None:
+        self._known = store.secrets(self._settings)
+        self._accounts = accounts.accounts(self._settings, self._known)
 
     def plan(self) -> Repair:
         """What there is to do. Raises Refused with the evidence where that is not clear."""
@@ -52,6 +62,8 @@ class Ensure:
     def apply(self, progress: Progress) -> Outcome:
         """Do what a fresh plan says, under the cluster's lease, and check that nothing is left."""
         with leased(self._settings, "fab mysql.ensure") as lock:
+            # Again: a rotation may have gone on while the plan was read and agreed to.
+            self._learn()
             plan = self.plan()
             for step in plan.steps:
                 lock.check()
@@ -78,12 +90,17 @@ class Ensure:
             Verb.REPOINT: lambda: steps.repoint(server, source),
             Verb.REOPEN: lambda: steps.reopen(server),
             Verb.RESUME: lambda: steps.resume(server),
+            Verb.RENEW: lambda: self._renew(step.member, plan),
             Verb.ACKNOWLEDGE: lambda: steps.acknowledge(server),
+            Verb.VERIFY: lambda: steps.verify(server, plan.primary),
             Verb.GRANT: lambda: steps.grant(server, plan.term, plan.primary.uuid),
             Verb.ACCOUNTS: lambda: self._make_accounts(step.member),
         }
         actions[step.verb]()
-        if step.verb in {Verb.FOLLOW, Verb.REPOINT, Verb.RESUME, Verb.ACKNOWLEDGE}:
+        # One that is renewed because it was refused follows only after its next step.
+        last = [one for one in plan.steps if one.member == step.member][-1]
+        awaited = {Verb.FOLLOW, Verb.REPOINT, Verb.RESUME, Verb.ACKNOWLEDGE}
+        if step.verb in awaited or (step.verb is Verb.RENEW and step is last):
             steps.await_following(server, plan.primary)
 
     def _record(self, plan: Repair, fence: int) -> None:
@@ -108,11 +125,14 @@ class Ensure:
         wanted = [one for one in self._accounts if one.name in amiss]
         statements = [s for one in wanted for s in accounts.make(one, self._known)]
         server.batch(statements, seconds=steps.GRANT_SECONDS)
-        if accounts.REPLICATION in amiss:
-            # One after the other: somebody acknowledges all the time.
-            for seat in self._cluster.seats.values():
-                if seat.name != name:
-                    steps.renew_password(seat.server, self._known)
+
+    def _renew(self, name: str, plan: Repair) -> None:
+        """Where there are more replicas than this one, somebody acknowledges all the time."""
+        server, primary = self._cluster.server(name), self._cluster.server(plan.primary.name)
+        member, _ = look(server, instance_id="", address="")
+        if member.semi_sync.acknowledging and len(self._cluster.seats) > ALONE:
+            steps.await_spare(primary, name)
+        steps.renew_password(server, self._known)
 
 
 def refused(refusal: Refusal) -> Refused:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from flotilla import ledger
 from flotilla.agent.ledger_mysql import Order
+from flotilla.aws.secrets import authority
 from flotilla.hosts.mysql import Server
 from flotilla.ledger import LIMIT_SECONDS, Execute, new_run
 from flotilla.mysql.accounts import Secrets
@@ -42,11 +43,17 @@ def order(
     label: str = "w",
     is_probe: bool = False,
     limit_seconds: float = LIMIT_SECONDS,
+    host: str = "",
 ) -> Order:
-    """Rows of a new ``run`` in the application's own database, as the application's own user."""
+    """Rows of a new ``run`` in the application's own database, as the application's own user.
+
+    Through the HAProxy of an application host, or to the server at address ``host``.
+    """
     return Order(
         run=run or new_run(),
+        host=host or settings.zone("mysql"),
         port=WRITER_PORT,
+        authority=authority(settings),
         user=settings.mysql.user,
         password=known.passwords[settings.mysql.user],
         database=settings.mysql.database,

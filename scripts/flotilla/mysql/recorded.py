@@ -1,7 +1,8 @@
 """The steps of a command: printed, timed, and in a journal before they begin and after they ended.
 
 Whoever comes after a killed run reads in ``var/<env>/mysql/<time>-<command>.jsonl`` (of Redis in
-``redis/``, of load balancers in ``lb/``, of secrets in ``secrets/``) what it was about to do.
+``redis/``, of load balancers in ``lb/``, of secrets in ``secrets/``, of logins in ``access/``) what
+it was about to do.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def recorded(settings: Settings, command: str, said: Said, total: int = 0) -> It
     """A run of ``command``: its journal while it lasts, its audit line when it ends."""
     clock = datetime.now(UTC)
     noun, _, verb = command.split()[1].partition(".")
-    folder = settings.scratch / (noun if noun in {"redis", "lb", "secrets"} else "mysql")
+    folder = settings.scratch / (noun if noun in {"redis", "lb", "secrets", "access"} else "mysql")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{clock:%Y%m%dT%H%M%S}-{verb}.jsonl"
     journal = Journal(path, lambda: datetime.now(UTC))

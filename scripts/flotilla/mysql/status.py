@@ -126,4 +126,6 @@ def _member(
         "executed": member.executed,
         "surplus": topology.surplus.get((member.name, primary.name), "") if primary else "",
         "faults": list(member.faults),
+        "requires_tls": member.requires_tls,
+        "certificate": member.certificate,
     }

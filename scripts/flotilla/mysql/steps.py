@@ -7,8 +7,10 @@ nothing is left to apply.
 
 from __future__ import annotations
 
+import hashlib
+
 from flotilla.errors import HostFailed
-from flotilla.hosts.mysql import Server, Statement, look
+from flotilla.hosts.mysql import Server, Statement, look, trusted
 from flotilla.mysql.accounts import REPLICATION, Secrets
 from flotilla.rules.mysql import follower_objection
 from flotilla.rules.mysql_topology import Member
@@ -24,7 +26,8 @@ GRANT_SECONDS = 10.0
 # of replica_net_timeout, whatever it was before.
 _FOLLOW = """
 CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_USER = %s,
-  SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_SSL = 1,
+  SOURCE_PASSWORD = %s, SOURCE_AUTO_POSITION = 1, SOURCE_SSL = 1, SOURCE_SSL_CA = %s,
+  SOURCE_SSL_VERIFY_SERVER_CERT = %s,
   SOURCE_HEARTBEAT_PERIOD = 1, SOURCE_CONNECT_RETRY = 1, SOURCE_RETRY_COUNT = 86400
 """
 _RENEW = """
@@ -32,6 +35,19 @@ CHANGE REPLICATION SOURCE TO SOURCE_USER = %s, SOURCE_PASSWORD = %s, SOURCE_HEAR
 """
 REPOINT = (
     "CHANGE REPLICATION SOURCE TO SOURCE_HOST = %s, SOURCE_PORT = %s, SOURCE_HEARTBEAT_PERIOD = 1"
+)
+# The source has to prove the address in SOURCE_HOST; these stay through every REPOINT.
+TRUST = (
+    "CHANGE REPLICATION SOURCE TO SOURCE_SSL_CA = %s, SOURCE_SSL_VERIFY_SERVER_CERT = %s,"
+    " SOURCE_HEARTBEAT_PERIOD = 1"
+)
+_DIGEST = (
+    "SELECT SHA2(User_password, 256) AS digest FROM mysql.slave_master_info"
+    " WHERE Channel_name = '' AND Host <> ''"
+)
+_APPLIER = (
+    "SELECT SERVICE_STATE AS applier FROM performance_schema.replication_applier_status"
+    " WHERE CHANNEL_NAME = ''"
 )
 _TERM = """
 INSERT INTO ops.term (term, uuid, granted_at) VALUES (%s, %s, NOW(6)) AS new
@@ -46,14 +62,41 @@ def source_off(server: Server) -> None:
 
 def follow(server: Server, source: str, known: Secrets) -> None:
     """Follow ``source`` from nothing: for a member that has no source, and so no relay log."""
+    authority = believed(server)
+    password = known.passwords[REPLICATION]
     server.batch(
         [
             "SET GLOBAL rpl_semi_sync_replica_enabled = ON",
-            (_FOLLOW, (source, PORT, REPLICATION, known.passwords[REPLICATION])),
+            (_FOLLOW, (source, PORT, REPLICATION, password, authority, int(bool(authority)))),
             "START REPLICA",
         ],
         seconds=DRAIN_SECONDS,
     )
+
+
+def believed(server: Server) -> str:
+    """The file by which this server believes others; empty before role mysql gave it one."""
+    return trusted(server.query("SELECT @@GLOBAL.ssl_ca AS authority")[0]["authority"])
+
+
+def verify(server: Server, primary: Member) -> None:
+    """Have a replica follow nobody who cannot prove the primary's address.
+
+    Raises HostFailed where the primary cannot; the replica then follows it as before.
+    """
+
+    def turn(authority: str) -> None:
+        change = (TRUST, (authority, int(bool(authority))))
+        server.batch(
+            ["STOP REPLICA IO_THREAD", change, "START REPLICA IO_THREAD"], seconds=DRAIN_SECONDS
+        )
+
+    turn(believed(server))
+    try:
+        await_following(server, primary)
+    except HostFailed:
+        turn("")
+        raise
 
 
 def repoint(server: Server, source: str) -> None:
@@ -97,8 +140,25 @@ def resume(server: Server) -> None:
     server.query("START REPLICA", seconds=DRAIN_SECONDS)
 
 
+def holds_password(server: Server, known: Secrets) -> bool:
+    """Whether a member would log in to its source with the password as it is now.
+
+    True for one without a source. The server keeps the password itself; its digest travels.
+    """
+    rows = server.query(_DIGEST)
+    wanted = hashlib.sha256(known.passwords[REPLICATION].encode()).hexdigest()
+    return all(row["digest"] == wanted for row in rows)
+
+
 def renew_password(server: Server, known: Secrets) -> None:
-    """Log in to the source with the password as it is now."""
+    """Log in to the source with the password as it is now.
+
+    The applier runs meanwhile: with both halves stopped, CHANGE would empty the relay log. Commits
+    wait on the source for the moment in which nobody acknowledges to it: one member at a time.
+    """
+    rows = server.query(_APPLIER)
+    if not rows or rows[0]["applier"] != "ON":
+        drain(server)
     server.batch(
         [
             "STOP REPLICA IO_THREAD",
@@ -189,6 +249,19 @@ def await_following(server: Server, primary: Member) -> None:
     except DeadlineError:
         raise HostFailed(
             f"after {CONNECT_SECONDS:g} s {objection}", next=f"fab fleet.logs {server.name}"
+        ) from None
+
+
+def await_spare(primary: Server, name: str) -> None:
+    """Wait until somebody beside this replica acknowledges. Raises HostFailed."""
+    try:
+        until(lambda: clients(primary) > 1, seconds=CONNECT_SECONDS)
+    except DeadlineError:
+        raise HostFailed(
+            f"{name} is the only replica that acknowledges to {primary.name}",
+            "every write would wait while it logs in again",
+            f"{name} follows as before",
+            "fab mysql.status",
         ) from None
 
 

@@ -109,6 +109,8 @@ class Move:
         with leased(self._settings, "fab mysql.switchover") as lock:
             with self._timed("check again", progress):
                 plan = self._again(chosen)
+                # A rotation may have gone on while the plan was read and agreed to.
+                self._known = store.secrets(self._settings)
             with under(lock, (seat.server for seat in self._cluster.seats.values())):
                 paused = self._switch(plan, lock, progress)
             with self._timed("verify", progress):

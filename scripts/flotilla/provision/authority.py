@@ -18,7 +18,7 @@ from flotilla.provision.world import World
 from flotilla.rules import authority as rules
 
 # Roles whose hosts serve TLS with a certificate of their own.
-HOLDERS = ("redis",)
+HOLDERS = ("redis", "app", "mysql")
 ROOT, CERTIFICATE = ("operator", "authority"), ("authority", "certificate")
 ISSUER = "tls_issuer"
 

@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 from flotilla.aws.errors import code
 from flotilla.aws.secrets import sealed_by
 from flotilla.errors import Refused
+from flotilla.hosts import certificates
 from flotilla.provision.change import Change, Stage
 from flotilla.provision.world import World, data
 
@@ -278,13 +279,18 @@ def parameters(world: World) -> set[str]:
     return {parameter["Name"] for page in pages for parameter in page["Parameters"]}
 
 
+def _secret(role: str) -> str:
+    """Something new that nobody can guess: for SSH a CA's key, else a password."""
+    return certificates.new_ca() if role == "ssh" else secrets.token_urlsafe(SECRET_BYTES)
+
+
 def _generate(world: World, path: str, role: str) -> None:
     """Store a new random secret; without Overwrite, SSM itself refuses to replace an old one."""
     ssm = world.client("ssm")
     try:
         ssm.put_parameter(
             Name=path,
-            Value=secrets.token_urlsafe(SECRET_BYTES),
+            Value=_secret(role),
             Type="SecureString",
             Overwrite=False,
             Tags=world.tags(path, Role=role),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from flotilla.agent.bundle import loaded
 from flotilla.agent.ledger_redis import Order
 from flotilla.aws import secrets
+from flotilla.aws.secrets import CERTIFICATE
 from flotilla.errors import HostFailed
 from flotilla.hosts.ssh import Runner
 from flotilla.settings import Settings
@@ -18,8 +19,6 @@ from flotilla.snapshot import Host
 KEYS = "flotilla_ledger"
 PORT = 6379
 USER = "app"
-# What everybody trusts; see provision.authority.
-CERTIFICATE = ("authority", "certificate")
 READ_BACK_SECONDS = 30.0
 
 

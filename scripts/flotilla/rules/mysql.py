@@ -36,7 +36,9 @@ class Verb(StrEnum):
     REPOINT = "repoint"
     REOPEN = "reopen"
     RESUME = "resume"
+    RENEW = "renew"
     ACKNOWLEDGE = "acknowledge"
+    VERIFY = "verify"
     GRANT = "grant"
     ACCOUNTS = "accounts"
 
@@ -340,7 +342,14 @@ def _mend(topology: Topology, primary: Member, term: int) -> Iterator[Step]:
         if member.semi_sync.source:
             yield Step(Verb.SOURCE_OFF, member.name, "a replica must not wait for acknowledgements")
     yield from _ready(primary, topology.unusable)
+    renewed = [m for m in followers if m.name in topology.outdated and _is_renewable(m)]
+    # Refused with what it holds, it cannot follow at all; a stream that runs can wait until the
+    # primary is seen to let the new password in.
+    lets_in = REPLICATION not in topology.unusable or not primary.is_writable
+    refused = [m for m in renewed if not _streams(m) and lets_in]
     for member in followers:
+        if member in refused:
+            yield _renew(member)
         yield from _follow(member, primary)
     objection = primary_objection(primary, Record(term, primary.instance_id, primary.uuid))
     if objection:
@@ -348,6 +357,7 @@ def _mend(topology: Topology, primary: Member, term: int) -> Iterator[Step]:
     if topology.unusable or primary.term is None:
         names = ", ".join(sorted(topology.unusable)) or "all"
         yield Step(Verb.ACCOUNTS, primary.name, f"accounts to create or correct: {names}")
+    yield from (_renew(member) for member in renewed if member not in refused)
 
 
 def _ready(primary: Member, unusable: frozenset[str]) -> Iterator[Step]:
@@ -379,6 +389,23 @@ def _follow(member: Member, primary: Member) -> Iterator[Step]:
     elif not (replication.is_running or replication.is_stuck):
         threads = f"stream {replication.io}, applier {replication.applier}"
         yield Step(Verb.RESUME, member.name, f"{threads} {replication.error}".rstrip())
+    elif primary.authority and member.authority not in {"", replication.authority}:
+        # A source without a certificate of the fleet's could prove nothing.
+        why = f"it follows whoever answers at {replication.host}, and {primary.name} can prove that"
+        yield Step(Verb.VERIFY, member.name, why)
+
+
+def _is_renewable(member: Member) -> bool:
+    """With its applier stopped for good, a change would throw away what it has received."""
+    return member.replication is not None and not member.replication.is_stuck
+
+
+def _streams(member: Member) -> bool:
+    return member.replication is not None and member.replication.io == "ON"
+
+
+def _renew(member: Member) -> Step:
+    return Step(Verb.RENEW, member.name, "it logs in to its source with an outdated password")
 
 
 def _ackers(topology: Topology, primary: Member) -> Sequence[Member]:

@@ -35,6 +35,8 @@ class Replication:
     error: str = ""
     lag_seconds: float = 0.0
     delay_seconds: int = 0
+    # Whom the source has to prove its address by; empty where nothing is verified.
+    authority: str = ""
 
     @property
     def is_running(self) -> bool:
@@ -66,7 +68,9 @@ class Member:
 
     ``term`` and ``term_uuid`` are the newest row of ops.term, None where there is no such table.
     ``closed``: it is offline and would be after a restart, because its data is being replaced; what
-    it holds until then is of no use to anybody.
+    it holds until then is of no use to anybody. ``authority`` is the file it believes certificates
+    by, empty before it has one of the fleet's; ``certificate`` is from when to when its own is
+    valid (epoch seconds), None where it has none that works.
     """
 
     name: str
@@ -85,6 +89,9 @@ class Member:
     replication: Replication | None = None
     semi_sync: SemiSync = field(default_factory=SemiSync)
     faults: tuple[str, ...] = ()
+    authority: str = ""
+    requires_tls: bool = False
+    certificate: tuple[float, float] | None = None
 
     @property
     def is_writable(self) -> bool:
@@ -116,7 +123,8 @@ class Topology:
     ``silent`` maps the members that did not answer to the reason. ``surplus[a, b]`` is what ``a``
     received or executed that ``b`` has not, as a GTID set; pairs with nothing are left out.
     ``stranded`` lack transactions that their primary has already purged; ``unusable`` are accounts
-    that are missing or refuse their password on the primary.
+    that are missing or refuse their password on the primary; ``outdated`` members hold another
+    password for their source than the one that they should log in with.
     """
 
     members: tuple[Member, ...]
@@ -124,6 +132,7 @@ class Topology:
     surplus: Mapping[tuple[str, str], str] = field(default_factory=dict)
     stranded: frozenset[str] = frozenset()
     unusable: frozenset[str] = frozenset()
+    outdated: frozenset[str] = frozenset()
 
     def by_instance(self, instance_id: str) -> Member | None:
         """The answering member on that instance."""

@@ -50,7 +50,7 @@ class Secret:
     """A secret that can be rotated: the account it opens, and who has it.
 
     ``account`` is "" for the application's own account of MySQL, which fleet.yml names. ``users``
-    is the role of the hosts that have it, in ``file``; "" where no host of the fleet does.
+    is the role of the hosts that have it, in ``file``; "" where no file of the fleet does.
     """
 
     role: str
@@ -59,6 +59,8 @@ class Secret:
     users: str = ""
     file: str = ""
     sentinels: bool = False  # Sentinels have the account as well
+    watchers: bool = False  # the watcher on every server's host holds it in memory
+    streams: bool = False  # every replica keeps it, for the stream from its source
 
     @property
     def key(self) -> str:
@@ -84,14 +86,19 @@ ROTATED: Mapping[str, Secret] = {
         "/etc/redis/flotilla.json",
         sentinels=True,
     ),
+    "mysql-replication": Secret(
+        "mysql", "replication_password", "replication", watchers=True, streams=True
+    ),
+    "mysql-watcher": Secret("mysql", "watcher_password", "flotilla_watcher", watchers=True),
 }
 # Why each of the others is not, and what there is instead.
 NOT_ROTATED: Mapping[str, str] = {
-    "mysql-replication": "watchers hold it in memory, and would follow a new primary with the old",
-    "mysql-watcher": "watchers hold it in memory, and a restart of one cuts its server's sessions",
-    "mysql-root": "nobody logs in with it: root is known by the operating system's user",
+    "mysql-root": "nobody logs in with it: root is known by the operating system's user, and no"
+    " server has the value",
     "mysql-backup-keys": "a new key goes before the old ones, which open what they sealed",
     "redis-backup-keys": "a new key goes before the old ones, and no command does that yet",
+    "ssh-user-ca": "every certificate of a person is signed again with it",
+    "ssh-host-ca": "every certificate of a host is signed again with it",
     "app-secret": "the application takes one key only: another one ends every user's session",
 }
 INSTEAD = {"mysql-backup-keys": "fab backup.rotate-key"}

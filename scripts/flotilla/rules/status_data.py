@@ -40,6 +40,7 @@ def mysql(world: World) -> Iterator[Finding]:
         return
     yield from _problems(world, world.mysql)
     yield from _members(world.mysql)
+    yield from _certificates(world.mysql, world.at)
 
 
 def _problems(world: World, cluster: Mapping[str, Any]) -> Iterator[Finding]:
@@ -83,6 +84,22 @@ def _members(cluster: Mapping[str, Any]) -> Iterator[Finding]:
         if member["role"] == "primary" and member.get("acknowledging_replicas") == 0:
             what = f"no replica acknowledges writes, so writes on {member['name']} wait"
             yield down(member["name"], what, "fab mysql.ensure", NO_WRITES)
+
+
+def _certificates(cluster: Mapping[str, Any], at: float) -> Iterator[Finding]:
+    """Those that were not renewed in time; a server's own, of before, last ten years."""
+    for member in cluster["members"]:
+        if not member.get("certificate"):
+            continue
+        begins, ends = member["certificate"]
+        name, hours = member["name"], (ends - at) / 3600
+        if hours <= 0:
+            what = f"{name}: its certificate has ended: clients and replicas refuse it"
+        elif ends - at < (ends - begins) * redis_rules.LATE:
+            what = f"{name}: its certificate ends in {hours:.0f} h and was not renewed"
+        else:
+            continue
+        yield risk(name, what, f"fab fleet.logs {name} --unit flotilla-tls", ENDING)
 
 
 def backups(world: World) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,10 +16,11 @@ from flotilla.aws import secrets
 from flotilla.errors import HostFailed, Refused
 from flotilla.hosts.ssh import Result, Runner, prepare
 from flotilla.mysql import operate as mysql
+from flotilla.mysql import steps, store
 from flotilla.mysql.recorded import Said
 from flotilla.mysql.session import session
-from flotilla.redis.ledger import CERTIFICATE
 from flotilla.redis.operate import TOOL
+from flotilla.rules.mysql_health import HEALTH_PORT
 from flotilla.rules.secrets import Secret
 from flotilla.settings import Settings
 from flotilla.snapshot import Snapshot
@@ -30,6 +32,28 @@ STATUS_SECONDS = 15.0
 _SESSIONS = """
 SELECT DISTINCT PROCESSLIST_HOST AS address FROM performance_schema.threads
 WHERE PROCESSLIST_USER = %s AND PROCESSLIST_HOST IS NOT NULL
+"""
+# On a server's host: have its watcher read the passwords again, until it uses this version.
+WATCHER_SECONDS = 15.0
+_READ_AGAIN = f"""\
+import json, socket, sys, time
+address, account, wanted = json.loads(sys.stdin.readline())
+said, end = "", time.monotonic() + {WATCHER_SECONDS}
+while time.monotonic() < end:
+    try:
+        with socket.create_connection((address, {HEALTH_PORT}), 1) as stream:
+            stream.sendall(b"GET /secrets HTTP/1.0\\r\\n\\r\\n")
+            status, _, body = stream.makefile("rb").read().partition(b"\\r\\n\\r\\n")
+        found = json.loads(body) if status.split()[1] == b"200" else {{}}
+        said = f"it uses version {{found[account]}}" if account in found else status.decode()[:20]
+        if found.get(account) == wanted:
+            print("yes")
+            break
+    except (OSError, ValueError, IndexError) as error:
+        said = str(error)
+    time.sleep(0.2)
+else:
+    print(said)
 """
 _LOCAL = ("127.0.0.1", "localhost", "")
 
@@ -78,18 +102,24 @@ class Fleet:
             mysql.ensure(self.settings, confirmed=lambda _: None, said=self.said)
 
     def tell_clients(self) -> None:
-        """See ``Hosts``: by the playbook; the application is started again as a deploy does."""
+        """See ``Hosts``: by the playbook; the application is started again as a deploy does.
+
+        Watchers first: one that lets its server follow somebody must not give it the old value.
+        """
         if self.secret.users:
             self._configure(self.secret.users)
         if self.secret.users == "app":
             self._restart_application()
+        if self.secret.watchers and not self._watchers_behind() and self.secret.streams:
+            # One replica after the other, under the cluster's lease.
+            mysql.ensure(self.settings, confirmed=lambda _: None, said=self.said)
 
     def logins(self, values: Sequence[str]) -> dict[str, Sequence[str]]:
         """See ``Hosts``: each server host asks its own services, by their private address."""
         found: dict[str, Sequence[str]] = {}
         command, package = loaded("flotilla.agent.logins", CARRY[self.secret.role])
         ports = [PORTS[self.secret.role], *([SENTINEL_PORT] if self.secret.sentinels else [])]
-        authority = self._authority()
+        authority = secrets.authority(self.settings)
         with self._runner() as (runner, snapshot):
             for host in snapshot.by_role(self.secret.role):
                 targets = [(host.private_ip or "", port) for port in ports]
@@ -101,7 +131,12 @@ class Fleet:
         return found
 
     def behind(self, new: str, old: str) -> dict[str, str]:
-        """See ``Hosts``: the file that holds it is searched, by values that are given as input."""
+        """See ``Hosts``: the file that holds it is searched, by values that are given as input.
+
+        Watchers are asked for the version they use, replicas for the digest of what they keep.
+        """
+        if self.secret.watchers:
+            return self._streams_behind() | self._watchers_behind()
         if not self.secret.users:
             return {}
         found: dict[str, str] = {}
@@ -146,12 +181,38 @@ class Fleet:
             hosts = [host for role in roles for host in snapshot.by_role(role)]
         return [*_LOCAL, *(host.private_ip for host in hosts if host.private_ip)]
 
-    def _authority(self) -> str:
-        """Who vouches for the servers; MySQL's prove nothing here."""
-        if self.secret.role != "redis":
-            return ""
-        name = self.settings.parameter(*CERTIFICATE)
-        return secrets.named(self.settings, [name], are_ours=True)[name]
+    def _watchers_behind(self) -> dict[str, str]:
+        """The hosts whose watcher does not use what SSM holds, each after it was told to."""
+        role, parameter = self.secret.role, self.secret.parameter
+        wanted = secrets.version(self.settings, role, parameter)
+        command = f"exec python3 -c {shlex.quote(_READ_AGAIN)}"
+        with self._runner() as (runner, snapshot):
+            found = {
+                host.name: "it does not run, and would come back with the old value"
+                for host in snapshot.stopped(role)
+            }
+            for host in snapshot.by_role(role):
+                order = json.dumps([host.private_ip or "", self.account, wanted])
+                told = runner.run(
+                    host, command, stdin=f"{order}\n", seconds=LOGIN_SECONDS, check=False
+                )
+                said = told.stdout.strip() or told.last_words
+                if said != "yes":
+                    found[host.name] = f"its watcher does not use version {wanted}: {said}"
+        return found
+
+    def _streams_behind(self) -> dict[str, str]:
+        """The replicas that would log in to their source with another value."""
+        if not self.secret.streams:
+            return {}
+        known = store.secrets(self.settings)
+        with session(self.settings, fresh=True) as opened:
+            seats = opened.cluster.seats
+            right = opened.cluster.each(
+                seats, lambda seat: steps.holds_password(seat.server, known)
+            )
+        stale = "it logs in to its source with the old value"
+        return {name: stale for name, is_right in right.items() if not is_right}
 
     def _configure(self, role: str) -> None:
         configure.configure(self.settings, say=self.said, limit=role)

@@ -22,6 +22,8 @@ from flotilla.snapshot import Host
 
 SOURCE = Path(__file__).with_name("probe.py")
 EDGE_STATE = "/run/flotilla-address/state.json"
+# Where the release tool finds how to ask the application.
+RELEASE = "/etc/app/release.json"
 DISCOVERY_REPORT = "/var/lib/flotilla-discovery/report.json"
 RENEWAL_REPORT = "/var/lib/flotilla-certificate/report.json"
 RENEWAL_UNIT = "flotilla-certificate"
@@ -53,11 +55,11 @@ def command(settings: Settings, role: str) -> str:
             wanted["units"].append(RENEWAL_UNIT)
             wanted["renewal"] = RENEWAL_REPORT
     if role == "app":
-        site = "http://127.0.0.1"
         wanted["app"] = {
             "tool": TOOL,
-            "version_url": site + settings.application.version_path,
-            "ready_url": site + settings.application.ready_path,
+            "settings": RELEASE,
+            "version_path": settings.application.version_path,
+            "ready_path": settings.application.ready_path,
         }
     if role == "redis":
         wanted["redis"] = shlex.split(redis.REPORTER)

@@ -2,9 +2,10 @@
 
 Only Python's standard library, of any version since 3.11; nothing is installed. Its one argument is
 a JSON object: ``units`` and ``disks`` (paths) to look at, and which of ``haproxy`` (socket path),
-``questions`` (to that socket, by name), ``app`` (release tool, version_url, ready_url), ``redis``
-(reporter), ``edge`` (state file), ``discovery`` and ``renewal`` (report files) there are. Each part
-that cannot be had is ``{"error": why}``; the others are there all the same.
+``questions`` (to that socket, by name), ``app`` (release tool, its ``settings`` file, version_path,
+ready_path), ``redis`` (reporter), ``edge`` (state file), ``discovery`` and ``renewal`` (report
+files) there are. Each part that cannot be had is ``{"error": why}``; the others are there all the
+same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -63,19 +65,25 @@ def haproxy(path: str, command: str = "show stat") -> dict[str, str]:
 def app(options: dict[str, str]) -> dict[str, Any]:
     """What the release tool says, which version answers, and whether it is ready."""
     found: dict[str, Any] = json.loads(said([options["tool"], "status"]))
-    _, body = answer(options["version_url"])
+    # By the name that its certificate has; a host that was configured before that has no TLS.
+    settings = read_json(options["settings"]) or {}
+    site = settings.get("url", "http://127.0.0.1")
+    trust = None
+    if site.startswith("https:"):
+        trust = ssl.create_default_context(cafile=settings["authority"])
+    _, body = answer(site + options["version_path"], trust)
     try:
         served = json.loads(body).get("version")
     except (ValueError, AttributeError):
         # Whose version page is a line of text.
         served = body.strip() or None
-    return found | {"served": served, "ready": answer(options["ready_url"])[0]}
+    return found | {"served": served, "ready": answer(site + options["ready_path"], trust)[0]}
 
 
-def answer(url: str) -> tuple[int | None, str]:
+def answer(url: str, trust: ssl.SSLContext | None = None) -> tuple[int | None, str]:
     """Status and the beginning of the body; no status when nothing answers."""
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as page:  # noqa: S310  http by the caller
+        with urllib.request.urlopen(url, timeout=SECONDS, context=trust) as page:  # noqa: S310  ours
             return page.status, page.read(4096).decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, ""

@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""Change how people log in, so that nobody can be locked out: what a login has not proved goes.
+
+Roles write what sshd and PAM are to read below /var/lib/flotilla/sshd/staged, each file under its
+own path. ``begin`` puts it in place, reloads sshd and arms a timer; ``confirm`` keeps it, and only
+from a login that began after that; else the timer puts back what was there. A reboot in between
+does so too.
+
+Exit 0 done or nothing to do, 1 it could not be done and what was there is in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HOME = Path("/var/lib/flotilla/sshd")
+STAGED = HOME / "staged"
+SAVED = HOME / "saved"
+# There while a change waits for its proof: what was changed, and when, in seconds since boot.
+PENDING = HOME / "pending.json"
+UNIT = "flotilla-sshd-revert"
+TOOL = "/usr/local/sbin/flotilla-sshd"
+# sshd starts itself anew some milliseconds after it was told to; logins before are the old one's.
+SETTLE_SECONDS = 1.0
+SESSION = "sshd-session"
+# Until sshd was reloaded no login is a proof.
+NEVER = 1e12
+
+
+class RefusedError(Exception):
+    """Why it was not done, in one sentence."""
+
+
+def differing() -> list[Path]:
+    """Files whose staged text is not the one in place, by their path from the root."""
+    staged = sorted(path for path in STAGED.rglob("*") if path.is_file())
+    found = [path.relative_to(STAGED) for path in staged]
+    return [path for path in found if _content(STAGED / path) != _content(Path("/") / path)]
+
+
+def begin(seconds: int) -> dict[str, Any]:
+    """Put the staged files in place, to be taken back after ``seconds`` unless confirmed."""
+    if PENDING.exists():
+        revert(reload=True)
+    files = differing()
+    if not files:
+        return {"changed": False, "files": []}
+    _save(files)
+    try:
+        _arm(seconds)
+        _install(files)
+        _check()
+        _run("systemctl", "reload", "ssh.service")
+    except (RefusedError, OSError) as error:
+        revert(reload=True)
+        raise RefusedError(f"{error}. What was there is in place again.") from error
+    time.sleep(SETTLE_SECONDS)
+    _pending(files, since_boot())
+    return {"changed": True, "files": [f"/{path}" for path in files], "seconds": seconds}
+
+
+def place() -> dict[str, Any]:
+    """Put the staged files in place for the next boot: on a host that becomes an image."""
+    files = differing()
+    _save(files)
+    try:
+        _install(files)
+        _check()
+    except (RefusedError, OSError) as error:
+        revert(reload=False)
+        raise RefusedError(f"{error}. What was there is in place again.") from error
+    _forget()
+    return {"changed": bool(files), "files": [f"/{path}" for path in files]}
+
+
+def confirm(login: float | None) -> dict[str, Any]:
+    """Keep the change; ``login`` is when the asking login began, in seconds since boot."""
+    if not PENDING.exists():
+        raise RefusedError("no change waits: it was put back, or never begun")
+    pending = json.loads(PENDING.read_text())
+    if login is None:
+        raise RefusedError("this is no login over SSH, which is what has to be proved")
+    if login < pending["since_boot"]:
+        raise RefusedError("this login is older than the change and proves nothing: log in anew")
+    _forget()
+    # It would find nothing to do.
+    subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
+    return {"confirmed": True, "files": pending["files"]}
+
+
+def revert(*, reload: bool) -> dict[str, Any]:
+    """Put back what was there before the last ``begin``; nothing to do once that is confirmed."""
+    if not PENDING.exists():
+        return {"reverted": False, "files": []}
+    files = json.loads(PENDING.read_text())["files"]
+    for name in files:
+        saved, place_ = SAVED / name.lstrip("/"), Path(name)
+        if saved.exists():
+            _replace(saved, place_)
+        else:
+            place_.unlink(missing_ok=True)
+    if reload:
+        # Also when it has ended, of settings that it could not read.
+        subprocess.run(["systemctl", "reload-or-restart", "ssh.service"], check=False)
+    _forget()
+    return {"reverted": True, "files": files}
+
+
+def since_boot() -> float:
+    """Now, as /proc counts the time of processes: in seconds since boot."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def login_began(process: int, proc: Path = Path("/proc")) -> float | None:
+    """When the login that ``process`` belongs to was accepted; None when it belongs to none.
+
+    sshd has one process a connection from its first byte on, and all of a login descends from it.
+    """
+    began = None
+    while process > 1:
+        try:
+            text = (proc / str(process) / "stat").read_text()
+        except OSError:
+            break
+        # The name is in parentheses and may hold anything.
+        name, _, rest = text.partition("(")[2].rpartition(") ")
+        fields = rest.split()
+        if name == SESSION:
+            began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        process = int(fields[1])
+    return began
+
+
+def _content(path: Path) -> tuple[bytes, int] | None:
+    try:
+        return path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _save(files: list[Path]) -> None:
+    shutil.rmtree(SAVED, ignore_errors=True)
+    for path in files:
+        there = Path("/") / path
+        if there.exists():
+            (SAVED / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(there, SAVED / path)
+    # On the disk before the first file is replaced: a reboot puts back what it names.
+    os.sync()
+    _pending(files, NEVER)
+
+
+def _pending(files: list[Path], now: float) -> None:
+    record = {"files": [f"/{path}" for path in files], "since_boot": now}
+    fresh = PENDING.with_suffix(".new")
+    with fresh.open("w") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(PENDING)
+
+
+def _install(files: list[Path]) -> None:
+    for path in files:
+        _replace(STAGED / path, Path("/") / path)
+
+
+def _replace(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # sshd reads *.conf, and this is none until it is whole.
+    fresh = target.with_name(f".{target.name}.flotilla-new")
+    shutil.copy2(source, fresh)
+    os.chown(fresh, 0, 0)
+    fresh.replace(target)
+
+
+def _check() -> None:
+    done = subprocess.run(["/usr/sbin/sshd", "-t"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RefusedError(f"sshd does not take it: {done.stderr.strip()}")
+
+
+def _arm(seconds: int) -> None:
+    subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
+    _run(
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        f"--unit={UNIT}",
+        f"--on-active={seconds}",
+        "--timer-property=AccuracySec=100ms",
+        TOOL,
+        "revert",
+    )
+
+
+def _forget() -> None:
+    PENDING.unlink(missing_ok=True)
+    shutil.rmtree(SAVED, ignore_errors=True)
+
+
+def _run(*argv: str) -> None:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise RefusedError(f"there is no {argv[0]}") from error
+    if done.returncode:
+        raise RefusedError(f"{argv[0]} failed: {done.stderr.strip() or done.returncode}")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """The timer and an operator at once would each put back half."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    """Do one of the five."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    beginning = verbs.add_parser("begin", help="put the staged files in place, for a while")
+    beginning.add_argument("--seconds", type=int, default=120, help="until they are taken back")
+    verbs.add_parser("confirm", help="keep them; from a new login only")
+    reverting = verbs.add_parser("revert", help="put back what was there, unless it was confirmed")
+    reverting.add_argument("--no-reload", action="store_true", help="before sshd starts")
+    verbs.add_parser("differs", help="only say what begin would change")
+    verbs.add_parser("place", help="put them in place for the next boot, of an image")
+    given = parser.parse_args()
+    try:
+        with _alone():
+            if given.verb == "begin":
+                told = begin(given.seconds)
+            elif given.verb == "confirm":
+                told = confirm(login_began(os.getpid()))
+            elif given.verb == "revert":
+                told = revert(reload=not given.no_reload)
+            elif given.verb == "differs":
+                found = [f"/{path}" for path in differing()]
+                told = {"changed": bool(found), "files": found}
+            else:
+                told = place()
+    except (RefusedError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(json.dumps(told) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Who may log in: certificates that end by themselves, given out and taken back."""

@@ -1,0 +1,143 @@
+"""Settings that lock people out take themselves back; those that a new login has proved stay."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from sshd.machines import REPO, Machine, configure
+
+from flotilla.wait import until
+
+TOOL = "/usr/local/sbin/flotilla-sshd"
+FILE = "/etc/ssh/sshd_config.d/70-trial.conf"
+STAGED = "/var/lib/flotilla/sshd/staged"
+PAM = "/etc/pam.d/sshd"
+KEY = "/root/key"
+
+
+@pytest.fixture
+def changed(host: Machine) -> Machine:
+    """A host with the tool, whose root may log in to admin."""
+    configure(host, "app")
+    host.write(TOOL, (REPO / "roles/base/files/sshd_change.py").read_bytes(), 0o755)
+    host.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", KEY)
+    host.write("/home/admin/.ssh/authorized_keys", host.path(f"{KEY}.pub").read_text(), 0o600)
+    host.run("chown", "-R", "admin:", "/home/admin")
+    host.write("/etc/sudoers.d/admin", "admin ALL=(ALL) NOPASSWD:ALL\n", 0o440)
+    host.start()
+    return host
+
+
+def stage(host: Machine, text: str, path: str = FILE) -> None:
+    host.write(f"{STAGED}{path}", text)
+
+
+def begin(host: Machine, seconds: int = 60) -> dict:
+    return json.loads(host.run(TOOL, "begin", "--seconds", str(seconds)).stdout)
+
+
+def login(host: Machine, *command: str, control: str = "none") -> subprocess.CompletedProcess[str]:
+    options = ["-o", "StrictHostKeyChecking=accept-new", "-o", f"ControlPath={control}"]
+    options += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-i", KEY]
+    return host.run("ssh", *options, f"admin@{host.address}", *command, check=False)
+
+
+def is_there(host: Machine, path: str = FILE) -> bool:
+    return host.path(path).exists()
+
+
+def test_a_change_that_a_new_login_proves_stays(changed: Machine) -> None:
+    stage(changed, "MaxAuthTries 4\n")
+    assert begin(changed, 4) == {"changed": True, "files": [FILE], "seconds": 4}
+    done = login(changed, "sudo", TOOL, "confirm")
+    assert json.loads(done.stdout) == {"confirmed": True, "files": [FILE]}, done.stderr
+    time.sleep(6)
+    assert is_there(changed)
+    assert begin(changed) == {"changed": False, "files": []}
+
+
+def test_one_that_keeps_everybody_out_is_taken_back_by_itself(changed: Machine) -> None:
+    stage(changed, "DenyUsers admin\n")
+    begin(changed, 4)
+    assert "Permission denied" in login(changed, "true").stderr
+    until(lambda: not is_there(changed), seconds=15)
+    until(lambda: login(changed, "true").returncode == 0, seconds=10)
+    again = changed.run(TOOL, "confirm", check=False)
+    assert (again.returncode, "was put back" in again.stderr) == (1, True)
+
+
+def test_a_login_from_before_proves_nothing(changed: Machine) -> None:
+    master = "/root/master"
+    options = ["-o", f"ControlPath={master}", "-o", "ControlMaster=yes", "-o", "BatchMode=yes"]
+    options += ["-o", "StrictHostKeyChecking=accept-new", "-i", KEY, "-fN"]
+    changed.run("ssh", *options, f"admin@{changed.address}")
+    stage(changed, "DenyUsers admin\n")
+    begin(changed)
+    done = login(changed, "sudo", TOOL, "confirm", control=master)
+    assert (done.returncode, "older than the change" in done.stderr) == (1, True), done.stderr
+    assert "no login over SSH" in changed.run(TOOL, "confirm", check=False).stderr
+    # Whoever is still in may take it back at once.
+    assert json.loads(login(changed, "sudo", TOOL, "revert", control=master).stdout)["reverted"]
+    until(lambda: login(changed, "true").returncode == 0, seconds=10)
+
+
+def test_what_sshd_does_not_take_is_never_given_to_it(changed: Machine) -> None:
+    stage(changed, "NoSuchWord yes\n")
+    done = changed.run(TOOL, "begin", check=False)
+    assert (done.returncode, "NoSuchWord" in done.stderr) == (1, True)
+    assert not is_there(changed)
+    assert login(changed, "true").returncode == 0
+
+
+def test_a_reload_that_fails_is_taken_back(changed: Machine) -> None:
+    stage(changed, "MaxAuthTries 4\n")
+    changed.write("/run/cannot-reload", "")
+    done = changed.run(TOOL, "begin", check=False)
+    assert (done.returncode, "in place again" in done.stderr) == (1, True)
+    assert not is_there(changed)
+
+
+def test_pam_is_changed_the_same_way(changed: Machine) -> None:
+    before = changed.path(PAM).read_text()
+    stage(changed, "account required pam_deny.so\n" + before, PAM)
+    begin(changed, 4)
+    assert login(changed, "true").returncode
+    until(lambda: changed.path(PAM).read_text() == before, seconds=15)
+    assert login(changed, "true").returncode == 0
+
+
+def test_a_reboot_in_between_takes_it_back(changed: Machine) -> None:
+    """The timer is gone then; a unit before sshd does it."""
+    stage(changed, "DenyUsers admin\n")
+    begin(changed)
+    assert json.loads(changed.run(TOOL, "revert", "--no-reload").stdout)["reverted"]
+    assert not is_there(changed)
+
+
+def test_the_next_change_takes_back_one_that_nobody_proved(changed: Machine) -> None:
+    stage(changed, "DenyUsers admin\n")
+    begin(changed)
+    stage(changed, "MaxAuthTries 4\n")
+    assert begin(changed)["changed"]
+    assert login(changed, "sudo", TOOL, "confirm").returncode == 0
+    assert changed.path(FILE).read_text() == "MaxAuthTries 4\n"
+
+
+def test_what_somebody_changed_by_hand_is_put_right(changed: Machine) -> None:
+    stage(changed, "MaxAuthTries 4\n")
+    begin(changed)
+    login(changed, "sudo", TOOL, "confirm")
+    changed.write(FILE, "MaxAuthTries 1\n")
+    assert begin(changed)["changed"]
+    assert login(changed, "sudo", TOOL, "confirm").returncode == 0
+
+
+def test_on_a_host_that_becomes_an_image_they_are_put_in_place(changed: Machine) -> None:
+    stage(changed, "MaxAuthTries 4\n")
+    assert json.loads(changed.run(TOOL, "place").stdout) == {"changed": True, "files": [FILE]}
+    assert json.loads(changed.run(TOOL, "place").stdout) == {"changed": False, "files": []}
+    assert not Path(changed.path("/var/lib/flotilla/sshd/pending.json")).exists()

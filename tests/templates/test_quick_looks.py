@@ -1,0 +1,118 @@
+"""What roles ask a host before they change it: missing packages, files that differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEMS = {
+    "directories": ["{out}"],
+    "templates": [{"src": "a.j2", "dest": "{out}/a"}, {"src": "empty.j2", "dest": "{out}/empty"}],
+    "copies": [{"src": "c", "dest": "{out}/c", "mode": "0755"}],
+}
+_PLAY: list[dict[str, Any]] = [
+    {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {"word": "wörld"},
+        "roles": ["tried"],
+    }
+]
+
+
+@pytest.fixture
+def tried(tmp_path: Path):
+    """Runs one task of a role that has those files; its result."""
+    role = tmp_path / "roles" / "tried"
+    for folder in ("tasks", "templates", "files"):
+        (role / folder).mkdir(parents=True)
+    (role / "templates/a.j2").write_text("# {{ ansible_managed }}\nhello {{ word }}\n\n")
+    (role / "templates/empty.j2").write_text("")
+    (role / "files/c").write_text("#!/bin/sh\n")
+    (tmp_path / "play.yml").write_text(json.dumps(_PLAY))
+    answers = tmp_path / "told"
+
+    def run(action: str, **arguments: Any) -> dict[str, Any]:
+        tasks = [
+            {action: arguments, "register": "told"},
+            {
+                "ansible.builtin.copy": {
+                    "content": "{{ told | to_json }}",
+                    "dest": f"{tmp_path}/told",
+                }
+            },
+        ]
+        (role / "tasks/main.yml").write_text(json.dumps(tasks))
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ansible-playbook", "play.yml"],
+            cwd=tmp_path,
+            env=os.environ
+            | {
+                "ANSIBLE_ACTION_PLUGINS": str(ROOT / "playbooks/action_plugins"),
+                "ANSIBLE_ROLES_PATH": str(tmp_path / "roles"),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        answer: dict[str, Any] = json.loads(answers.read_text())
+        return answer
+
+    return run
+
+
+def items(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(ITEMS).replace("{out}", str(out)))
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files are to be root's")
+def test_what_differs_is_named_and_nothing_else(tried, tmp_path: Path):
+    out = tmp_path / "out"
+    wanted = items(out)
+    told = tried("flotilla_differing", **wanted)
+    assert {name: told[name] for name in wanted} == wanted
+    assert not told["changed"]
+    assert not out.exists()
+
+    out.mkdir(mode=0o755)
+    for name, text, mode in (
+        ("a", "# Ansible managed\nhello wörld\n\n", 0o644),
+        ("empty", "", 0o644),
+        ("c", "#!/bin/sh\n", 0o755),
+    ):
+        (out / name).write_text(text)
+        (out / name).chmod(mode)
+    told = tried("flotilla_differing", **wanted)
+    assert not any(told[name] for name in wanted)
+
+    (out / "a").write_text("# Ansible managed\nhello world\n\n")
+    (out / "empty").chmod(0o600)
+    os.chown(out / "c", 65534, 0)
+    out.chmod(0o700)
+    told = tried("flotilla_differing", **wanted)
+    assert {name: told[name] for name in wanted} == wanted
+
+
+def test_packages_that_are_there_are_not_asked_of_apt(tried):
+    told = tried("flotilla_packages", name=["bash", "coreutils"], state="present")
+    assert told == {"changed": False, "failed": False}
+
+
+def test_a_package_that_is_missing_is_left_to_apt(tried):
+    with pytest.raises(AssertionError, match="No package matching 'no-such-package-here'"):
+        tried("flotilla_packages", name=["bash", "no-such-package-here"], state="present")
+
+
+def test_no_other_state_is_taken_for_present(tried):
+    with pytest.raises(AssertionError, match="state present, or use apt"):
+        tried("flotilla_packages", name="no-such-package-here", state="latest")
