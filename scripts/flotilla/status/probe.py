@@ -65,7 +65,7 @@ def haproxy(path: str, command: str = "show stat") -> dict[str, str]:
 def app(options: dict[str, str]) -> dict[str, Any]:
     """What the release tool says, which version answers, and whether it is ready."""
     found: dict[str, Any] = json.loads(said([options["tool"], "status"]))
-    # By the name that its certificate has; a host that was configured before that has no TLS.
+    # As the release tool asks it; a host that was configured before there was TLS has no url.
     settings = read_json(options["settings"]) or {}
     site = settings.get("url", "http://127.0.0.1")
     trust = None
