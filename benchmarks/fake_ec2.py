@@ -81,13 +81,15 @@ class FakeEc2:
                 length = int(self.headers.get("Content-Length", 0))
                 form = parse_qs(self.rfile.read(length).decode())
                 action = form.get("Action", ["?"])[0]
+                # Before the answer: its reader may look at the count before this thread goes on.
+                endpoint._count(action)
                 body = endpoint._answer(action, form)
                 self.send_response(200)
                 self.send_header("Content-Type", "text/xml;charset=UTF-8")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
-                endpoint._count(action, time.perf_counter() - start)
+                endpoint._spent(time.perf_counter() - start)
 
             def log_message(self, *arguments: object) -> None:
                 """Say nothing: stderr belongs to the benchmark."""
@@ -107,9 +109,12 @@ class FakeEc2:
         self._server.shutdown()
         self._server.server_close()
 
-    def _count(self, action: str, seconds: float) -> None:
+    def _count(self, action: str) -> None:
         with self._lock:
             self.calls[action] += 1
+
+    def _spent(self, seconds: float) -> None:
+        with self._lock:
             self.busy_seconds += seconds
 
     def _answer(self, action: str, form: dict[str, list[str]]) -> bytes:
