@@ -155,12 +155,16 @@ def templates_of(role: str) -> set[str]:
     """What a role's configure.yml renders on an application host."""
     variables = parsed(f"{role}/vars/main.yml") if (ROLES / role / "vars/main.yml").exists() else {}
     found: set[str] = set()
+    asked: dict[str, str] = {}
     for task in parsed(f"{role}/tasks/configure.yml"):
+        if "flotilla_differing" in task:
+            asked[f"{task['register']}.templates"] = task["flotilla_differing"]["templates"]
         source = task.get("ansible.builtin.template", {}).get("src", "")
         if source.endswith(".j2"):
             found.add(source)
         elif source:
-            listed = variables[task["loop"].strip("{} ")]
+            loop = task["loop"].strip("{} ")
+            listed = variables[asked.get(loop, loop).strip("{} ")]
             found |= {one["src"] for one in listed}
     return found
 

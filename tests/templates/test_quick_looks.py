@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +13,13 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+_SPEC = importlib.util.spec_from_file_location(
+    "flotilla_differing", ROOT / "playbooks/action_plugins/flotilla_differing.py"
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+differing = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(differing)
 ITEMS = {
     "directories": ["{out}"],
     "templates": [{"src": "a.j2", "dest": "{out}/a"}, {"src": "empty.j2", "dest": "{out}/empty"}],
@@ -101,6 +109,49 @@ def test_what_differs_is_named_and_nothing_else(tried, tmp_path: Path):
     out.chmod(0o700)
     told = tried("flotilla_differing", **wanted)
     assert {name: told[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("states", "unit", "fine"),
+    [
+        (("active", "enabled"), {"enabled": True, "state": "started"}, True),
+        (("active", "disabled"), {"enabled": True, "state": "started"}, False),
+        (("inactive", "enabled"), {"enabled": True, "state": "started"}, False),
+        (("activating", "enabled"), {"state": "started"}, True),
+        (("failed", "enabled"), {"state": "started"}, False),
+        (("inactive", "masked"), {"masked": True}, True),
+        (("inactive", "masked"), {"enabled": True}, False),
+        (("inactive", "disabled"), {"masked": True}, False),
+        (("inactive", "disabled"), {"enabled": False, "masked": False}, True),
+        ((), {"enabled": True}, False),
+        ((), {"state": "started"}, False),
+        ((), {"masked": True}, False),
+    ],
+)
+def test_a_unit_is_left_alone_only_if_systemd_has_it_so(states, unit, fine) -> None:
+    assert differing.as_it_should({"name": "a.timer", **unit}, states) is fine
+
+
+def test_what_systemd_says_is_kept_apart_from_files() -> None:
+    there = differing.found(
+        ["directory\t755\troot:root\t/a b", "unit\ta.timer\tenabled\tactive", "unit\tb.service\t"]
+    )
+    assert there == {
+        "/a b": ("directory", "755", "root:root"),
+        "unit\ta.timer": ("enabled", "active"),
+        "unit\tb.service": ("",),
+    }
+
+
+def test_files_and_units_that_are_missing_are_named(tried, tmp_path: Path) -> None:
+    (tmp_path / "here").touch(mode=0o600)
+    told = tried(
+        "flotilla_differing",
+        present=[str(tmp_path / "here"), str(tmp_path / "gone")],
+        units=[{"name": "no-such-unit-here.service", "enabled": True}],
+    )
+    assert told["present"] == [str(tmp_path / "gone")]
+    assert [unit["name"] for unit in told["units"]] == ["no-such-unit-here.service"]
 
 
 def test_packages_that_are_there_are_not_asked_of_apt(tried):
