@@ -16,8 +16,10 @@ from flotilla.rules.secrets import ROTATED
 
 # Shorter ones would be found by chance.
 LEAST = 16
+# Before the public half of an OpenSSH key of ours, and how long that is.
+_KIND = b"ssh-ed25519\0\0\0\x20"
+_PUBLIC_BYTES = 32
 # A certificate may follow it, which is no secret.
-_KIND = b"ssh-ed25519"
 _KEY = r"BEGIN [A-Z ]*PRIVATE KEY-----\n(.*?)\n-----END"
 
 
@@ -37,10 +39,26 @@ def values(secret: str) -> list[str]:
     """
     if "PRIVATE KEY-----" in secret:
         keys = re.findall(_KEY, secret, flags=re.DOTALL)
-        lines = [line for key in keys for line in key.split("\n")[1:-1]]
-        # What follows the name of the kind is the public half, which certificates have as well.
-        return [one for one in lines if _KIND not in base64.b64decode(one[: len(one) // 4 * 4])]
+        return [line for key in keys for line in _own(key.split("\n"))]
     return secret.split()
+
+
+def _own(lines: Sequence[str]) -> list[str]:
+    """The lines of a private key without those that hold its public half: certificates have that.
+
+    A line need not begin where a group of four characters does.
+    """
+    blob = base64.b64decode("".join(lines))
+    at = blob.find(_KIND) + len(_KIND)
+    public = blob[at : at + _PUBLIC_BYTES] if _KIND in blob else None
+    own, start = [], len(lines[0])
+    for line in lines[1:-1]:
+        end = start + len(line)
+        held = blob[start * 6 // 8 : -(-end * 6 // 8)]
+        if public is None or public not in held:
+            own.append(line)
+        start = end
+    return own
 
 
 def forms(value: str) -> list[str]:

@@ -62,14 +62,28 @@ def test_a_private_key_is_known_by_the_lines_that_are_only_its_own():
     assert not finder.slots(io.BytesIO(public.encode())), "everybody may have that"
 
 
-def test_no_line_of_a_key_is_its_public_half():
-    for _ in range(20):
-        ca = certificates.new_ca()
-        lines = canary.values(ca)
-        public = certificates.public_of(ca, "x").split()[1]
-        raw = base64.b64decode(public)[-32:]
-        assert lines
-        assert not any(raw in base64.b64decode(line[: len(line) // 4 * 4]) for line in lines[1:])
+@pytest.mark.parametrize("columns", [64, 70], ids=["cryptography", "ssh-keygen"])
+def test_no_line_of_a_key_is_in_what_it_signs(columns: int):
+    """Wherever the public half begins there: names of any length are before it."""
+    for _ in range(5):
+        first, *lines, last = certificates.new_ca().strip().split("\n")
+        text = "".join(lines)
+        lines = [text[n : n + columns] for n in range(0, len(text), columns)]
+        key = "\n".join([first, *lines, last]) + "\n"
+        blob = base64.b64decode(certificates.public_of(key, "x").split()[1])
+        finder = search.Finder(canary.texts({"ssh/host_ca": key}))
+        assert finder.slots(io.BytesIO(key.encode()))
+        for before in range(3):
+            signed = base64.b64encode(b"\0" * (before + 4) + blob + b"\0\0\0\x53" + blob)
+            assert not finder.slots(io.BytesIO(signed))
+        seed = base64.b64decode(text)[161:193]
+        own = [
+            base64.b64decode("A" * n + one + "=" * (-(n + len(one)) % 4))
+            for one in canary.values(key)
+            for n in range(4)
+            if (n + len(one)) % 4 != 1
+        ]
+        assert any(seed[:30] in one or seed[1:31] in one for one in own), "the secret itself"
 
 
 def test_a_certificate_beside_a_key_is_no_secret():
