@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.rules.refusals import WHY, Refused, grown, settled, told
+from flotilla.rules.refusals import WHY, Known, Refused, grown, looked, told
 
 APP = Refused(3159, "guestbook", "10.77.3.1")
 STRANGER = Refused(1045, "root", "10.77.9.9")
@@ -36,22 +36,38 @@ def test_counters_that_a_restart_set_back_count_from_nothing_on():
         st.tuples(
             st.sampled_from([APP, STRANGER, Refused(3159, "other", "10.77.3.2")]),
             st.booleans(),  # whether the server keeps this account
-            st.sampled_from(["", "look", "between"]),  # what happens after it
+            st.sampled_from(["", "look", "between", "restart"]),  # what happens after it
         ),
         max_size=40,
     )
 )
 def test_every_refusal_is_told_once_also_one_between_two_reads_of_a_look(events: Any) -> None:
     server = Server()
+    server.look()
     for one, is_kept, then in events:
         if then == "between":
             server.look((one, is_kept))
             continue
         server.refuse(one, is_kept)
-        if then == "look":
+        if then:
+            server.look()
+        if then == "restart":
+            server.restart()
             server.look()
     server.look()
     assert server.said == server.refused
+
+
+def test_the_first_one_after_a_restart_is_told_with_its_account() -> None:
+    """As many as before it: a server that looks as it did then was another one in between."""
+    server = Server()
+    server.look()
+    server.refuse(APP, True)
+    server.look()
+    server.restart()
+    server.look()
+    server.refuse(APP, True)
+    assert [line["account"] for line in server.look()] == ["guestbook"]
 
 
 class Server:
@@ -59,23 +75,24 @@ class Server:
 
     def __init__(self) -> None:
         self.refused, self.said = dict.fromkeys(WHY, 0), dict.fromkeys(WHY, 0)
-        self._all, self._kept, self._known, self._known_kept = {}, {}, {}, {}
+        self._known: Known | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._all, self._kept = {Refused(number): 0 for number in WHY}, {}
 
     def refuse(self, one: Refused, is_kept: bool) -> None:
         self.refused[one.number] += 1
-        self._all[Refused(one.number)] = self._all.get(Refused(one.number), 0) + 1
+        self._all[Refused(one.number)] += 1
         if is_kept:
             self._kept[one] = self._kept.get(one, 0) + 1
 
-    def look(self, between: Any = None) -> None:
+    def look(self, between: Any = None) -> list[dict[str, Any]]:
         now = dict(self._all)
         if between:
             self.refuse(*between)
-        more, whose = grown(self._known, now), {}
-        if more:
-            whose = grown(self._known_kept, self._kept)
-            self._known_kept = dict(self._kept)
-        for line in told(more, whose):
+        lines, self._known = looked(self._known, now, lambda: dict(self._kept))
+        for line in lines:
             number = next(n for n, why in WHY.items() if why == line["refused"])
             self.said[number] += line["times"]
-        self._known = settled(now, more, whose)
+        return lines

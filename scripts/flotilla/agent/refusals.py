@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from flotilla.errors import FlotillaError
 from flotilla.hosts.mysql import Row, Server
-from flotilla.rules.refusals import Counts, Refused, grown, settled, told
+from flotilla.rules.refusals import Known, Refused, looked
 
 LOOK_SECONDS = 10.0
 QUERY_SECONDS = 2.0
@@ -37,8 +37,7 @@ class Refusals:
 
     def __init__(self, server: Callable[[], Server | None]) -> None:
         self._server = server
-        self._all: Counts | None = None
-        self._by_account: Counts = {}
+        self._known: Known | None = None
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Look for ever. A server that does not answer is other people's news."""
@@ -57,19 +56,13 @@ class Refusals:
             return
         try:
             now = _counts(session.query(_ALL, seconds=QUERY_SECONDS))
-            more = grown(self._all or {}, now)
-            if self._all is not None and not more:
-                return
-            by_account = _counts(session.query(_BY_ACCOUNT, seconds=QUERY_SECONDS))
+            lines, self._known = looked(
+                self._known, now, lambda: _counts(session.query(_BY_ACCOUNT, seconds=QUERY_SECONDS))
+            )
         finally:
             session.close()
-        if self._all is None:
-            self._all, self._by_account = now, by_account
-            return
-        whose = grown(self._by_account, by_account)
-        for line in told(more, whose):
+        for line in lines:
             log.warning("%s", json.dumps(line))
-        self._all, self._by_account = settled(now, more, whose), by_account
 
 
 def _counts(rows: Iterable[Row]) -> dict[Refused, int]:

@@ -6,7 +6,7 @@ server, which sets the counters back, fall between two looks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,41 @@ class Refused:
 Counts = Mapping[Refused, int]
 # MySQL's own numbers.
 WHY = {1045: "access denied", 3159: "connection without TLS"}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The counters of a server as they were looked at last: by number alone, and by account."""
+
+    all_of_them: Counts
+    by_account: Counts
+
+
+def looked(
+    known: Known | None, now: Counts, by_account: Callable[[], Counts]
+) -> tuple[list[dict[str, Any]], Known]:
+    """The lines to tell after one look, and what is known since; nothing after the first one.
+
+    ``now`` is by number alone; ``by_account`` reads the rest, which takes longer, where that helps.
+    """
+    if known is None:
+        return [], Known(now, by_account())
+    known = _after_restart(known, now)
+    more = grown(known.all_of_them, now)
+    if not more:
+        return [], Known(now, known.by_account)
+    accounts = by_account()
+    whose = grown(known.by_account, accounts)
+    return told(more, whose), Known(settled(now, more, whose), accounts)
+
+
+def _after_restart(known: Known, now: Counts) -> Known:
+    """Without what was counted before the server set its counters back."""
+    gone = {one for one, times in known.all_of_them.items() if now.get(one, 0) < times}
+    return Known(
+        {one: times for one, times in known.all_of_them.items() if one not in gone},
+        {one: t for one, t in known.by_account.items() if Refused(one.number) not in gone},
+    )
 
 
 def grown(before: Counts, now: Counts) -> dict[Refused, int]:
