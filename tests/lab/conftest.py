@@ -18,7 +18,7 @@ from typed import fab, typed
 from flotilla import config, demo, inventory
 from flotilla.drill.subject import started
 from flotilla.mysql.session import session
-from flotilla.settings import Settings
+from flotilla.settings import ROLES, Settings
 
 # A bare machine makes its images first.
 _FLEET_SECONDS = 900.0
@@ -73,6 +73,13 @@ def _is_as_first_made(settings: Settings) -> bool:
     hosts = inventory.load(settings, refresh=True).hosts
     found = [(host.number, numbers[host.role]) for host in hosts if host.is_active]
     return all(number is not None and number <= count for number, count in found)
+
+
+@pytest.fixture(scope="module")
+def names(standing_fleet: Settings) -> dict[str, list[str]]:
+    """The hosts that run, by role. Other tests exchange some, so app-1 need not be one."""
+    snapshot = inventory.load(standing_fleet, refresh=True)
+    return {role: [host.name for host in snapshot.by_role(role)] for role in ROLES}
 
 
 @pytest.fixture(scope="session")

@@ -49,12 +49,12 @@ def runner(standing_fleet: Settings) -> Iterator[Runner]:
 
 
 @pytest.fixture(scope="module")
-def audits(runner: Runner) -> dict[str, Future[str]]:
+def audits(runner: Runner, names: dict[str, list[str]]) -> dict[str, Future[str]]:
     """What Lynis says, by role. On all hosts at once: most of its time it waits for commands."""
 
     def audit(role: str) -> str:
-        said = runner.run(f"{role}-1", "sh -s", sudo=True, stdin=AUDIT, seconds=RUN_SECONDS)
-        return said.stdout
+        done = runner.run(names[role][0], "sh -s", sudo=True, stdin=AUDIT, seconds=RUN_SECONDS)
+        return done.stdout
 
     with ThreadPoolExecutor(len(ROLES)) as pool:
         return {role: pool.submit(audit, role) for role in ROLES}
@@ -62,9 +62,13 @@ def audits(runner: Runner) -> dict[str, Future[str]]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_hosts_have_the_points_and_no_warning(
-    runner: Runner, audits: dict[str, Future[str]], scores: dict[str, str], role: str
+    runner: Runner,
+    names: dict[str, list[str]],
+    audits: dict[str, Future[str]],
+    scores: dict[str, str],
+    role: str,
 ) -> None:
-    host, said = f"{role}-1", audits[role].result()
+    host, said = names[role][0], audits[role].result()
     report = [line.partition("=")[::2] for line in said.splitlines()]
     found = dict(report)
     warnings = [value for key, value in report if key == "warning[]"]

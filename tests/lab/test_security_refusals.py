@@ -92,7 +92,7 @@ def grows(count: Callable[[], int], act: Callable[[], object], why: str) -> None
 
 
 def test_metadata_without_a_token_is_told_to_nobody_and_counted_by_ec2(
-    standing_fleet: Settings, runner: Runner
+    standing_fleet: Settings, runner: Runner, names: dict[str, list[str]]
 ) -> None:
     """No host sees it: who may ask reaches the service, and the refusal is the service's."""
 
@@ -110,45 +110,47 @@ def test_metadata_without_a_token_is_told_to_nobody_and_counted_by_ec2(
         return sum(point["Sum"] for point in answer["Datapoints"])
 
     snapshot = inventory.load(standing_fleet)
-    for host in ("lb-1", "app-1", "mysql-1", "redis-1", "bastion-1"):
+    for host, *_ in names.values():
         before = rejected(snapshot.host(host).instance_id)
         assert runner.run(host, STATUS, check=False).stdout == "401", host
         assert rejected(snapshot.host(host).instance_id) == before + 1
 
 
 def test_accounts_without_rights_reach_no_credentials_and_the_journal_is_told(
-    runner: Runner,
+    runner: Runner, names: dict[str, list[str]]
 ) -> None:
+    app = names["app"][0]
     command = f"setpriv --reuid nobody --regid nogroup --clear-groups {STATUS}"
 
     def ask() -> None:
-        assert runner.run("app-1", command, sudo=True, check=False).stdout == "000"
+        assert runner.run(app, command, sudo=True, check=False).stdout == "000"
 
     why = "the journal tells of packets to the metadata service"
-    grows(lambda: packets(runner, "app-1", "credentials of the instance"), ask, why)
+    grows(lambda: packets(runner, app, "credentials of the instance"), ask, why)
 
 
 def test_a_port_that_no_row_opens_is_refused_on_the_way_out_and_the_journal_is_told(
-    standing_fleet: Settings, runner: Runner
+    standing_fleet: Settings, runner: Runner, names: dict[str, list[str]]
 ) -> None:
-    address = inventory.load(standing_fleet).host("redis-1").private_ip
+    app = names["app"][0]
+    address = inventory.load(standing_fleet).host(names["redis"][0]).private_ip
     dial = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/8080'"
 
     def ask() -> None:
-        assert not runner.run("app-1", dial, check=False).ok
+        assert not runner.run(app, dial, check=False).ok
 
     why = "the journal tells of packets that no row lets out"
-    grows(lambda: packets(runner, "app-1", "what no row opens"), ask, why)
+    grows(lambda: packets(runner, app, "what no row opens"), ask, why)
 
 
 def test_the_parameters_of_another_role_are_refused_and_on_record(
-    standing_fleet: Settings, runner: Runner
+    standing_fleet: Settings, runner: Runner, names: dict[str, list[str]]
 ) -> None:
     role, name = ASKED_FOR
     path = standing_fleet.parameter(*name.split("/"))
     before = len(refusals_of(standing_fleet.name_of(role)))
     command = f"set -a; . /etc/flotilla/aws.env; exec python3 - {path}"
-    answer = runner.run(f"{role}-1", command, sudo=True, stdin=ASK_SSM).stdout.strip()
+    answer = runner.run(names[role][0], command, sudo=True, stdin=ASK_SSM).stdout.strip()
     assert answer == "AccessDeniedException"
     (line,) = refusals_of(standing_fleet.name_of(role))[before:]
     assert line["resource"].endswith(f":parameter{path}")
@@ -164,35 +166,39 @@ def refusals_of(role: str) -> list[dict[str, Any]]:
 
 
 # The kernel refuses it, and no line is left: see docs/production.md.
-@pytest.mark.parametrize("host", ["lb-1", "app-1"])
-def test_the_socket_of_a_load_balancer_is_for_its_own_account(runner: Runner, host: str) -> None:
-    assert as_nobody(runner, host, SOCKET) == "refused"
+@pytest.mark.parametrize("role", ["lb", "app"])
+def test_the_socket_of_a_load_balancer_is_for_its_own_account(
+    runner: Runner, names: dict[str, list[str]], role: str
+) -> None:
+    assert as_nobody(runner, names[role][0], SOCKET) == "refused"
 
 
 def test_redis_answers_nothing_in_plain_text_and_writes_a_line(
-    standing_fleet: Settings, runner: Runner
+    standing_fleet: Settings, runner: Runner, names: dict[str, list[str]]
 ) -> None:
     snapshot = inventory.load(standing_fleet)
-    address, mine = (snapshot.host(name).private_ip for name in ("redis-1", "app-1"))
+    redis, app = names["redis"][0], names["app"][0]
+    address, mine = (snapshot.host(name).private_ip for name in (redis, app))
     search = (
         "journalctl -u redis-server --since -10min -o cat --no-pager"
         f" | grep -c 'Error accepting a client connection: .*addr={mine}:' || true"
     )
 
     def ask() -> None:
-        said = runner.run("app-1", f"python3 - {address}", stdin=PLAIN).stdout
+        said = runner.run(app, f"python3 - {address}", stdin=PLAIN).stdout
         assert "PONG" not in said
         assert "NOAUTH" not in said
 
     why = "Redis writes a line"
-    grows(lambda: int(runner.run("redis-1", search, sudo=True).stdout), ask, why)
+    grows(lambda: int(runner.run(redis, search, sudo=True).stdout), ask, why)
 
 
 def test_mysql_answers_nobody_in_plain_text_and_the_journal_is_told(
-    standing_fleet: Settings, runner: Runner
+    standing_fleet: Settings, runner: Runner, names: dict[str, list[str]]
 ) -> None:
     snapshot = inventory.load(standing_fleet)
-    server, mine = (snapshot.host(name).private_ip for name in ("mysql-1", "mysql-2"))
+    asked, asking = names["mysql"][:2]
+    server, mine = (snapshot.host(name).private_ip for name in (asked, asking))
     name, user = standing_fleet.parameter("mysql", "app_password"), standing_fleet.mysql.user
     found = client("ssm").get_parameter(Name=name, WithDecryption=True)
     password = found["Parameter"]["Value"]
@@ -200,18 +206,18 @@ def test_mysql_answers_nobody_in_plain_text_and_the_journal_is_told(
 
     def ask() -> None:
         program = PLAIN_MYSQL.format(options=options)
-        assert runner.run("mysql-2", "python3 -", stdin=program).stdout.strip() == "3159"
+        assert runner.run(asking, "python3 -", stdin=program).stdout.strip() == "3159"
 
     def lines() -> int:
         wanted = {"refused": "connection without TLS", "account": user, "from": mine}
-        found = told(runner, "mysql-1", "flotilla-mysql-agent")
+        found = told(runner, asked, "flotilla-mysql-agent")
         return sum(one["times"] for one in found if wanted.items() <= one.items())
 
     grows(lines, ask, "the journal tells who was refused")
 
 
 def test_an_address_that_a_client_makes_up_is_not_believed(
-    standing_fleet: Settings, runner: Runner
+    standing_fleet: Settings, runner: Runner, names: dict[str, list[str]]
 ) -> None:
     mark = uuid.uuid4().hex
     request = urllib.request.Request(
@@ -222,7 +228,7 @@ def test_an_address_that_a_client_makes_up_is_not_believed(
 
     def line() -> str:
         search = f"journalctl -u haproxy --since -2min -o cat | grep -F {mark} || true"
-        return "".join(runner.run(h, search, sudo=True).stdout for h in ("lb-1", "lb-2"))
+        return "".join(runner.run(h, search, sudo=True).stdout for h in names["lb"])
 
     logged = until(line, 10, "the load balancer logs the request")
     assert "198.18." in logged

@@ -23,9 +23,9 @@ pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.timeout(1200)]
 INTERMEDIATE, MODERN = "intermediate", "modern"
 # From a host that may, by the table, to one that answers.
 HOPS = [
-    ("nginx", "lb-1", "app-1", 443),
-    ("mysql", "app-1", "mysql-1", 3306),
-    ("redis", "app-1", "redis-1", 6379),
+    ("nginx", "lb", "app", 443),
+    ("mysql", "app", "mysql", 3306),
+    ("redis", "app", "redis", 6379),
 ]
 
 
@@ -38,11 +38,11 @@ def runner(standing_fleet: Settings) -> Iterator[Runner]:
 
 
 @pytest.fixture
-def root(runner: Runner, tmp_path: Path) -> Path:
+def root(runner: Runner, names: dict[str, list[str]], tmp_path: Path) -> Path:
     """What application hosts believe."""
     path = tmp_path / "root.pem"
     command = "cat /etc/flotilla/tls/authority.pem"
-    path.write_text(runner.run("app-1", command, sudo=True).stdout)
+    path.write_text(runner.run(names["app"][0], command, sudo=True).stdout)
     return path
 
 
@@ -54,10 +54,10 @@ def test_every_hop_behind_the_edge_is_modern(
     scores: dict[str, str],
     hop: tuple[str, str, str, int],
 ) -> None:
-    what, source, target, port = hop
-    host = inventory.load(standing_fleet).host(target)
-    assert host.role
-    name = standing_fleet.zone(host.role)
+    what, asking, role, port = hop
+    snapshot = inventory.load(standing_fleet)
+    source, host = snapshot.by_role(asking)[0].name, snapshot.by_role(role)[0]
+    name = standing_fleet.zone(role)
 
     def dial() -> tls.Stream:
         stream = runner.stream(source, f"socat - TCP:{host.private_ip}:{port},connect-timeout=5")
