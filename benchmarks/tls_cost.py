@@ -56,6 +56,8 @@ cp /run/bench-nginx.conf /etc/nginx/nginx.conf
 systemctl reload nginx
 sleep 1
 """
+# systemd-run returns before HAProxy has opened its ports.
+_LISTENS = "timeout 10 sh -c 'until ss -ltnH sport = :{port} | grep -q .; do sleep 0.1; done'"
 _BACK = """
 rm -f /run/bench-nginx.conf
 test -f /run/bench-nginx.before || exit 0
@@ -105,6 +107,8 @@ def both(runner: Runner, balancer: Host, app: Host, name: str) -> Iterator[None]
         runner.run(app, f"sh -c {shlex.quote(_OPEN)}", sudo=True)
         start = f"systemd-run --quiet --collect --unit=bench-tls haproxy -db -f {FILE}"
         runner.run(balancer, start, sudo=True)
+        for port in PORTS.values():
+            runner.run(balancer, _LISTENS.format(port=port), seconds=15)
         yield
     finally:
         runner.run(balancer, f"sh -c 'systemctl stop bench-tls; rm -f {FILE}'", sudo=True)
