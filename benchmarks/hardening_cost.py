@@ -31,9 +31,8 @@ from flotilla import config, environment
 BAR = 10.0
 _OURS = re.compile(
     r"(?:hardening|firewall) : |(?:Firewalls|Firewalls that are in force|Certificates) \| "
-    r"|Every host \| Give it a certificate|base : (?:Certificate|Sshd|Login) \| "
-    r"|base : Install \| (?:Pack what keeps|Make the files that say which certificates)"
-    r"|base : Configure \| Keep what follows"
+    r"|base : (?:Pack|Settings|Certificate|Sshd|Login) \| "
+    r"|base : Main \| (?:Have a certificate|Look what sshd|Put the SSH settings)"
 )
 _TIMED = re.compile(r"^(?P<task>\S.*?) -+ +(?P<seconds>[0-9.]+)s$")
 _PROFILE = {

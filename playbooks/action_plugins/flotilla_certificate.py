@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -22,25 +23,31 @@ class ActionModule(ActionBase):
     """The action ``flotilla_certificate``: ``certificate`` is the one to have, old or new."""
 
     _supports_check_mode = True
-    _requires_connection = False
 
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """``key`` is the host's, ``ca`` who should have signed it, ``names`` what it is reached by.
+        """``key`` and ``certificate`` are the host's files of them; a new host has no certificate.
 
-        Nothing secret is returned.
+        ``ca`` is who should have signed it, ``names`` what the host is reached by. Nothing secret
+        is returned.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, given = self.validate_argument_spec(
             argument_spec={
                 "key": {"type": "str", "required": True, "no_log": False},
                 "ca": {"type": "str", "required": True},
-                "certificate": {"type": "str", "default": ""},
+                "certificate": {"type": "str", "required": True},
                 "names": {"type": "list", "elements": "str", "required": True},
             }
         )
-        key, has, now = given["key"], given["certificate"], int(time.time())
+        files = [quote(given[name]) for name in ("key", "certificate")]
+        command = f"cat {files[0]} && {{ cat {files[1]} 2>/dev/null || true; }}"
+        read = self._low_level_execute_command(command)
+        if read["rc"]:
+            return result | {"failed": True, "msg": f"{given['key']}: {read['stderr'].strip()}"}
+        key, has = [*read["stdout_lines"], ""][:2]
+        now = int(time.time())
         try:
             if certificates.lasts(has, key, given["ca"], given["names"], now=now):
                 return result | {"changed": False, "certificate": has}

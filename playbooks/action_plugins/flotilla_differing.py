@@ -1,8 +1,8 @@
-"""Which of a role's directories, files and units are not as they should be, by one question.
+"""What of a role's part of a host is not as it should be, by one question.
 
 A loop of ``template``, ``file`` or ``systemd_service`` asks a host once an item, of which twelve
-hosts on one machine take half a second. Where a role has many of them, its loops go over what this
-returns, and over nothing on most runs. They stay what changes hosts, and what tells handlers.
+hosts on one machine take half a second, and a third of one even to be skipped. So a role asks this
+first, and includes its tasks where something differs. They stay what changes hosts.
 """
 
 from __future__ import annotations
@@ -16,34 +16,49 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
 
 _FILES = ("directories", "templates", "copies")
-_LISTS = (*_FILES, "present", "units")
+_LISTS = (*_FILES, "blocks", "present", "absent", "staged", "packages", "units")
 _OWNER = "root:root"
-_UNIT = "unit\t"
+_UNIT, _BLOCK, _PACKAGE, _STAGED = "unit\t", "block\t", "package\t", "staged\t"
+# Those of ansible.builtin.blockinfile.
+_BEGIN, _END = "# BEGIN ANSIBLE MANAGED BLOCK", "# END ANSIBLE MANAGED BLOCK"
 
 
-def asked(paths: Iterable[str], units: Iterable[str] = ()) -> str:
-    """A shell command: a line for each path that is there, sums of the files, lines for units."""
+def asked(given: Mapping[str, Any], paths: Iterable[str]) -> str:
+    """A shell command: a line for each path that is there, sums of the files, and of the rest."""
     words = " ".join(map(quote, paths))
     told = f"stat --printf '%F\\t%a\\t%U:%G\\t%n\\n' -- {words}; sha256sum -- {words}; "
-    for unit in units:
+    for unit in given["units"]:
         # A unit of its own each time: systemctl names an alias by its other name.
+        name = quote(unit["name"])
         told += (
-            f"printf '{_UNIT}%s\\t' {quote(unit)}; systemctl show --value "
-            f"--property=UnitFileState --property=ActiveState -- {quote(unit)} | paste -sd'\\t'; "
+            f"printf '{_UNIT}%s\\t' {name}; systemctl show --value "
+            f"--property=UnitFileState --property=ActiveState -- {name} | paste -sd'\\t'; "
         )
+    for block in given["blocks"]:
+        path = quote(block["dest"])
+        told += (
+            f"printf '{_BLOCK}%s\\t' {path}; sed -n '/^{_BEGIN}$/,/^{_END}$/p' {path} | sha256sum; "
+        )
+    if given["packages"]:
+        names = " ".join(map(quote, given["packages"]))
+        shown = f"{_PACKAGE}${{Package}}\\t${{db:Status-Status}}\\n"
+        told += f"dpkg-query --show --showformat '{shown}' -- {names}; "
+    for folder in map(quote, given["staged"]):
+        differ = 'find . -type f -exec sh -c \'cmp -s "$1" "/$1" || echo "$1"\' - {} \\;'
+        told += f"(cd {folder} && {differ}) | sed 's/^/{_STAGED}/'; "
     return f"({told}) 2>/dev/null; true"
 
 
 def found(lines: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """By path: (kind, mode, owner), and for a file the sum of its content.
 
-    By ``unit`` and its name: what systemd says of it.
+    By ``unit``, ``block``, ``package`` or ``staged`` and its name: what was said of that.
     """
     there: dict[str, tuple[str, ...]] = {}
     for line in lines:
-        if line.startswith(_UNIT):
-            _, name, *states = line.split("\t")
-            there[_UNIT + name] = tuple(states)
+        if line.startswith((_UNIT, _BLOCK, _PACKAGE, _STAGED)):
+            kind, name, *said = line.split("\t")
+            there[f"{kind}\t{name}"] = tuple(said)
         elif "\t" in line:
             *said, path = line.split("\t")
             there[path] = tuple(said)
@@ -83,10 +98,15 @@ class _Shallow(dict[str, Any]):
 class ActionModule(ActionBase):
     """The action ``flotilla_differing``.
 
-    ``directories`` are paths (mode 0755); ``templates`` and ``copies`` have ``src``, ``dest`` and
-    perhaps ``mode`` (0644). All are root's. ``present`` are files that only have to be there.
-    ``units`` have ``name`` and perhaps ``enabled``, ``masked`` and ``state`` (started). Returns the
-    lists with only those that differ.
+    - ``directories`` (mode 0755) are paths; ``templates`` and ``copies`` have ``src`` (copies also
+      ``content``), ``dest`` and perhaps ``mode`` (0644). All are root's.
+    - ``blocks`` have ``src``, a template, and ``dest``, as ``blockinfile`` writes them there.
+    - ``present`` and ``absent`` are paths that only have to be there, or not.
+    - ``staged`` are folders: what is below has to be below / with the same content.
+    - ``packages`` are names; ``units`` have ``name`` and perhaps ``enabled``, ``masked`` and
+      ``state`` (started).
+
+    Returns the lists with only those that differ, of ``staged`` the files, and ``any``.
     """
 
     _supports_check_mode = True
@@ -98,34 +118,56 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         spec = {name: {"type": "list", "default": []} for name in _LISTS}
         _, given = self.validate_argument_spec(argument_spec=spec)
+        variables = task_vars or {}
         wanted = dict.fromkeys(given["directories"], as_wanted("directory", "0755"))
         for item in given["templates"]:
-            wanted[item["dest"]] = self._file(item, self._rendered(item["src"], task_vars or {}))
+            wanted[item["dest"]] = self._file(item, self._rendered(item["src"], variables))
         for item in given["copies"]:
-            path = self._find_needle("files", item["src"])
-            with open(path, "rb") as file:  # noqa: PTH123
-                wanted[item["dest"]] = self._file(item, file.read())
-        units = [unit["name"] for unit in given["units"]]
-        command = asked([*wanted, *given["present"]], units)
+            wanted[item["dest"]] = self._file(item, self._copied(item))
+        command = asked(given, [*wanted, *given["present"], *given["absent"]])
         there = found(self._low_level_execute_command(command)["stdout_lines"])
         differ = {path for path, how in wanted.items() if _same(there.get(path)) != how}
-        lists = {name: [one for one in given[name] if _path(one) in differ] for name in _FILES}
+        lists: dict[str, list[Any]] = {
+            name: [one for one in given[name] if _path(one) in differ] for name in _FILES
+        }
+        lists["blocks"] = [
+            one
+            for one in given["blocks"]
+            if there.get(_BLOCK + one["dest"]) != _sum(self._rendered(one["src"], variables))
+        ]
         lists["present"] = [path for path in given["present"] if path not in there]
+        lists["absent"] = [path for path in given["absent"] if path in there]
+        lists["staged"] = [key.removeprefix(_STAGED) for key in there if key.startswith(_STAGED)]
+        lists["packages"] = [
+            name for name in given["packages"] if there.get(_PACKAGE + name) != ("installed",)
+        ]
         lists["units"] = [
             unit
             for unit in given["units"]
             if not as_it_should(unit, there.get(_UNIT + unit["name"], ()))
         ]
-        return result | lists | {"changed": False}
+        return result | lists | {"any": any(lists.values()), "changed": False}
 
-    def _rendered(self, name: str, task_vars: dict[str, Any]) -> bytes:
+    def _rendered(self, name: str, variables: dict[str, Any]) -> bytes:
         lookup = lookup_loader.get("ansible.builtin.template", self._loader, self._templar)
-        text: str = lookup.run([name], variables=_Shallow(task_vars))[0]
+        text: str = lookup.run([name], variables=_Shallow(variables))[0]
         return text.encode()
+
+    def _copied(self, item: Mapping[str, Any]) -> bytes:
+        if "content" in item:
+            return str(item["content"]).encode()
+        with open(self._find_needle("files", item["src"]), "rb") as file:  # noqa: PTH123
+            return file.read()
 
     @staticmethod
     def _file(item: Mapping[str, Any], content: bytes) -> tuple[str, ...]:
         return as_wanted("regular file", item.get("mode", "0644"), content)
+
+
+def _sum(block: bytes) -> tuple[str]:
+    """What sha256sum says of a block between its marks."""
+    lines = [_BEGIN.encode(), *block.splitlines(), _END.encode(), b""]
+    return (hashlib.sha256(b"\n".join(lines)).hexdigest() + "  -",)
 
 
 def _same(told: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -143,15 +143,48 @@ def test_what_systemd_says_is_kept_apart_from_files() -> None:
     }
 
 
-def test_files_and_units_that_are_missing_are_named(tried, tmp_path: Path) -> None:
+def test_what_is_missing_is_named_and_so_is_what_should_not_be_there(tried, tmp_path: Path) -> None:
     (tmp_path / "here").touch(mode=0o600)
+    paths = [str(tmp_path / "here"), str(tmp_path / "gone")]
     told = tried(
         "flotilla_differing",
-        present=[str(tmp_path / "here"), str(tmp_path / "gone")],
+        present=paths,
+        absent=paths,
+        packages=["coreutils", "no-such-package-here"],
         units=[{"name": "no-such-unit-here.service", "enabled": True}],
     )
-    assert told["present"] == [str(tmp_path / "gone")]
+    assert told["any"]
+    assert told["present"] == paths[1:]
+    assert told["absent"] == paths[:1]
+    assert told["packages"] == ["no-such-package-here"]
     assert [unit["name"] for unit in told["units"]] == ["no-such-unit-here.service"]
+    assert not tried("flotilla_differing", present=paths[:1], packages=["coreutils"])["any"]
+
+
+def test_what_is_staged_has_to_be_in_its_place(tried, tmp_path: Path) -> None:
+    place, staged = tmp_path / "in place", tmp_path / "staged"
+    for folder in (place, staged / str(place).lstrip("/")):
+        folder.mkdir(parents=True)
+        (folder / "a.conf").write_text("a\n")
+    assert not tried("flotilla_differing", staged=[str(staged)])["any"]
+    (place / "a.conf").write_text("b\n")
+    (staged / str(place).lstrip("/") / "new.conf").touch()
+    told = tried("flotilla_differing", staged=[str(staged)])["staged"]
+    assert sorted(told) == [f".{place}/a.conf", f".{place}/new.conf"]
+    assert not tried("flotilla_differing", staged=[str(tmp_path / "nothing staged yet")])["any"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files are to be root's")
+def test_a_block_is_as_blockinfile_leaves_it(tried, tmp_path: Path) -> None:
+    file = tmp_path / "conf"
+    file.write_text("before\n")
+    block = [{"src": "a.j2", "dest": str(file)}]
+    assert tried("flotilla_differing", blocks=block)["blocks"] == block
+    text = "{{ lookup('ansible.builtin.template', 'a.j2') }}"
+    tried("ansible.builtin.blockinfile", path=str(file), block=text)
+    assert not tried("flotilla_differing", blocks=block)["any"]
+    file.write_text(file.read_text().replace("hello", "good-bye"))
+    assert tried("flotilla_differing", blocks=block)["blocks"] == block
 
 
 def test_packages_that_are_there_are_not_asked_of_apt(tried):
