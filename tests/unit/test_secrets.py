@@ -159,6 +159,35 @@ def test_a_host_that_could_not_be_asked_is_not_one_without_the_value(tmp_path, h
 
 
 @dataclass(frozen=True)
+class Asleep(edge.Fleet):
+    """Hosts that are stopped and hold what they were given last."""
+
+    @contextmanager
+    def _runner(self) -> Iterator[Any]:
+        stopped = (replace(host(f"{one}-1"), role=one, state="stopped") for one in ("redis", "app"))
+        yield self, Snapshot(0.0, tuple(stopped))
+
+    def _stale(self) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("name", "users"),
+    [("redis-app", "app-1"), ("mysql-app", "app-1"), ("redis-replication", "redis-1")],
+)
+def test_a_host_that_is_stopped_is_one_that_has_the_old_value(settings, name, users):
+    """It was not asked, and came back after the rotation with a password that is refused."""
+    ssm.client(settings, "ssm").put_parameter(
+        Name=settings.parameter("authority", "certificate"), Value="one", Type="String"
+    )
+    fleet = Asleep(settings, ROTATED[name], name, print)
+    why = "it does not run, and would come back with the old value"
+    assert fleet.behind("new", "old") == {users: why}
+    servers = {"redis-1": [why, why]} if name.startswith("redis") else {}
+    assert fleet.logins(["new", "old"]) == servers
+
+
+@dataclass(frozen=True)
 class Database(edge.Fleet):
     """One host of MySQL, on which commands are run by this machine's shell."""
 
