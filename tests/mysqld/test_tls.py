@@ -168,7 +168,7 @@ def test_who_was_refused_is_told_once_with_account_and_address(
     """The server's own log has no line of a connection without TLS."""
     server, name = trio.primary, user[0]
     place = Place(server.name, server.instance_id, server.address)
-    sessions = Sessions(trio.secrets.passwords[WATCHER], Believed(authority, ZONE))
+    sessions = Sessions(lambda: trio.secrets.passwords[WATCHER], Believed(authority, ZONE))
     refusals = Refusals(lambda: sessions.server(place))
     trusting = ssl.create_default_context(cadata=OURS.root.public())
     trio.rows(server.name, "SET GLOBAL require_secure_transport = ON")
