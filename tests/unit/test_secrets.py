@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
+from ansible.playbook.task import Task
 from fleets import maker
 from moto import mock_aws
 from test_ssh import host
@@ -27,6 +31,7 @@ from flotilla.secrets import hosts as edge
 from flotilla.snapshot import Host, Snapshot
 
 YEAR = 366 * 86400
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -227,3 +232,39 @@ def test_a_watcher_is_asked_which_version_it_uses(settings, monkeypatch, state, 
         found = fleet.behind("new", "old")
     assert [word for word in found.values() if not why or why not in word] == []
     assert bool(found) == bool(why)
+
+
+# --- Ansible's way --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(settings, monkeypatch):
+    """What the action says of these roles' secrets."""
+    path = ROOT / "playbooks/action_plugins/flotilla_secrets.py"
+    spec = importlib.util.spec_from_file_location("flotilla_secrets", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.config, "load", lambda _: settings)
+    task = Task()
+    task.args = {"roles": ["redis", "app"]}
+    action = module.ActionModule(task, *[None] * 5)
+    action._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+    return lambda: action.run(task_vars={"fleet": {"env": "lab"}})
+
+
+def test_hosts_are_configured_with_every_secret_or_none_is(settings, plugin):
+    assert plugin()["values"]["redis/app_password"] == "redis/app_password"
+    ssm.client(settings, "ssm").delete_parameter(
+        Name=settings.parameter("redis", "monitor_password")
+    )
+    found = plugin()
+    assert found["failed"]
+    assert "SSM has no parameter /flotilla/lab/redis/monitor_password" in found["msg"]
+    assert "fab fleet.provision" in found["msg"]
+    assert "values" not in found
+
+
+def test_a_secret_that_was_deleted_in_a_rotation_is_one_error(settings):
+    ssm.client(settings, "ssm").delete_parameter(Name=settings.parameter("redis", "app_password"))
+    with pytest.raises(Refused, match="has no parameter /flotilla/lab/redis/app_password any more"):
+        ssm.write(settings, "redis", "app_password", Write(NEXT, "new"), by="ann@desk:1")
