@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from flotilla import config
 from flotilla.aws import secrets
 from flotilla.errors import FlotillaError
+from flotilla.provision.world import data
 from flotilla.rules.secrets import also_accepted
 
 
@@ -43,6 +44,9 @@ class ActionModule(ActionBase):
         try:
             settings = config.load((task_vars or {})["fleet"]["env"])
             values = secrets.of_roles(settings, arguments["roles"])
+            kept = data("secrets.yml")
+            made = [f"{role}/{name}" for role in arguments["roles"] for name in kept.get(role, ())]
+            secrets.demand(settings, values, made)
             also = also_accepted(values)
             values |= secrets.named(settings, arguments["parameters"])
         except FlotillaError as error:

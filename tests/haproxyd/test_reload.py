@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shlex
 import subprocess
 import time
@@ -49,6 +50,21 @@ def test_ten_reloads_and_a_new_certificate_fail_no_request(tmp_path) -> None:
         assert found.failed == 0, f"{kind}: {found}"
         assert found.served > 200, f"{kind}: {found}"
         assert set(found.certificates) == {OLD, NEW}, f"{kind}: {found}"
+
+
+def test_reloads_at_once_bring_no_server_back_that_was_taken_out(tmp_path) -> None:
+    """systemd's and flotilla-discovery's know nothing of each other."""
+    context = multiprocessing.get_context("fork")
+    with running(tmp_path) as edge:
+        edge.runtime().set_state("app-1", "state maint", backend="app")
+        for _ in range(5):
+            runs = [context.Process(target=edge.reload) for _ in range(3)]
+            for one in runs:
+                one.start()
+            for one in runs:
+                one.join(60)
+            assert edge.runtime().servers("app")["app-1"].status.startswith("MAINT")
+            assert [one.exitcode for one in runs] == [0, 0, 0]
 
 
 def test_the_roles_check_finds_out_a_key_of_another_certificate(tmp_path) -> None:

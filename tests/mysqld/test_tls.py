@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import ssl
 from contextlib import nullcontext
@@ -130,6 +131,35 @@ def test_without_tls_nobody_is_let_in_once_nobody_needs_it(
     mysql_tls.allow(root(server), file)
     server.client(*user, ssl_disabled=True).close()
     assert not file.exists()
+
+
+def test_a_full_disk_leaves_plain_connections_as_they_were(
+    trio: Trio, user: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server, file = trio.primary, tmp_path / "zz-flotilla-tls.cnf"
+    until(lambda: not mysql_tls.plain(root(server), 0.0), seconds=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(mysql_tls.TlsError, match=r"No space left.*is as it was"):
+            mysql_tls.require(root(server), file, server.served, seconds=0.3)
+    assert not file.exists()
+    server.client(*user, ssl_disabled=True).close()
+
+
+def test_a_server_that_lets_root_not_in_says_so(trio: Trio) -> None:
+    server = trio.replicas[0]
+    inside = server.session()
+    inside.batch(["SET sql_log_bin = 0", "SET GLOBAL super_read_only = OFF"])
+    inside.batch(["ALTER USER root@localhost ACCOUNT LOCK"])
+    try:
+        with pytest.raises(mysql_tls.TlsError, match=r"lets root not in .*locked"):
+            root(server)
+    finally:
+        inside.batch(["ALTER USER root@localhost ACCOUNT UNLOCK"])
+        inside.close()
 
 
 def test_who_was_refused_is_told_once_with_account_and_address(

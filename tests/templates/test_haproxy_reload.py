@@ -146,3 +146,19 @@ def test_a_state_file_says_of_port_and_tls_what_is_configured(script: ModuleType
         assert script.plain(found) == []
         ports = [row.split()[18] for row in found.splitlines() if " app-" in row]
         assert ports == ["443", "443"]
+
+
+@pytest.mark.parametrize("words", range(2, 25))
+def test_saved_states_that_are_cut_off_keep_no_haproxy_down(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: int
+) -> None:
+    """Nor the states of servers whose line is whole."""
+    saved, target, file = (tmp_path / name for name in ("saved", "state", "haproxy.cfg"))
+    for name, path in (("SAVED", saved), ("STATE_FILE", target), ("CONFIGURATION", file)):
+        monkeypatch.setattr(script, name, path)
+    file.write_text(CONFIGURED)
+    lines = DUMP.format(one=1, two=1).replace("10.77.3.2 ", "10.77.3.22 ").splitlines()
+    saved.write_text("\n".join([*lines[:3], " ".join(lines[3].split()[:words])]))
+    assert script.prepare(3600) == 0
+    found = {row.split()[3]: row.split()[4:7] for row in target.read_text().splitlines()[2:]}
+    assert found == {"app-1": ["10.77.3.1", "0", "1"], "app-2": ["10.77.3.22", "0", "0"]}

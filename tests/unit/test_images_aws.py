@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,9 +12,11 @@ from moto import mock_aws
 from flotilla import images
 from flotilla.aws import images as edge
 from flotilla.aws import workbench
+from flotilla.aws.session import client
 from flotilla.errors import BadOption, Refused
 from flotilla.images import keep
 from flotilla.images.bake import sweep
+from flotilla.rules import sbom as sbom_rules
 
 LATER = datetime.now(UTC) + timedelta(days=2)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIK0wmN/Cr3JXqmLW7u+g9pTh+wyqDHpSQEIQczXkVx9q operator"
@@ -169,6 +172,66 @@ def test_a_bill_is_kept_before_the_fleet_has_buckets_and_the_first_one_stays(wor
     kept = images.sbom.load(world.settings, image)
     assert [part["version"] for part in kept["components"]] == ["1.7.1-6"]
     assert kept["metadata"]["component"]["name"] == image.name
+
+
+def put_bill(world, image, body: bytes) -> None:
+    bucket = world.settings.name_of("artifacts")
+    client(world.settings, "s3").put_object(
+        Bucket=bucket, Key=f"sbom/{image.image_id}.cdx.json", Body=body
+    )
+
+
+def bill(world, image) -> dict:
+    return json.loads(images.sbom._document(image, INVENTORY))
+
+
+DAMAGED = {
+    "empty": lambda _: b"",
+    "cut off": lambda made: json.dumps(made).encode()[:-40],
+    "not text": lambda _: b"\xff\xfe",
+    "a list": lambda _: b"[]",
+    "nothing in it": lambda _: b"{}",
+    "no url": lambda made: json.dumps(made | {"components": [{"name": "jq"}]}).encode(),
+    "foreign": lambda made: json.dumps(
+        made | {"components": [{"purl": "pkg:deb/debian/jq@1", "version": "1"}]}
+    ).encode(),
+    "another file": lambda made: (
+        json.dumps(made).replace("apt:/etc/apt/", "apt:/etc/apt/../../../").encode()
+    ),
+    "a command": lambda made: (
+        json.dumps(made).replace("/etc/apt/sources.list", "/etc/apt/apt.conf.d/x").encode()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_bill_is_told_of_in_one_error_and_keeps_nobody_from_the_others(world, kind):
+    """What it says of apt is written to this machine, so no file but apt's lists is taken."""
+    register_images(world)
+    app, lb = (images.latest_tested(world.settings, role) for role in ("app", "lb"))
+    for image in (app, lb):
+        images.sbom.keep(world.settings, image, INVENTORY)
+    put_bill(world, app, DAMAGED[kind](bill(world, app)))
+    with pytest.raises(Refused, match="is damaged: ") as caught:
+        images.sbom.load(world.settings, app)
+    assert caught.value.next.startswith("aws s3 rm s3://flotilla-lab-artifacts/sbom/ami-")
+    known = keep._known(world.settings, [app, lb], print, LATER)
+    assert "is damaged" in str(known[app.image_id].fixes)
+    assert "damaged" not in str(known[lb.image_id].fixes)
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [([None, "1", "/opt"], "none could be made"), (["x", None, "/opt"], "")],
+)
+def test_an_image_is_none_the_worse_for_a_program_that_says_nothing_of_itself(world, one, said):
+    register_images(world)
+    image = images.latest_tested(world.settings, "app")
+    told = images.sbom.keep(world.settings, image, INVENTORY | {"python": [one]})
+    assert told.startswith(said)
+    if not said:
+        found = sbom_rules.packages(images.sbom.load(world.settings, image))
+        assert found["python:x in /opt"] == ""
 
 
 def test_provisioning_takes_over_the_bucket_that_a_bake_made(world):

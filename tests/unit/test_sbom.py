@@ -135,3 +135,16 @@ def test_dpkg_reads_the_same_packages_from_the_document_as_from_this_machine(tmp
 
     assert listed("--admindir", str(tmp_path)) == listed()
     assert len(listed()) > 50
+
+
+def test_a_distribution_whose_metadata_was_cut_off_has_the_name_of_its_folder(
+    tmp_path, monkeypatch
+):
+    for name, said in (("a-1.dist-info", ""), ("b-2.dist-info", "Name: b\nVersion: 2\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "METADATA").write_text(said)
+    monkeypatch.setattr(facts, "_NOT_DEBIANS", (str(tmp_path),))
+    assert facts.distributions() == [
+        ["a-1.dist-info", "", str(tmp_path)],
+        ["b", "2", str(tmp_path)],
+    ]

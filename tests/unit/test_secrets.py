@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
+from ansible.playbook.task import Task
 from fleets import maker
 from moto import mock_aws
 from test_ssh import host
@@ -27,6 +31,7 @@ from flotilla.secrets import hosts as edge
 from flotilla.snapshot import Host, Snapshot
 
 YEAR = 366 * 86400
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -159,6 +164,35 @@ def test_a_host_that_could_not_be_asked_is_not_one_without_the_value(tmp_path, h
 
 
 @dataclass(frozen=True)
+class Asleep(edge.Fleet):
+    """Hosts that are stopped and hold what they were given last."""
+
+    @contextmanager
+    def _runner(self) -> Iterator[Any]:
+        stopped = (replace(host(f"{one}-1"), role=one, state="stopped") for one in ("redis", "app"))
+        yield self, Snapshot(0.0, tuple(stopped))
+
+    def _stale(self) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("name", "users"),
+    [("redis-app", "app-1"), ("mysql-app", "app-1"), ("redis-replication", "redis-1")],
+)
+def test_a_host_that_is_stopped_is_one_that_has_the_old_value(settings, name, users):
+    """It was not asked, and came back after the rotation with a password that is refused."""
+    ssm.client(settings, "ssm").put_parameter(
+        Name=settings.parameter("authority", "certificate"), Value="one", Type="String"
+    )
+    fleet = Asleep(settings, ROTATED[name], name, print)
+    why = "it does not run, and would come back with the old value"
+    assert fleet.behind("new", "old") == {users: why}
+    servers = {"redis-1": [why, why]} if name.startswith("redis") else {}
+    assert fleet.logins(["new", "old"]) == servers
+
+
+@dataclass(frozen=True)
 class Database(edge.Fleet):
     """One host of MySQL, on which commands are run by this machine's shell."""
 
@@ -198,3 +232,39 @@ def test_a_watcher_is_asked_which_version_it_uses(settings, monkeypatch, state, 
         found = fleet.behind("new", "old")
     assert [word for word in found.values() if not why or why not in word] == []
     assert bool(found) == bool(why)
+
+
+# --- Ansible's way --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(settings, monkeypatch):
+    """What the action says of these roles' secrets."""
+    path = ROOT / "playbooks/action_plugins/flotilla_secrets.py"
+    spec = importlib.util.spec_from_file_location("flotilla_secrets", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.config, "load", lambda _: settings)
+    task = Task()
+    task.args = {"roles": ["redis", "app"]}
+    action = module.ActionModule(task, *[None] * 5)
+    action._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+    return lambda: action.run(task_vars={"fleet": {"env": "lab"}})
+
+
+def test_hosts_are_configured_with_every_secret_or_none_is(settings, plugin):
+    assert plugin()["values"]["redis/app_password"] == "redis/app_password"
+    ssm.client(settings, "ssm").delete_parameter(
+        Name=settings.parameter("redis", "monitor_password")
+    )
+    found = plugin()
+    assert found["failed"]
+    assert "SSM has no parameter /flotilla/lab/redis/monitor_password" in found["msg"]
+    assert "fab fleet.provision" in found["msg"]
+    assert "values" not in found
+
+
+def test_a_secret_that_was_deleted_in_a_rotation_is_one_error(settings):
+    ssm.client(settings, "ssm").delete_parameter(Name=settings.parameter("redis", "app_password"))
+    with pytest.raises(Refused, match="has no parameter /flotilla/lab/redis/app_password any more"):
+        ssm.write(settings, "redis", "app_password", Write(NEXT, "new"), by="ann@desk:1")

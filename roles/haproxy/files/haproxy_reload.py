@@ -13,12 +13,14 @@ Exit 0 done; 1 nothing changed, the old process serves on; 2 reloaded, but a ser
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import re
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # Everything goes through the master: its @1 is the current worker, also right after a reload.
@@ -102,12 +104,14 @@ def starting(dump: str, servers: dict[str, tuple[str, str]], *, tls: bool = Fals
 
     HAProxy believes a state file before its configuration, also about ports and TLS: a file from
     before the move would have requests sent in plain, so both are written as configured.
-    Other backends keep what the dump says. "" stands for no dump.
+    Other backends keep what the dump says. "" stands for no dump; a line that is cut off counts as
+    none.
     """
     lines = dump.splitlines() or ["1", f"# {COLUMNS}"]
     header = next((line for line in lines if line.startswith("# be_id")), "").lstrip("# ").split()
     if not header:
         raise ValueError(f"not a server state dump: {dump[:80]!r}")
+    lines = [line for line in lines if not 1 < len(line.split()) < len(header)]
     rows = [dict(zip(header, line.split(), strict=False)) for line in lines]
     known = {
         row["srv_name"]
@@ -218,8 +222,31 @@ def replaced(before: list[str], *, seconds: float = 20) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One reload at a time: systemd's, and flotilla-discovery's. The first to end would take the
+    state file away from the other, whose process would then bring every server UP.
+    """
+    with STATE_FILE.with_name(f".{STATE_FILE.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def reload(wait_seconds: float) -> int:
     """Reload and say how it went on stderr; the exit code."""
+    with alone():
+        code = _reload()
+    if code == 1:
+        return code
+    try:
+        if left := wait_for_old_workers(wait_seconds):
+            sys.stderr.write(f"haproxy: {left} old process(es) still finish their connections\n")
+    except OSError as error:
+        sys.stderr.write(f"haproxy: reloaded; what old processes do is not known: {error}\n")
+    return code
+
+
+def _reload() -> int:
     before_dump = ask(SERVER_STATES)
     before = forced_states(before_dump)
     text = CONFIGURATION.read_text()
@@ -234,13 +261,14 @@ def reload(wait_seconds: float) -> int:
                 f"haproxy: reload refused, the old configuration serves on:\n{answer}\n"
             )
             return 1
-        after = forced_states(ask(SERVER_STATES))
+        try:
+            after = forced_states(ask(SERVER_STATES))
+        except (OSError, ValueError) as error:
+            sys.stderr.write(f"haproxy: reloaded; who is out of rotation is not known: {error}\n")
+            return 2
     finally:
         with contextlib.suppress(FileNotFoundError):
             STATE_FILE.unlink()
-    left = wait_for_old_workers(wait_seconds)
-    if left:
-        sys.stderr.write(f"haproxy: {left} old process(es) still finish their connections\n")
     lost = forgotten(before, after)
     if lost:
         sys.stderr.write(f"haproxy: the reload changed the drain state of {', '.join(lost)}\n")

@@ -87,7 +87,9 @@ def connected(path: str = SOCKET) -> Server | None:
             write_timeout=SECONDS,
         )
     except pymysql.err.OperationalError as error:
-        if isinstance(error.original_exception, ConnectionRefusedError | FileNotFoundError):
+        # Of what the network says alone; an answer of the server has none.
+        reason = getattr(error, "original_exception", None)
+        if isinstance(reason, ConnectionRefusedError | FileNotFoundError):
             return None
         raise TlsError(f"MySQL lets root not in through {path}: {error}") from error
     return Server(connection)
@@ -101,19 +103,31 @@ def wanted(served: Path) -> dict[str, str]:
 def put(home: Path, served: Path) -> bool:
     """Bring the host's certificate to where the server reads it; whether that changed it.
 
-    Raises TlsError.
+    Raises TlsError; what the server reads is then as it was.
     """
     try:
-        content = (home / "leaf.pem").read_bytes() + (home / "authority.pem").read_bytes()
-        if served.exists() and served.read_bytes() == content:
-            return False
-        group = tls_leaf.load(home).group
-        if not served.parent.is_dir():
-            served.parent.mkdir(mode=0o750)
-            shutil.chown(served.parent, group=group)
-        tls_leaf.put(served, content, group)
-    except (OSError, LookupError, ValueError) as error:
-        raise TlsError(f"{served} cannot be made from {home}: {error}") from error
+        with tls_leaf.alone(home):
+            return _put(home, served)
+    except (tls_leaf.LeafError, OSError, LookupError) as error:
+        raise TlsError(f"{served} is as it was: {error}") from error
+
+
+def _put(home: Path, served: Path) -> bool:
+    leaf, root = (home / "leaf.pem").read_bytes(), (home / "authority.pem").read_bytes()
+    # A server that starts with half of a pair serves no TLS at all.
+    if tls_leaf.whole(leaf) is None or tls_leaf.certificate(home / "authority.pem") is None:
+        raise TlsError(
+            f"{served} is as it was: {home} has no whole leaf.pem or authority.pem:"
+            " systemctl start flotilla-tls"
+        )
+    group = tls_leaf.load(home).group
+    if served.exists() and served.read_bytes() == leaf + root:
+        tls_leaf.own(served, group)
+        return False
+    if not served.parent.is_dir():
+        served.parent.mkdir(mode=0o750)
+        shutil.chown(served.parent, group=group)
+    tls_leaf.put(served, leaf + root, group)
     return True
 
 
@@ -191,11 +205,7 @@ def require(
         raise TlsError("the server has no certificate of this host yet: fab fleet.configure")
     if not is_required(server) and (left := plain(server, seconds)):
         return left
-    if not file.exists() or file.read_text() != _REQUIRED:
-        draft = file.with_suffix(".new")
-        draft.write_text(_REQUIRED)
-        draft.chmod(0o644)
-        draft.rename(file)
+    if _write(file):
         sys.stderr.write(f"new: {file}\n")
     if not is_required(server):
         server.rows("SET GLOBAL require_secure_transport = ON")
@@ -203,10 +213,29 @@ def require(
     return []
 
 
+def _write(file: Path) -> bool:
+    """Have the server refuse them from its next start on, too; whether that was new."""
+    try:
+        if file.exists() and file.read_bytes() == _REQUIRED.encode():
+            return False
+        draft = file.with_suffix(".new")
+        draft.write_text(_REQUIRED)
+        draft.chmod(0o644)
+        draft.rename(file)
+    except OSError as error:
+        raise TlsError(
+            f"{file} cannot be written: {error}; who may connect is as it was"
+        ) from error
+    return True
+
+
 def allow(server: Server, file: Path) -> None:
     """Take connections without TLS again. Raises TlsError."""
     if file.exists():
-        file.unlink()
+        try:
+            file.unlink()
+        except OSError as error:
+            raise TlsError(f"{file} stays: {error}; who may connect is as it was") from error
         sys.stderr.write(f"gone: {file}\n")
     if is_required(server):
         server.rows("SET GLOBAL require_secure_transport = OFF")

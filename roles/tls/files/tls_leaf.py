@@ -20,7 +20,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -38,6 +37,11 @@ HOME = Path("/etc/flotilla/tls")
 BEFORE = timedelta(hours=1)
 RENEW_AT = 1 / 3
 HOOK_SECONDS = 120
+# What cryptography raises on bytes that are no key, or no certificate, or none that it knows.
+_NOT_READ = (
+    *(ValueError, TypeError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension),
+)
 _USAGE = x509.KeyUsage(
     digital_signature=True, content_commitment=False, key_encipherment=False,
     data_encipherment=False, key_agreement=False, key_cert_sign=False, crl_sign=False,
@@ -59,10 +63,25 @@ class Settings:
     group: str
     after: list[list[str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Raise ValueError or TypeError for what no certificate can be made of."""
+        if not self.names:
+            raise ValueError("it has no names")
+        x509.SubjectAlternativeName([*map(x509.DNSName, self.names), *self.parsed()])
+        timedelta(hours=self.hours)
+
+    def parsed(self) -> list[x509.IPAddress]:
+        """The addresses, as a certificate has them."""
+        return [x509.IPAddress(ipaddress.ip_address(one)) for one in self.addresses]
+
 
 def load(home: Path) -> Settings:
-    """The settings. Raises OSError, ValueError or TypeError when the file is not right."""
-    return Settings(**json.loads((home / "tls.json").read_text()))
+    """The settings. Raises LeafError when the file is not right."""
+    path = home / "tls.json"
+    try:
+        return Settings(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise LeafError(f"{path} cannot be used: {error}: fab fleet.configure") from error
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -73,7 +92,7 @@ def why_new(
 ) -> str:
     """Why another certificate is needed; empty when this one does."""
     if leaf is None:
-        return "there is none"
+        return "there is none that is whole"
     if _names(leaf) != (sorted(wanted.names), sorted(wanted.addresses)):
         return "it is for other names"
     try:
@@ -94,8 +113,11 @@ def why_not(
         issuer.verify_directly_issued_by(root)
     except (InvalidSignature, ValueError, TypeError):
         return "the issuer was not made by the authority that everybody trusts"
-    if not issuer.not_valid_before_utc <= now < issuer.not_valid_after_utc:
-        return f"the issuer is valid until {issuer.not_valid_after_utc:%Y-%m-%d} only"
+    start, end = issuer.not_valid_before_utc, issuer.not_valid_after_utc
+    if now < start:
+        return f"this host's clock says {now:%Y-%m-%d %H:%M}, and the issuer is of {start:%Y-%m-%d}"
+    if now >= end:
+        return f"the issuer is valid until {end:%Y-%m-%d} only"
     outside = [
         *(name for name in wanted.names if not _may(issuer, name)),
         *(one for one in wanted.addresses if not _may(issuer, ipaddress.ip_address(one))),
@@ -104,7 +126,10 @@ def why_not(
 
 
 def _names(leaf: x509.Certificate) -> tuple[list[str], list[str]]:
-    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except _NOT_READ:
+        return [], []
     addresses = (str(one) for one in found.get_values_for_type(x509.IPAddress))
     return sorted(found.get_values_for_type(x509.DNSName)), sorted(addresses)
 
@@ -113,7 +138,10 @@ def _may(
     issuer: x509.Certificate, what: str | ipaddress.IPv4Address | ipaddress.IPv6Address
 ) -> bool:
     """RFC 5280: with any permitted tree of its kind, a name has to be in one of them."""
-    limits = issuer.extensions.get_extension_for_class(x509.NameConstraints).value
+    try:
+        limits = issuer.extensions.get_extension_for_class(x509.NameConstraints).value
+    except _NOT_READ:
+        return False
     for tree in limits.permitted_subtrees or ():
         if isinstance(what, str):
             if isinstance(tree, x509.DNSName) and f".{what}".endswith(f".{tree.value}"):
@@ -134,7 +162,6 @@ def made(
     """
     own = ec.generate_private_key(ec.SECP256R1())
     names = [x509.DNSName(name) for name in wanted.names]
-    addresses = [x509.IPAddress(ipaddress.ip_address(one)) for one in wanted.addresses]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.names[0][:64])])
     end = min(now + timedelta(hours=wanted.hours), issuer.not_valid_after_utc)
@@ -147,7 +174,7 @@ def made(
         .serial_number(x509.random_serial_number())
         .not_valid_before(max(now - BEFORE, issuer.not_valid_before_utc))
         .not_valid_after(end)
-        .add_extension(x509.SubjectAlternativeName([*names, *addresses]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([*names, *wanted.parsed()]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_USAGE, critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -167,24 +194,56 @@ def certificate(path: Path) -> x509.Certificate | None:
     """The first certificate of a file; None where there is no good one."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, *_NOT_READ):
         return None
 
 
-def put(path: Path, content: bytes, group: str) -> None:
-    """A file for root and one group, whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    draft = Path(name)
+def whole(content: bytes) -> tuple[x509.Certificate, x509.Certificate] | None:
+    """The certificate and its issuer's, of what a server can serve; None where the key is missing
+    or another's, or anything is cut off.
+    """
     try:
+        leaf, issuer = x509.load_pem_x509_certificates(content)
+        is_own = _key(content).public_key() == leaf.public_key()
+    except _NOT_READ:
+        return None
+    return (leaf, issuer) if is_own else None
+
+
+def _kept(path: Path, issuer: x509.Certificate) -> x509.Certificate | None:
+    """The certificate of a leaf file that is whole, with this issuer's; None otherwise."""
+    try:
+        found = whole(path.read_bytes())
+    except OSError:
+        return None
+    return found[0] if found and found[1] == issuer else None
+
+
+def _key(content: bytes) -> Any:
+    return serialization.load_pem_private_key(content, None)
+
+
+def put(path: Path, content: bytes, group: str) -> None:
+    """A file for root and one group, whole or not at all. Call it ``alone``: a run that was killed
+    leaves a draft with a key, and the next one has to take the same.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        draft.chmod(0o640)
-        shutil.chown(draft, group=group)
+        own(draft, group)
         draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def own(path: Path, group: str) -> None:
+    """Let root and one group read a file, and nobody else."""
+    path.chmod(0o640)
+    shutil.chown(path, group=group)
 
 
 @contextlib.contextmanager
@@ -199,41 +258,66 @@ def alone(home: Path) -> Iterator[None]:
 
 
 def issue(home: Path, now: datetime) -> str:
-    """Make a certificate if it is time; why one was made. Raises LeafError."""
+    """Make a certificate if it is time; why one was made. Raises LeafError, OSError, LookupError
+    (no such group); the old certificate is then as it was.
+    """
     wanted = load(home)
     root = certificate(home / "authority.pem")
     issuer = certificate(home / "issuer.pem")
     if root is None or issuer is None:
-        raise LeafError(f"{home} has no authority.pem or issuer.pem: fab fleet.configure")
-    why = why_new(certificate(home / "leaf.pem"), wanted, issuer, now)
+        raise LeafError(f"{home} has no good authority.pem or issuer.pem: fab fleet.configure")
+    why = why_new(_kept(home / "leaf.pem", issuer), wanted, issuer, now)
     if not why:
+        own(home / "leaf.pem", wanted.group)
         return ""
     cannot = why_not(wanted, issuer, root, now)
     if cannot:
         raise LeafError(f"{cannot}: fab fleet.provision, then fab fleet.configure")
-    key: Any = serialization.load_pem_private_key((home / "issuer.pem").read_bytes(), None)
-    content, leaf = made(wanted, key, issuer, now)
+    content, leaf = made(wanted, _issuers_key(home, issuer), issuer, now)
     put(home / "leaf.pem", content, wanted.group)
     sys.stderr.write(f"new until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, for {why}\n")
     return why
 
 
+def _issuers_key(home: Path, issuer: x509.Certificate) -> Any:
+    """What it signs with is what it vouches for: nobody would believe anything else."""
+    path = home / "issuer.pem"
+    try:
+        key = _key(path.read_bytes())
+        is_own = key.public_key() == issuer.public_key()
+    except _NOT_READ as error:
+        raise LeafError(f"{path} has no key that can be read: fab fleet.configure") from error
+    if not is_own:
+        raise LeafError(f"{path} has a key of another certificate: fab fleet.configure")
+    return key
+
+
 def renew(home: Path, now: datetime, *, tell: bool = True) -> int:
-    """Make one if it is time, then have the services take it."""
-    with alone(home):
-        try:
+    """Make one if it is time, then have the services take it, or the old one as it was."""
+    failed = 0
+    try:
+        with alone(home):
             issue(home, now)
-        except LeafError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
+    except (LeafError, OSError, LookupError) as error:
+        failed = 1
+        sys.stderr.write(f"no new certificate, {home / 'leaf.pem'} is as it was: {error}\n")
     # Not under the lock: a service that is restarted looks for a certificate before it starts.
-    failed = [argv for argv in load(home).after if _run(argv)] if tell else []
-    return 1 if failed else 0
+    for argv in _after(home) if tell else []:
+        failed |= _run(argv)
+    return failed
+
+
+def _after(home: Path) -> list[list[str]]:
+    """Whom to tell; nobody where that cannot be read, which was said."""
+    try:
+        return load(home).after
+    except LeafError:
+        return []
 
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        return subprocess.run(argv, check=False, timeout=HOOK_SECONDS).returncode
+        return int(subprocess.run(argv, check=False, timeout=HOOK_SECONDS).returncode != 0)
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"{argv[0]}: {error}\n")
         return 1

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from botocore.exceptions import ClientError
 
 from flotilla.aws.errors import code
@@ -32,8 +29,8 @@ def put(settings: Settings, image_id: str, document: str) -> None:
             _put(settings, image_id, document)
 
 
-def get(settings: Settings, image_id: str) -> dict[str, Any] | None:
-    """The document of an image; None where there is none."""
+def get(settings: Settings, image_id: str) -> bytes | None:
+    """The document of an image, as it is kept; None where there is none."""
     bucket = settings.name_of("artifacts")
     with described(settings, f"read the bill of materials of {image_id}"):
         try:
@@ -42,8 +39,12 @@ def get(settings: Settings, image_id: str) -> dict[str, Any] | None:
             if code(error) in _ABSENT:
                 return None
             raise
-        document: dict[str, Any] = json.loads(body.read())
-    return document
+        return bytes(body.read())
+
+
+def url(settings: Settings, image_id: str) -> str:
+    """Where it is, as the AWS CLI takes it."""
+    return f"s3://{settings.name_of('artifacts')}/{_key(image_id)}"
 
 
 def _put(settings: Settings, image_id: str, document: str) -> None:

@@ -54,6 +54,18 @@ def of_roles(settings: Settings, roles: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def demand(settings: Settings, found: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise Refused naming what is ``wanted`` and not ``found``, both as "<role>/<name>"."""
+    paths = [settings.parameter(*key.split("/", 1)) for key in sorted({*wanted} - {*found})]
+    if paths:
+        raise Refused(
+            f"SSM has no parameter {', '.join(paths)}",
+            "some hosts would be configured and others not, before it is missed",
+            "Nothing was changed",
+            "fab fleet.provision",
+        )
+
+
 def named(settings: Settings, names: Iterable[str], *, are_ours: bool = False) -> dict[str, str]:
     """Secrets by their full parameter names. Raises Refused naming those that do not exist.
 
@@ -111,7 +123,14 @@ def write(settings: Settings, role: str, parameter: str, change: Write, *, by: s
     Raises FlotillaError where it is not what was written.
     """
     name = settings.parameter(role, parameter) + change.suffix
-    before = held(settings, role, [parameter])[parameter]
+    before = held(settings, role, [parameter]).get(parameter)
+    if before is None:
+        raise Refused(
+            f"SSM has no parameter {settings.parameter(role, parameter)} any more",
+            "somebody deleted it in the middle of a rotation",
+            "Nothing was changed by this step; what hosts have been given works on",
+            "docs/runbooks/rotate-a-secret.md",
+        )
     ssm = client(settings, "ssm")
     with described(settings, f"write {name}"):
         if change.value is None:

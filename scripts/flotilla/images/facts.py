@@ -96,13 +96,17 @@ def packages() -> list[list[str]]:
 
 
 def distributions() -> list[list[str]]:
-    """Python distributions that came by no Debian package: name, version, folder."""
+    """Python distributions that came by no Debian package: name, version, folder.
+
+    One whose metadata was cut off has the name of its folder.
+    """
     found = []
     for root in _NOT_DEBIANS:
         for pattern in ("*.dist-info/METADATA", "*.egg-info/PKG-INFO"):
             for path in Path("/", root).rglob(pattern):
                 headers = HeaderParser().parsestr(path.read_text("utf-8", errors="replace"))
-                found.append([headers["Name"], headers["Version"], str(path.parent.parent)])
+                name = headers["Name"] or path.parent.name
+                found.append([name, headers["Version"] or "", str(path.parent.parent)])
     return sorted(found)
 
 

@@ -5,6 +5,7 @@ A document depends on nothing but the image and the finds: the same ones make th
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ Document = Mapping[str, Any]
 
 # apt's configuration, a file each: with it apt judges the packages as a host of the image would.
 _APT = "flotilla:apt:"
+# What apt takes as data. Its apt.conf names commands, which it would run on the operator's machine.
+_APT_PATH = re.compile(
+    r"/etc/apt/(sources\.list|preferences"
+    r"|(sources\.list\.d|mirrors|keyrings|preferences\.d)/(?!\.\.?$)[^/\0]+)"
+)
 _SUITE = "flotilla:suite"
 _ARCHITECTURE = "flotilla:architecture"
 
@@ -107,6 +113,19 @@ def _python(inventory: Mapping[str, Any]) -> list[Any]:
     return found
 
 
+def objection(document: Any) -> str:
+    """Why this is none of our documents, as it was cut off or changed; "" when it is one."""
+    try:
+        packages(document)
+        dpkg_status(document)
+        suite(document)
+        architecture(document)
+        foreign = [path for path in apt(document) if not _APT_PATH.fullmatch(path)]
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"it has files that are none of apt's: {', '.join(foreign)}" if foreign else ""
+
+
 def packages(document: Document) -> dict[str, str]:
     """Version by package: ``openssl:amd64``, and ``python:requests in /opt/x`` for Python's."""
     found = {}
@@ -116,7 +135,8 @@ def packages(document: Document) -> dict[str, str]:
             key = f"{url.name}:{url.qualifiers['arch']}"
         else:
             key = f"python:{component['name']} in {_properties(component)['flotilla:folder']}"
-        found[key] = str(component["version"])
+        # A Python distribution may say none.
+        found[key] = str(component.get("version", ""))
     return found
 
 

@@ -55,6 +55,7 @@ while time.monotonic() < end:
 else:
     print(said)
 """
+_AWAY = "it does not run, and would come back with the old value"
 _LOCAL = ("127.0.0.1", "localhost", "")
 
 
@@ -115,7 +116,10 @@ class Fleet:
             mysql.ensure(self.settings, confirmed=lambda _: None, said=self.said)
 
     def logins(self, values: Sequence[str]) -> dict[str, Sequence[str]]:
-        """See ``Hosts``: each server host asks its own services, by their private address."""
+        """See ``Hosts``: each server host asks its own services, by their private address.
+
+        Redis keeps its accounts in a file of the host; those of MySQL come by replication.
+        """
         found: dict[str, Sequence[str]] = {}
         command, package = loaded("flotilla.agent.logins", CARRY[self.secret.role])
         ports = [PORTS[self.secret.role], *([SENTINEL_PORT] if self.secret.sentinels else [])]
@@ -128,6 +132,8 @@ class Fleet:
                 told = runner.run(host, command, stdin=stdin, seconds=LOGIN_SECONDS).stdout
                 said: dict[str, list[str]] = json.loads(told)
                 found |= {f"{host.name}:{key.rpartition(':')[2]}": w for key, w in said.items()}
+            away = snapshot.stopped("redis") if self.secret.role == "redis" else []
+            found |= {host.name: [_AWAY] * len(values) for host in away}
         return found
 
     def behind(self, new: str, old: str) -> dict[str, str]:
@@ -143,6 +149,7 @@ class Fleet:
         # Its count, not its exit code: sudo says 1 as well, of a password that it wants.
         search = f"grep -cFf /dev/stdin {self.secret.file}"
         with self._runner() as (runner, snapshot):
+            found |= {host.name: _AWAY for host in snapshot.stopped(self.secret.users)}
             for host in snapshot.by_role(self.secret.users):
                 answers = [
                     runner.run(host, search, stdin=f"{value}\n", sudo=True, check=False)
@@ -187,10 +194,7 @@ class Fleet:
         wanted = secrets.version(self.settings, role, parameter)
         command = f"exec python3 -c {shlex.quote(_READ_AGAIN)}"
         with self._runner() as (runner, snapshot):
-            found = {
-                host.name: "it does not run, and would come back with the old value"
-                for host in snapshot.stopped(role)
-            }
+            found = {host.name: _AWAY for host in snapshot.stopped(role)}
             for host in snapshot.by_role(role):
                 order = json.dumps([host.private_ip or "", self.account, wanted])
                 told = runner.run(
