@@ -337,6 +337,34 @@ def test_a_hosts_certificate_is_kept_until_half_of_it_is_over(settings, key):
     assert renewed("garbage") != "garbage"
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"generation": "x"}', '{"generation": null, "sha256": 1}']
+)
+def test_a_damaged_note_of_what_is_in_place_stops_no_revocation(settings, key, host, text):
+    alice = Path(let_in(settings, key)["folder"]) / "key-cert.pub"
+    host.mkdir()
+    (host / "applied.json").write_text(text)
+    revoke(settings)
+    assert refuses(host, alice)
+    assert agent.applied(host)["generation"] == 1
+
+
+def test_the_watch_puts_a_damaged_file_right_by_itself(settings, key, tmp_path):
+    authority.publish(settings, Authority(settings))
+    body, _ = grants.published(settings)
+    folder = tmp_path / "watched"
+    watch = agent.Watch(lambda etag: None if etag == "1" else ("1", body), "app", folder)
+    watch.look()
+    whole = (folder / "revoked").read_bytes()
+    for damage in (b"", whole[:20], None):
+        (folder / "revoked").unlink()
+        if damage is not None:
+            (folder / "revoked").write_bytes(damage)
+        for _ in range(agent.ALL_EVERY):
+            watch.look()
+        assert (folder / "revoked").read_bytes() == whole
+
+
 def test_the_watch_takes_what_is_new_and_keeps_what_it_has(settings, key, tmp_path, caplog):
     authority.publish(settings, Authority(settings))
     body, _ = grants.published(settings)
