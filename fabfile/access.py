@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
@@ -48,7 +47,7 @@ def grant(
         lambda: operate.grant(
             settings,
             name,
-            Path(key).expanduser(),
+            key,
             hours=hours,
             principal=principal,
             confirmed=lambda plan: confirm(plan, yes=yes, again=again),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -262,7 +264,7 @@ def test_rules_that_nobody_confirms_go_again(pair: Pair, loader: Loader):
     loader.want(text_of("mysql"))
     assert loader("try", "--seconds", "30") == "on trial for 30 s"
     assert "--on-active=30" in loader.timers()
-    assert loader.timers().rstrip().endswith("firewall.py revert")
+    assert "firewall.py revert\n" in loader.timers()
     assert "table inet flotilla" in tables(pair)
     assert "no filter" in loader("revert")
     assert tables(pair) == {"table inet lab_sg"}, "the tables of others stay"
@@ -349,7 +351,7 @@ def test_a_packet_in_the_middle_of_no_connection_opens_nothing(pair: Pair, loade
     loader("try", "--seconds", "30")
     loader("confirm")
     assert "older than this table" in pair.host.run("nft", "list", "table", "inet", "flotilla")
-    assert loader.timers().rstrip().endswith("firewall.py load")
+    assert "firewall.py load\n" in loader.timers()
     loader("load")
     assert "older than" not in pair.host.run("nft", "list", "table", "inet", "flotilla")
 
@@ -360,6 +362,164 @@ def test_accounts_that_the_host_has_are_looked_up(pair: Pair, loader: Loader):
     listed = pair.host.run("nft", "-j", "list", "set", "inet", "flotilla", "metadata_users")
     found = next(one["set"] for one in json.loads(listed)["nftables"] if "set" in one)
     assert found["elem"] == [0, 33]
+
+
+# LOADER, killed before the n-th of what it does to files and with other programs.
+KILLED = """
+import os, signal, sys
+left, deeds = [int(sys.argv.pop(1))], {"open", "os.rename", "os.remove", "subprocess.Popen"}
+def hook(event, details):
+    is_reading = event == "open" and not (details[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+    if event in deeds and not is_reading and sys.argv[0] == "firewall.py":
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+
+
+def opened(pair: Pair) -> set[int]:
+    """By the rules in force: MySQL's port, the app's or none."""
+    text = pair.host.run("nft", "list", "chain", "inet", "flotilla", "input", check=False)
+    return {port for port in (3306, 80) if re.search(rf"\b{port}\b(?! bytes)", text)}
+
+
+def killed(loader: Loader, deed: int, *words: str) -> bool:
+    """Run it with a SIGKILL before its ``deed``-th deed; False when it has fewer than that."""
+    path = f"PATH={loader.folder}/bin:{os.environ['PATH']}"
+    program = [sys.executable, "-c", KILLED + LOADER, str(deed)]
+    tool = [str(ROOT / "roles/firewall/files/firewall.py"), str(loader.folder)]
+    argv = loader.side.argv("env", path, *program, *tool, *words)
+    return bool(subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode)
+
+
+def confirmed(loader: Loader, role: str) -> None:
+    loader.want(text_of(role))
+    loader("try", "--seconds", "30")
+    loader("confirm")
+    loader("load")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["no rules before", "rules before"])
+def test_a_trial_that_is_killed_at_any_step_ends_as_it_began(
+    pair: Pair, loader: Loader, first: bool
+):
+    if not first:
+        confirmed(loader, "mysql")
+    before = opened(pair)
+    loader.want(text_of("app"))
+    deed = 0
+    while killed(loader, (deed := deed + 1), "try", "--seconds", "30"):
+        if opened(pair) != before:
+            assert "--on-active=30" in loader.timers().splitlines()[-2], deed
+            loader("revert")
+        assert opened(pair) == before, deed
+    assert deed > 5
+    assert opened(pair) == {80}
+
+
+def test_a_revert_that_is_killed_is_done_by_the_next(pair: Pair, loader: Loader):
+    confirmed(loader, "mysql")
+    loader.want(text_of("app"))
+    deed, is_going = 0, True
+    while is_going:
+        loader("try", "--seconds", "30")
+        is_going = killed(loader, (deed := deed + 1), "revert")
+        loader("revert")
+        assert opened(pair) == {3306}, deed
+    assert deed > 3
+    assert "--property=Restart=on-failure" in loader.timers()
+
+
+def test_a_confirmation_that_is_killed_leaves_what_boot_loads(pair: Pair, loader: Loader):
+    deed, is_going = 0, True
+    while is_going:
+        confirmed(loader, "mysql")
+        loader.want(text_of("app"))
+        loader("try", "--seconds", "30")
+        is_going = killed(loader, (deed := deed + 1), "confirm")
+        loader("revert")
+        now = opened(pair)
+        loader("load")
+        assert opened(pair) == now, deed
+    assert now == {80}
+
+
+def unwritable(loader: Loader, *names: str) -> None:
+    """What a full disk does, also to root: nothing can be written where a folder is."""
+    for name in names:
+        (loader.folder / name).mkdir(parents=True)
+
+
+def test_a_full_disk_keeps_nobody_out(pair: Pair, loader: Loader):
+    confirmed(loader, "mysql")
+    loader.want(text_of("app"))
+    loader("try", "--seconds", "30")
+    unwritable(loader, "run/state.new", "run/told.new")
+    loader("revert")
+    assert opened(pair) == {3306}
+    assert not loader("try", "--seconds", "30", check=False)
+    assert opened(pair) == {3306}, "a trial that cannot be remembered is none"
+
+
+def test_what_could_not_be_confirmed_is_taken_back(pair: Pair, loader: Loader):
+    confirmed(loader, "mysql")
+    loader.want(text_of("app"))
+    loader("try", "--seconds", "30")
+    unwritable(loader, "kept/confirmed.new")
+    timers = loader.timers()
+    assert not loader("confirm", check=False)
+    assert loader.timers() == timers, "the way back was taken away"
+    loader("revert")
+    assert opened(pair) == {3306}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run/state.json", ""),
+        ("run/state.json", '{"loaded": '),
+        ("run/state.json", '{"foreign": 1}'),
+        ("run/told.json", "garbage"),
+        ("run/told.json", '{"table": 1}'),
+        ("run/told.json", '{"table": 0, "counts": null, "owed": null, "since": null}'),
+    ],
+)
+def test_a_damaged_memory_keeps_nobody_out(pair: Pair, loader: Loader, name: str, text: str):
+    confirmed(loader, "mysql")
+    loader.want(text_of("app"))
+    loader("try", "--seconds", "30")
+    (loader.folder / name).write_text(text)
+    if name == "run/state.json":
+        assert not loader("confirm", check=False), "nobody knows what was proved"
+    loader("revert")
+    assert opened(pair) == {3306}
+
+
+@pytest.mark.parametrize("text", ["", "no rules at all\n"])
+def test_confirmed_rules_that_are_lost_leave_no_filter(pair: Pair, loader: Loader, text: str):
+    confirmed(loader, "mysql")
+    loader.want(text_of("app"))
+    loader("try", "--seconds", "30")
+    (loader.folder / "kept/confirmed").write_text(text)
+    assert "no filter" in loader("revert")
+    assert tables(pair) == set()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "3601", "99999999999999999999"])
+def test_a_trial_is_neither_nothing_nor_for_good(pair: Pair, loader: Loader, seconds: str):
+    loader.want(text_of("app"))
+    assert not loader("try", f"--seconds={seconds}", check=False)
+    assert tables(pair) == set()
+
+
+def test_a_second_trial_without_a_timer_ends_the_first(pair: Pair, loader: Loader):
+    confirmed(loader, "mysql")
+    loader.want(text_of("app"))
+    loader("try", "--seconds", "30")
+    (loader.folder / "bin/systemd-run").write_text("#!/bin/sh\nexit 1\n")
+    assert not loader("try", "--seconds", "30", check=False)
+    assert opened(pair) == {3306}
 
 
 # --- what it refused, told to the journal: roles/firewall/files/firewall_tell.py ---------------

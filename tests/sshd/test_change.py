@@ -27,6 +27,8 @@ def changed(host: Machine) -> Machine:
     host.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", KEY)
     host.write("/home/admin/.ssh/authorized_keys", host.path(f"{KEY}.pub").read_text(), 0o600)
     host.run("chown", "-R", "admin:", "/home/admin")
+    # The image's own have been confirmed.
+    host.run("rm", "-rf", STAGED)
     host.write("/etc/sudoers.d/admin", "admin ALL=(ALL) NOPASSWD:ALL\n", 0o440)
     host.start()
     return host
@@ -101,13 +103,86 @@ def test_a_reload_that_fails_is_taken_back(changed: Machine) -> None:
     assert not is_there(changed)
 
 
+def test_a_revert_that_sshd_does_not_take_up_is_tried_again(changed: Machine) -> None:
+    stage(changed, "DenyUsers admin\n")
+    begin(changed)
+    changed.write("/run/cannot-reload", "")
+    done = changed.run(TOOL, "revert", check=False)
+    assert (done.returncode, "has not taken it up" in done.stderr) == (1, True)
+    changed.path("/run/cannot-reload").unlink()
+    assert json.loads(changed.run(TOOL, "revert").stdout)["reverted"]
+    until(lambda: login(changed, "true").returncode == 0, seconds=10)
+
+
+def test_a_full_disk_keeps_nobody_out(changed: Machine) -> None:
+    changed.write(FILE, "MaxAuthTries 5\n")
+    stage(changed, "DenyUsers admin\n")
+    begin(changed)
+    # Nobody may write a byte to a file, root included.
+    changed.run("sh", "-c", f"ulimit -f 0; exec {TOOL} revert")
+    assert changed.path(FILE).read_text() == "MaxAuthTries 5\n"
+    until(lambda: login(changed, "true").returncode == 0, seconds=10)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 1, "since_boot": 0}', "\0\0"])
+def test_a_damaged_record_is_one_clear_error(changed: Machine, text: str) -> None:
+    changed.write("/var/lib/flotilla/sshd/pending.json", text)
+    for verb in ("begin", "confirm", "revert"):
+        done = changed.run(TOOL, verb, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert "nothing was changed" in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "3601", "99999999999999999999"])
+def test_a_trial_is_neither_nothing_nor_for_good(changed: Machine, seconds: str) -> None:
+    stage(changed, "MaxAuthTries 4\n")
+    done = changed.run(TOOL, "begin", f"--seconds={seconds}", check=False)
+    assert (done.returncode, "must be 1 to 3600" in done.stderr) == (1, True)
+    assert not is_there(changed)
+
+
+# The tool, killed before the n-th of what it does to files and with other programs.
+KILLED = f"""
+import os, runpy, signal, sys
+left, deeds = int(sys.argv.pop(1)), {{"open", "os.rename", "os.remove", "os.link", "os.mkdir",
+    "os.rmdir", "os.chown", "subprocess.Popen"}}
+def hook(event, details):
+    global left
+    if event in deeds and (event != "open" or (details[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.argv[0] = "{TOOL}"
+sys.addaudithook(hook)
+runpy.run_path("{TOOL}", run_name="__main__")
+"""
+
+
+def test_a_change_that_is_killed_at_any_step_can_be_taken_back(changed: Machine) -> None:
+    changed.write(FILE, "MaxAuthTries 5\n")
+    before = changed.path(PAM).read_text()
+    deed, is_going = 0, True
+    while is_going:
+        stage(changed, "DenyUsers admin\n")
+        stage(changed, "account required pam_deny.so\n" + before, PAM)
+        deed, is_going = deed + 1, False
+        for verb in ("begin", "revert"):
+            done = changed.run("python3", "-c", KILLED, str(deed), verb, check=False)
+            is_going = is_going or bool(done.returncode)
+        changed.run(TOOL, "revert")
+        assert changed.path(FILE).read_text() == "MaxAuthTries 5\n", deed
+        assert changed.path(PAM).read_text() == before, deed
+    assert deed > 10
+    until(lambda: login(changed, "true").returncode == 0, seconds=10)
+
+
 def test_pam_is_changed_the_same_way(changed: Machine) -> None:
     before = changed.path(PAM).read_text()
     stage(changed, "account required pam_deny.so\n" + before, PAM)
     begin(changed, 4)
     assert login(changed, "true").returncode
     until(lambda: changed.path(PAM).read_text() == before, seconds=15)
-    assert login(changed, "true").returncode == 0
+    until(lambda: login(changed, "true").returncode == 0, seconds=10)
 
 
 def test_a_reboot_in_between_takes_it_back(changed: Machine) -> None:

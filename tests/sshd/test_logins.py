@@ -40,6 +40,9 @@ def test_a_certificate_leads_through_the_bastion_without_a_question(running: Fle
         one.account: one for line in running.bastion.log.splitlines() if (one := rules.login(line))
     }
     assert (seen["jump"].name, seen["jump"].serial) == ("alice", serial)
+    # By it a forged certificate with a serial that was granted is told from the real one.
+    key = running.client.path(f"{kit}/key.pub").read_text()
+    assert seen["jump"].fingerprint == certificates.fingerprint(key)
     inner = [one for line in running.host.log.splitlines() if (one := rules.login(line))]
     assert (inner[-1].account, inner[-1].serial) == ("admin", serial)
 

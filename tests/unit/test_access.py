@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ def test_a_grant_is_signed_recorded_and_has_all_that_openssh_needs(settings, key
     )
     assert [one.name for one in grants.granted(settings)] == ["alice"]
     assert (folder / "known_hosts").read_text().startswith(f"@cert-authority * {signer.host}\n")
-    assert json.loads(grants.published(settings))["user_ca"] == signer.user
+    assert json.loads(grants.published(settings)[0])["user_ca"] == signer.user
 
 
 def machine(name: str, private: str, public: str | None = None) -> Host:
@@ -117,7 +118,7 @@ def test_the_cas_private_keys_stay_in_ssm(settings, key):
         secret = found["Value"].splitlines()[3]
         for path in (p for p in settings.scratch.rglob("*") if p.is_file()):
             assert secret not in path.read_text(errors="replace"), path
-        assert secret.encode() not in grants.published(settings)
+        assert secret.encode() not in grants.published(settings)[0]
 
 
 def revoke(settings: Settings, name: str = "alice", now: float = NOW) -> dict:
@@ -168,7 +169,7 @@ def test_a_revocation_that_was_cut_off_is_finished_by_the_same_command(
         patch.setattr(operate, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             revoke(settings)
-    assert json.loads(grants.published(settings))["generation"] == 0
+    assert json.loads(grants.published(settings)[0])["generation"] == 0
     done = revoke(settings)
     assert (done["revoked"], done["generation"]) == ([], 1)
     assert refuses(host, alice)
@@ -192,10 +193,46 @@ def test_nobody_is_revoked_who_was_not_granted_or_whose_time_is_over(settings, k
 
 def test_a_host_never_goes_back_to_an_older_list(settings, key, host):
     let_in(settings, key)
-    old = grants.published(settings)
+    old, _ = grants.published(settings)
     revoke(settings)
     with pytest.raises(Refused, match="generation 0"):
         agent.apply(old, "app", host)
+
+
+def test_no_older_list_replaces_a_newer_one(settings, key, host, monkeypatch):
+    """As when fleet.configure read the records just before a revocation, and publishes after it."""
+    alice = Path(let_in(settings, key)["folder"]) / "key-cert.pub"
+    signer, read, late = Authority(settings), grants.revoked, []
+
+    def revoked_meanwhile(settings: Settings) -> set[int]:
+        found = read(settings)
+        if not late:
+            late.append(True)
+            revoke(settings)
+        return found
+
+    monkeypatch.setattr(grants, "revoked", revoked_meanwhile)
+    # Something of its own to say, so that it publishes.
+    signer.user = signer.user.replace("people@", "all@")
+    assert authority.publish(settings, signer)
+    body, _ = grants.published(settings)
+    assert json.loads(body)["generation"] == 1
+    agent.apply(body, "app", host.with_name("launched-later"))
+    assert refuses(host.with_name("launched-later"), alice)
+
+
+def test_what_was_granted_while_the_plan_was_read_is_revoked_too(settings, key, host):
+    let_in(settings, key)
+    done = operate.revoke(
+        settings, "alice", confirmed=lambda _: let_in(settings, key) and None,
+        said=lambda _: None, clock=lambda: NOW,
+    )  # fmt: skip
+    assert done["revoked"] == [1, 2]
+
+
+def test_one_that_a_host_with_a_slow_clock_takes_can_still_be_revoked(settings, key, host):
+    let_in(settings, key)
+    assert revoke(settings, now=NOW + 8 * 3600 + 60)["revoked"] == [1]
 
 
 def test_publishing_twice_changes_nothing(settings, key):
@@ -212,6 +249,8 @@ def test_what_is_no_public_key_is_a_bad_option(settings, tmp_path, text):
         let_in(settings, file)
     with pytest.raises(BadOption, match="No such file"):
         let_in(settings, tmp_path / "nothing")
+    with pytest.raises(BadOption, match="home"):
+        let_in(settings, Path("~nobody-of-this-name/key.pub"))
     assert grants.granted(settings) == []
 
 
@@ -221,6 +260,50 @@ def test_a_key_that_only_looks_like_one_is_refused(settings, tmp_path):
     with pytest.raises(Refused, match="ssh-keygen"):
         let_in(settings, file)
     assert grants.granted(settings) == []
+
+
+@pytest.mark.parametrize("kind", ["user", "host"])
+@pytest.mark.parametrize("spoilt", ["garbage", "cut", "passphrase", "rsa"])
+def test_a_cas_key_that_cannot_sign_is_found_before_anything_is_recorded(
+    settings, key, tmp_path, kind, spoilt
+):
+    name = settings.parameter("ssh", f"{kind}_ca")
+    made = {"passphrase": ["-t", "ed25519", "-N", "secret"], "rsa": ["-t", "rsa", "-N", ""]}
+    file = tmp_path / "ca"
+    if spoilt in made:
+        subprocess.run(["ssh-keygen", "-q", "-f", str(file), *made[spoilt]], check=True)
+        value = file.read_text()
+    else:
+        value = certificates.new_ca()[:90] if spoilt == "cut" else "garbage"
+    client(settings, "ssm").put_parameter(
+        Name=name, Value=value, Type="SecureString", Overwrite=True
+    )
+    with pytest.raises(Refused, match="the CA's key in SSM"):
+        let_in(settings, key)
+    assert grants.granted(settings) == []
+    assert grants.published(settings) == (b"", "")
+
+
+def test_the_cas_key_is_never_a_file(settings, key, tmp_path, monkeypatch):
+    """What is killed while it signs would leave it behind."""
+    monkeypatch.setattr(certificates.tempfile, "tempdir", str(tmp_path))
+    seen = tmp_path / "seen"
+    real = subprocess.run(["which", "ssh-keygen"], capture_output=True, text=True, check=True)
+    script = f"""#!/bin/sh
+grep -rl 'PRIVATE K[E]Y' {tmp_path} >>{seen}
+echo "$@" >>{seen}
+exec {real.stdout.strip()} "$@"
+"""
+    program = tmp_path / "bin/ssh-keygen"
+    program.parent.mkdir()
+    program.write_text(script)
+    program.chmod(0o755)
+    (tmp_path / "alice").unlink()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    let_in(settings, key)
+    said = seen.read_text()
+    assert "-s /dev/stdin" in said
+    assert not [line for line in said.splitlines() if line.startswith("/")]
 
 
 def test_a_fleet_without_the_cas_keys_says_what_makes_them(settings, key):
@@ -254,9 +337,37 @@ def test_a_hosts_certificate_is_kept_until_half_of_it_is_over(settings, key):
     assert renewed("garbage") != "garbage"
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"generation": "x"}', '{"generation": null, "sha256": 1}']
+)
+def test_a_damaged_note_of_what_is_in_place_stops_no_revocation(settings, key, host, text):
+    alice = Path(let_in(settings, key)["folder"]) / "key-cert.pub"
+    host.mkdir()
+    (host / "applied.json").write_text(text)
+    revoke(settings)
+    assert refuses(host, alice)
+    assert agent.applied(host)["generation"] == 1
+
+
+def test_the_watch_puts_a_damaged_file_right_by_itself(settings, key, tmp_path):
+    authority.publish(settings, Authority(settings))
+    body, _ = grants.published(settings)
+    folder = tmp_path / "watched"
+    watch = agent.Watch(lambda etag: None if etag == "1" else ("1", body), "app", folder)
+    watch.look()
+    whole = (folder / "revoked").read_bytes()
+    for damage in (b"", whole[:20], None):
+        (folder / "revoked").unlink()
+        if damage is not None:
+            (folder / "revoked").write_bytes(damage)
+        for _ in range(agent.ALL_EVERY):
+            watch.look()
+        assert (folder / "revoked").read_bytes() == whole
+
+
 def test_the_watch_takes_what_is_new_and_keeps_what_it_has(settings, key, tmp_path, caplog):
     authority.publish(settings, Authority(settings))
-    body = grants.published(settings)
+    body, _ = grants.published(settings)
     folder = tmp_path / "watched"
     answers = [("1", body), None, ("2", b"garbage"), OSError("away")]
 

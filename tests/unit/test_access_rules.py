@@ -33,6 +33,7 @@ def test_a_grant_is_read_back_as_it_was_written():
         ("../etc", 8, "ops", "is no name"),
         ("alice", 0, "ops", "--hours"),
         ("alice", 169, "ops", "--hours"),
+        ("alice", 10**400, "ops", "--hours"),
         ("alice", float("nan"), "ops", "--hours"),
         ("alice", 8, "root", "--principal"),
         ("alice", 8, "ops,root", "--principal"),
@@ -131,10 +132,25 @@ def test_logins_are_read_from_what_sshd_writes():
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        CERTIFIED,
+        PLAIN,
+        f"{PLAIN} ID {'a' * 1000}"[:1023],
+        "Accepted password for admin from 10.0.0.5 port 4711 ssh2",
+        "Accepted keyboard-interactive/pam for admin from 10.0.0.5 port 4711 ssh2",
+    ],
+)
+def test_no_login_goes_unnoticed(line):
+    assert rules.is_login(line)
+
+
+@pytest.mark.parametrize(
     ("seen", "says"),
     [
         (Login("admin", "a", "k"), None),
-        (Login("admin", "a", "k", "alice", 1), None),
+        (Login("admin", "a", "SHA256:key", "alice", 1), None),
+        (Login("admin", "a", "SHA256:thief", "alice", 1), "for the key SHA256:key, not for"),
         (Login("admin", "a", "k", "alice", 2), "was ever granted"),
         (Login("admin", "a", "k", "root", 1), "was granted to alice"),
     ],

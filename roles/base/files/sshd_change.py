@@ -34,6 +34,8 @@ UNIT = "flotilla-sshd-revert"
 TOOL = "/usr/local/sbin/flotilla-sshd"
 # sshd starts itself anew some milliseconds after it was told to; logins before are the old one's.
 SETTLE_SECONDS = 1.0
+# A host that shuts somebody out for longer than this needs another way in.
+MOST_SECONDS = 3600
 SESSION = "sshd-session"
 # Until sshd was reloaded no login is a proof.
 NEVER = 1e12
@@ -52,6 +54,8 @@ def differing() -> list[Path]:
 
 def begin(seconds: int) -> dict[str, Any]:
     """Put the staged files in place, to be taken back after ``seconds`` unless confirmed."""
+    if not 1 <= seconds <= MOST_SECONDS:
+        raise RefusedError(f"--seconds is {seconds}: it must be 1 to {MOST_SECONDS}")
     if PENDING.exists():
         revert(reload=True)
     files = differing()
@@ -64,7 +68,10 @@ def begin(seconds: int) -> dict[str, Any]:
         _check()
         _run("systemctl", "reload", "ssh.service")
     except (RefusedError, OSError) as error:
-        revert(reload=True)
+        try:
+            revert(reload=True)
+        except (RefusedError, OSError) as worse:
+            raise RefusedError(f"{error}. {worse}. Next: {TOOL} revert") from error
         raise RefusedError(f"{error}. What was there is in place again.") from error
     time.sleep(SETTLE_SECONDS)
     _pending(files, since_boot())
@@ -73,6 +80,8 @@ def begin(seconds: int) -> dict[str, Any]:
 
 def place() -> dict[str, Any]:
     """Put the staged files in place for the next boot: on a host that becomes an image."""
+    if PENDING.exists():
+        revert(reload=False)
     files = differing()
     _save(files)
     try:
@@ -89,31 +98,39 @@ def confirm(login: float | None) -> dict[str, Any]:
     """Keep the change; ``login`` is when the asking login began, in seconds since boot."""
     if not PENDING.exists():
         raise RefusedError("no change waits: it was put back, or never begun")
-    pending = json.loads(PENDING.read_text())
+    pending = _read_pending()
     if login is None:
         raise RefusedError("this is no login over SSH, which is what has to be proved")
     if login < pending["since_boot"]:
         raise RefusedError("this login is older than the change and proves nothing: log in anew")
     _forget()
     # It would find nothing to do.
-    subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
+    _disarm()
     return {"confirmed": True, "files": pending["files"]}
 
 
 def revert(*, reload: bool) -> dict[str, Any]:
-    """Put back what was there before the last ``begin``; nothing to do once that is confirmed."""
+    """Put back what was there before the last ``begin``; nothing to do once that is confirmed.
+
+    Raises RefusedError while sshd has not taken it up: what calls this tries again.
+    """
     if not PENDING.exists():
         return {"reverted": False, "files": []}
-    files = json.loads(PENDING.read_text())["files"]
+    files = _read_pending()["files"]
     for name in files:
         saved, place_ = SAVED / name.lstrip("/"), Path(name)
         if saved.exists():
-            _replace(saved, place_)
+            _put_back(saved, place_)
         else:
             place_.unlink(missing_ok=True)
     if reload:
         # Also when it has ended, of settings that it could not read.
-        subprocess.run(["systemctl", "reload-or-restart", "ssh.service"], check=False)
+        try:
+            _run("systemctl", "reload-or-restart", "ssh.service")
+        except RefusedError as error:
+            raise RefusedError(
+                f"What was there is in place again, and sshd has not taken it up: {error}"
+            ) from error
     _forget()
     return {"reverted": True, "files": files}
 
@@ -177,10 +194,36 @@ def _install(files: list[Path]) -> None:
         _replace(STAGED / path, Path("/") / path)
 
 
+def _read_pending() -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(PENDING.read_text())
+        return {"files": [str(name) for name in found["files"]], "since_boot": found["since_boot"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RefusedError(
+            f"{PENDING} cannot be read, so nothing was changed: compare what {SAVED} holds with"
+            f" what is in place, put it back by hand, reload ssh, and remove {PENDING}"
+        ) from error
+
+
+def _put_back(saved: Path, target: Path) -> None:
+    """Put a saved file back by a link, for which a full disk has room; elsewhere by a copy."""
+    fresh = target.with_name(f".{target.name}.flotilla-new")
+    try:
+        fresh.unlink(missing_ok=True)
+        os.link(saved, fresh)
+        fresh.replace(target)
+        # It is there still when the target was the saved file already.
+        fresh.unlink(missing_ok=True)
+    except OSError:
+        _replace(saved, target)
+
+
 def _replace(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # sshd reads *.conf, and this is none until it is whole.
     fresh = target.with_name(f".{target.name}.flotilla-new")
+    # What a kill left may be a link to a file in use.
+    fresh.unlink(missing_ok=True)
     shutil.copy2(source, fresh)
     os.chown(fresh, 0, 0)
     fresh.replace(target)
@@ -193,7 +236,7 @@ def _check() -> None:
 
 
 def _arm(seconds: int) -> None:
-    subprocess.run(["systemctl", "stop", f"{UNIT}.timer"], check=False, capture_output=True)
+    _disarm()
     _run(
         "systemd-run",
         "--quiet",
@@ -201,9 +244,17 @@ def _arm(seconds: int) -> None:
         f"--unit={UNIT}",
         f"--on-active={seconds}",
         "--timer-property=AccuracySec=100ms",
+        # It is the only way back: one that was killed, or met a full disk, tries again.
+        "--property=Restart=on-failure",
+        "--property=RestartSec=5",
         TOOL,
         "revert",
     )
+
+
+def _disarm() -> None:
+    units = [f"{UNIT}.timer", f"{UNIT}.service"]
+    subprocess.run(["systemctl", "stop", *units], check=False, capture_output=True)
 
 
 def _forget() -> None:

@@ -46,6 +46,8 @@ USERS = re.compile(r"^\s*# metadata_users: ([a-z0-9_ .-]+)$", re.MULTILINE)
 # Seconds in which connections from before the first load make themselves known: MySQL's and Redis'
 # heartbeats come every 30 s and 2 s.
 PICK_UP_SECONDS = 120
+# A host that shuts somebody out for longer than this needs another way in.
+MOST_SECONDS = 3600
 # A connection is known to connection tracking from its first packet on only if tracking was on
 # then, and without a filter it is off. While these stand, a packet in its middle makes it known.
 PICK_UP = "".join(
@@ -61,7 +63,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class State:
-    """What was loaded last: a hash of the whole transaction."""
+    """What was loaded last: a hash of the whole transaction, "" where nobody knows."""
 
     loaded: str = ""
     trial: bool = False
@@ -96,11 +98,11 @@ def nft(*arguments: str, text: str = "") -> None:
 
 
 def in_force() -> bool:
-    """Whether the kernel has our table."""
-    listed = subprocess.run(
-        ["nft", "list", "table", *TABLE], capture_output=True, text=True, check=False
-    )
-    return listed.returncode == 0
+    """Whether the kernel has our table. Raises RefusedError when it does not say."""
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        raise RefusedError(f"nft list tables: {' '.join(listed.stderr.split())}")
+    return " ".join(("table", *TABLE)) in listed.stdout.splitlines()
 
 
 def read(path: Path) -> str:
@@ -123,14 +125,33 @@ def write(path: Path, text: str) -> None:
 
 
 def state() -> State:
-    """What was loaded last, if the kernel has it still."""
-    text = read(RUN / "state.json")
-    return State(**json.loads(text)) if text and in_force() else State()
+    """What was loaded last, if the kernel has it still.
+
+    Rules of which nothing can be read are on trial: they go back, and nobody can confirm them.
+    """
+    if not in_force():
+        return State()
+    try:
+        return State(**json.loads((RUN / "state.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return State(trial=True, picks_up=True)
 
 
 def note(now: State) -> None:
     """Remember what is loaded until the next boot."""
     write(RUN / "state.json", json.dumps(asdict(now)))
+
+
+def replace(text: str) -> None:
+    """Load a transaction, of which nothing is known until ``note``.
+
+    Forgotten before, and not after: killed in between, it leaves rules that the timer takes back.
+    """
+    # A count that is lost, for whatever reason, is worth less than the way back in.
+    with contextlib.suppress(Exception):
+        firewall_tell.note(str(RUN))
+    (RUN / "state.json").unlink(missing_ok=True)
+    nft("-f", "-", text=text)
 
 
 @contextlib.contextmanager
@@ -147,37 +168,43 @@ def arm(unit: str, seconds: int, verb: str) -> None:
     disarm(unit)
     argv = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--on-active={seconds}"]
     # Half a minute of grace, which timers have by default, is too long for who is locked out.
-    argv += ["--timer-property=AccuracySec=100ms", ME, verb]
+    argv += ["--timer-property=AccuracySec=100ms"]
+    # It is the only way back: one that was killed, or met a full disk, tries again.
+    argv += ["--property=Restart=on-failure", "--property=RestartSec=5", ME, verb]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RefusedError(f"no timer could be set: {' '.join(done.stderr.split())}")
 
 
 def disarm(unit: str) -> None:
-    """Stop a timer; none is fine."""
-    subprocess.run(["systemctl", "stop", f"{unit}.timer"], capture_output=True, check=False)
+    """Stop a timer, and what it has started; none is fine."""
+    units = [f"{unit}.timer", f"{unit}.service"]
+    subprocess.run(["systemctl", "stop", *units], capture_output=True, check=False)
 
 
 def attempt(seconds: int) -> str:
     """Put the wanted rules on trial, unless they are in force and confirmed."""
+    if not 1 <= seconds <= MOST_SECONDS:
+        raise RefusedError(f"--seconds is {seconds}: it must be 1 to {MOST_SECONDS}")
     text = transaction(read(WANTED))
     now = state()
     known = read(CONFIRMED)
     if now.loaded == digest(text) and not now.trial and known == read(WANTED):
         return "unchanged"
     nft("-c", "-f", "-", text=text)
-    # It would end this trial by loading what was confirmed before.
-    disarm(SETTLE)
-    # The way back first: from the next line on we may be deaf.
-    arm(REVERT, seconds, "revert")
     try:
         first = now.picks_up or not in_force()
-        firewall_tell.note(str(RUN))
-        nft("-f", "-", text=text + PICK_UP if first else text)
-    except RefusedError:
+        # The way back first: from the next line on we may be deaf.
+        arm(REVERT, seconds, "revert")
+        # It would end this trial by loading what was confirmed before.
+        disarm(SETTLE)
+        replace(text + PICK_UP if first else text)
+        note(State(loaded=digest(text), trial=True, picks_up=first))
+    except (RefusedError, OSError):
+        # Also an earlier trial, whose timer may be gone.
+        revert()
         disarm(REVERT)
         raise
-    note(State(loaded=digest(text), trial=True, picks_up=first))
     return f"on trial for {seconds} s"
 
 
@@ -190,13 +217,14 @@ def confirm() -> str:
             "the rules on trial were taken back, or the wanted ones changed since; what was "
             "confirmed last is in force. Next: the playbook again"
         )
-    disarm(REVERT)
     if not now.trial:
         return "unchanged"
     write(CONFIRMED, wanted)
-    note(State(loaded=now.loaded, picks_up=now.picks_up))
     if now.picks_up:
         arm(SETTLE, PICK_UP_SECONDS, "load")
+    note(State(loaded=now.loaded, picks_up=now.picks_up))
+    # Last: whatever ends this half-way is taken back, or found confirmed.
+    disarm(REVERT)
     return "confirmed"
 
 
@@ -206,7 +234,11 @@ def revert() -> str:
         return "nothing is on trial"
     if not CONFIRMED.exists():
         return f"nobody confirmed: {off()}"
-    load()
+    try:
+        load()
+    except (RefusedError, OSError) as reason:
+        # The security group still stands before a host without a filter.
+        return f"nobody confirmed, and the rules of before cannot be loaded ({reason}): {off()}"
     return "nobody confirmed: the rules of before are back"
 
 
@@ -215,18 +247,19 @@ def load() -> str:
     if not CONFIRMED.exists():
         raise RefusedError(f"{CONFIRMED} is missing: nothing was ever confirmed here")
     text = transaction(read(CONFIRMED))
-    firewall_tell.note(str(RUN))
-    nft("-f", "-", text=text)
-    note(State(loaded=digest(text)))
+    if f"table {' '.join(TABLE)}" not in text:
+        raise RefusedError(f"{CONFIRMED} has no table of ours in it")
+    replace(text)
+    # Unknown on a full disk, and so to be proved anew.
+    with contextlib.suppress(OSError):
+        note(State(loaded=digest(text)))
     return "loaded"
 
 
 def off() -> str:
     """Take the table away."""
     if in_force():
-        firewall_tell.note(str(RUN))
-        nft("delete", "table", *TABLE)
-    note(State())
+        replace(f"delete table {' '.join(TABLE)}\n")
     return "no filter"
 
 
@@ -251,7 +284,7 @@ def main() -> int:
             return 0
         with alone():
             said = attempt(given.seconds) if given.verb == "try" else act[given.verb]()
-    except RefusedError as reason:
+    except (RefusedError, OSError, UnicodeDecodeError) as reason:
         sys.stderr.write(f"refused: {reason}\n")
         return 1
     sys.stdout.write(f"{said}\n")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 RUN = "/run/flotilla-firewall"
+# What a look leaves behind: of which table, how far its counters were, what is not told yet.
+MEMORY = {"table", "counts", "owed", "since"}
 LIST = ("nft", "-j", "list", "table", "inet", "flotilla")
 
 
@@ -82,11 +84,16 @@ def lines(state: Mapping[str, Any]) -> list[str]:
 
 
 def look(folder: str, now: float) -> dict[str, Any]:
-    """The state after a look at the kernel's counters. A host without our table has none."""
+    """The state after a look at the kernel's counters. A host without our table has none.
+
+    A memory that cannot be read is none: the rules' loader asks here, and must not fail by it.
+    """
     try:
         with open(f"{folder}/told.json", encoding="utf-8") as file:
             before = json.load(file)
-    except FileNotFoundError:
+        if not isinstance(before, dict) or before.keys() != MEMORY:
+            before = None
+    except (OSError, ValueError):
         before = None
     done = subprocess.run(LIST, capture_output=True, text=True, check=False)
     return reckoned(before, *counted(json.loads(done.stdout or "{}")), now)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flotilla.aws import grants, secrets
-from flotilla.errors import Refused
+from flotilla.errors import FlotillaError, Refused
 from flotilla.hosts import certificates
 from flotilla.rules import access as rules
 from flotilla.settings import Settings
+
+# How often somebody else may come first.
+_TRIES = 5
 
 
 class Authority:
@@ -22,18 +25,11 @@ class Authority:
             error.why = "it is the key that certificates are signed with"
             error.next = "fab fleet.provision"
             raise
-        self._settings = settings
         self._user, self._host = found[names["user"]], found[names["host"]]
-
-    @property
-    def user(self) -> str:
-        """The public key by which hosts know certificates of people."""
-        return certificates.public_of(self._user, f"people@{self._settings.prefix}")
-
-    @property
-    def host(self) -> str:
-        """The public key by which people know certificates of hosts."""
-        return certificates.public_of(self._host, f"hosts@{self._settings.prefix}")
+        # The public keys by which hosts know certificates of people, and people those of hosts.
+        # Now: a key that cannot be read is found before anything is recorded.
+        self.user = certificates.public_of(self._user, f"people@{settings.prefix}")
+        self.host = certificates.public_of(self._host, f"hosts@{settings.prefix}")
 
     def person(self, grant: rules.Grant, key: str) -> str:
         """The certificate that a grant stands for."""
@@ -75,8 +71,18 @@ def trust(settings: Settings, authority: Authority) -> bytes:
 
 def publish(settings: Settings, authority: Authority, *, dry: bool = False) -> bool:
     """Tell hosts whom to trust; whether they were told something else."""
-    # Made anew, the list of what is revoked has another date in it.
-    body, told = trust(settings, authority), grants.published(settings)
-    if told and rules.is_same(body, told):
-        return False
-    return grants.publish(settings, body, dry=dry)
+    for _ in range(_TRIES):
+        # Before the records: who revokes meanwhile replaces it, and an older list is not taken.
+        told, mark = grants.published(settings)
+        body = trust(settings, authority)
+        # Made anew, the list of what is revoked has another date in it.
+        if told and rules.is_same(body, told):
+            return False
+        if dry or grants.publish(settings, body, over=mark):
+            return True
+    raise FlotillaError(
+        f"what hosts are told was replaced {_TRIES} times by somebody else",
+        why="people are let in or out at the same time, and the newest list must win",
+        untouched="Hosts have what was told last",
+        next="the same command again",
+    )

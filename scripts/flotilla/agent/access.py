@@ -31,6 +31,9 @@ from flotilla.rules.access import Trust
 FOLDER = Path("/etc/ssh/flotilla")
 TRUST = "access/trust.json"
 PERIOD_SECONDS = 5.0
+# Each so many times all of it, though it is the same: a file that was damaged since is put right
+# within a minute. Without the one of what is revoked sshd takes no key of anybody.
+ALL_EVERY = 12
 # What was applied last: its generation, and the hash of the document.
 _APPLIED = "applied.json"
 
@@ -72,12 +75,14 @@ def apply(body: bytes, tier: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def applied(folder: Path = FOLDER) -> dict[str, Any]:
-    """{generation, sha256} of what is in place; empty before anything was."""
+    """{generation, sha256} of what is in place; empty before anything was, or where it is damaged:
+    nothing that is told later may fail by that.
+    """
     try:
-        found: dict[str, Any] = json.loads((folder / _APPLIED).read_bytes())
-    except (FileNotFoundError, ValueError):
+        found = json.loads((folder / _APPLIED).read_bytes())
+        return {"generation": int(found["generation"]), "sha256": str(found["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return found
 
 
 class Watch:
@@ -90,16 +95,19 @@ class Watch:
         self._tier = tier
         self._folder = folder
         self._etag = ""
+        self._looks = 0
         self._said = ""
 
     def look(self) -> None:
         """Ask once, and apply what is new. Never raises for what may pass."""
+        self._looks += 1
         try:
-            found = self._ask(self._etag)
+            found = self._ask(self._etag if self._looks % ALL_EVERY else "")
             if found is not None:
                 told = apply(found[1], self._tier, self._folder)
+                if told["changed"] or not self._etag:
+                    log.info("generation %s is in place", told["generation"])
                 self._etag = found[0]
-                log.info("generation %s is in place", told["generation"])
             self._said = ""
         except (FlotillaError, OSError) as error:
             why = _absent(error)
@@ -165,7 +173,7 @@ def _put(path: Path, content: bytes) -> bool:
 
 
 def main() -> int:
-    """Exit 0 done, 3 refused and nothing changed."""
+    """Exit 0 done, 1 the disk did not take all of it, 3 refused and nothing changed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("verb", choices=["watch", "apply", "show"])
     parser.add_argument("--tier", default="", help="apply: whose accounts; bastion has others")
@@ -178,6 +186,9 @@ def main() -> int:
     except FlotillaError as error:
         sys.stderr.write(f"{error.what}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"what is in place stays, as far as it goes: {error}\n")
+        return 1
     sys.stdout.write(json.dumps(told) + "\n")
     return 0
 

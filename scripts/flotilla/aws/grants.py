@@ -17,7 +17,6 @@ from botocore.exceptions import ClientError
 
 from flotilla.aws.errors import code
 from flotilla.aws.session import client, described
-from flotilla.errors import FlotillaError
 from flotilla.rules.access import Grant
 from flotilla.settings import Settings
 
@@ -64,31 +63,18 @@ def revoke(settings: Settings, serial: int, by: str) -> None:
     _put(settings, f"{_REVOKED}{serial:012d}.json", {"serial": serial, "by": by})
 
 
-def publish(settings: Settings, body: bytes, *, dry: bool = False) -> bool:
-    """Tell hosts what to trust; whether that differs from what they were told.
+def publish(settings: Settings, body: bytes, *, over: str) -> bool:
+    """Tell hosts what to trust, in place of the document with the ETag ``over`` ("" for none).
 
-    ``dry`` only compares. Raises FlotillaError when it cannot be read back as written.
+    Whether that was done: not when they were told something else meanwhile.
     """
-    bucket = settings.name_of("artifacts")
-    if published(settings) == body:
-        return False
-    if dry:
-        return True
+    only: dict[str, Any] = {"IfMatch": over} if over else {"IfNoneMatch": "*"}
     with described(settings, f"publish {TRUST}"):
-        client(settings, "s3").put_object(
-            Bucket=bucket, Key=TRUST, Body=body, ContentType="application/json"
-        )
-    if published(settings) != body:
-        raise FlotillaError(
-            f"s3://{bucket}/{TRUST} is not what was just written",
-            why="somebody else lets people in or out at the same time",
-            next="the same command again",
-        )
-    return True
+        return _accepted(settings, "artifacts", TRUST, body, ContentType="application/json", **only)
 
 
-def published(settings: Settings) -> bytes:
-    """What hosts are told now; empty when they were never told anything."""
+def published(settings: Settings) -> tuple[bytes, str]:
+    """What hosts are told now, and its ETag; both empty when they were never told anything."""
     with described(settings, f"read {TRUST}"):
         try:
             answer = client(settings, "s3").get_object(
@@ -96,10 +82,9 @@ def published(settings: Settings) -> bytes:
             )
         except ClientError as error:
             if code(error) in _ABSENT:
-                return b""
+                return b"", ""
             raise
-        body: bytes = answer["Body"].read()
-    return body
+        return answer["Body"].read(), str(answer["ETag"])
 
 
 def _names(settings: Settings, prefix: str) -> Iterator[str]:
@@ -112,12 +97,17 @@ def _put(settings: Settings, key: str, values: Mapping[str, Any]) -> bool:
     """Whether it is there now by our hand."""
     body = json.dumps(values, sort_keys=True).encode()
     with described(settings, f"record {key}"):
-        try:
-            client(settings, "s3").put_object(
-                Bucket=settings.name_of("audit"), Key=key, Body=body, IfNoneMatch="*"
-            )
-        except ClientError as error:
-            if code(error) in _TAKEN:
-                return False
-            raise
+        return _accepted(settings, "audit", key, body, IfNoneMatch="*")
+
+
+def _accepted(settings: Settings, bucket: str, key: str, body: bytes, **only: Any) -> bool:
+    """Write an object on a condition; whether that held."""
+    try:
+        client(settings, "s3").put_object(
+            Bucket=settings.name_of(bucket), Key=key, Body=body, **only
+        )
+    except ClientError as error:
+        if code(error) in _TAKEN:
+            return False
+        raise
     return True

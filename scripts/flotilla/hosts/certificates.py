@@ -1,8 +1,7 @@
 """OpenSSH's own certificates: a CA's key, what it signs, and the list of what it takes back.
 
-``ssh-keygen`` does it all: no library signs keys that live in a token. A CA's private key is a file
-for as long as that takes, in a folder that nobody else may enter and, where there is one, in memory
-only; it is never an argument.
+``ssh-keygen`` does it all: no library signs keys that live in a token. A CA's private key is never
+a file, which a SIGKILL would leave behind, and never an argument: it goes through a pipe.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flotilla.errors import FlotillaError, Refused
 from flotilla.rules import access as rules
 
-# A file system in memory, which Linux has.
-_MEMORY = Path("/dev/shm")  # noqa: S108  the folder below it is ours alone
-
 
 def new_ca() -> str:
     """A new private key of a CA, as OpenSSH writes it."""
@@ -39,10 +35,11 @@ def public_of(ca: str, comment: str) -> str:
     """The public half of a CA's key, as one line. Raises Refused for what is no such key."""
     try:
         key = serialization.load_ssh_private_key(ca.encode(), None)
-    except ValueError as error:
-        raise Refused(
-            "the CA's key in SSM cannot be read", untouched="Nothing was changed"
-        ) from error
+    # TypeError: it has a passphrase.
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _unusable("cannot be read") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _unusable("is not of type ed25519, and hosts take no other")
     return f"{_line(key.public_key())} {comment}"
 
 
@@ -63,9 +60,7 @@ def signed(
     Refused when ssh-keygen does not take the key.
     """
     with _folder() as folder:
-        secret, public = folder / "ca", folder / "key.pub"
-        secret.touch(mode=0o600)
-        secret.write_text(ca if ca.endswith("\n") else f"{ca}\n")
+        public = folder / "key.pub"
         public.write_text(f"{key}\n")
         kind = (
             ["-h"]
@@ -74,8 +69,9 @@ def signed(
         )
         window = f"{_moment(begins)}:{_moment(ends)}"
         _keygen(
-            *("-q", "-s", str(secret), "-I", identity, "-n", ",".join(principals)),
+            *("-q", "-s", "/dev/stdin", "-I", identity, "-n", ",".join(principals)),
             *("-z", str(serial), "-V", window, *kind, str(public)),
+            stdin=ca if ca.endswith("\n") else f"{ca}\n",
         )
         return (folder / "key-cert.pub").read_text().strip()
 
@@ -132,6 +128,15 @@ def lasts(text: str, key: str, ca: str, names: Sequence[str], *, now: int) -> bo
     return (has.key, has.ca, set(has.principals)) == (fingerprint(key), fingerprint(ca), set(names))
 
 
+def _unusable(why: str) -> Refused:
+    return Refused(
+        f"the CA's key in SSM {why}",
+        why="certificates are signed with it",
+        untouched="Nothing was changed",
+        next="fab secrets.status",
+    )
+
+
 def _line(key: Any) -> str:
     encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     line: bytes = key.public_bytes(encoding, form)
@@ -145,18 +150,28 @@ def _moment(seconds: int) -> str:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    where = _MEMORY if _MEMORY.is_dir() else None
     try:
-        with tempfile.TemporaryDirectory(dir=where) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     except OSError as error:
-        raise FlotillaError(f"no folder for a key could be made: {error.strerror}") from error
+        raise FlotillaError(
+            f"no folder for a public key could be made: {error.strerror}",
+            next=f"df -h {tempfile.gettempdir()}",
+        ) from error
 
 
 def _keygen(*arguments: str, stdin: str = "") -> str:
-    done = subprocess.run(
-        ["ssh-keygen", *arguments], input=stdin, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", *arguments], input=stdin, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise Refused(
+            "there is no ssh-keygen on this machine",
+            why="it signs certificates and lists what is revoked",
+            untouched="Nothing was changed",
+            next="install OpenSSH's client",
+        ) from error
     if done.returncode:
         raise Refused(
             f"ssh-keygen does not take it: {done.stderr.strip() or 'no reason given'}",

@@ -72,7 +72,7 @@ def objection(name: str, hours: float, principal: str) -> str | None:
     if principal not in PRINCIPALS:
         return f"--principal is {principal!r}: it must be one of {', '.join(PRINCIPALS)}"
     if not 1 <= hours <= MOST_HOURS:
-        return f"--hours is {hours:g}: it must be 1 to {MOST_HOURS}"
+        return f"--hours is {str(hours)[:20]}: it must be 1 to {MOST_HOURS}"
     return None
 
 
@@ -189,6 +189,14 @@ def login(line: str) -> Login | None:
     )
 
 
+def is_login(line: str) -> bool:
+    """Whether a line of sshd's log tells of any login, also one that ``login`` cannot read.
+
+    sshd cuts a line after 1023 bytes: a forged certificate with a long name would hide its serial.
+    """
+    return line.startswith("Accepted ")
+
+
 def is_refusal(line: str) -> bool:
     """Whether a line of sshd's log tells of a login or a forwarding that was refused."""
     return any(words in line for words in _REFUSED)
@@ -233,6 +241,11 @@ def login_objection(seen: Login, grants: Mapping[int, Grant]) -> str | None:
         return f"no certificate with serial {seen.serial} was ever granted: the CA's key is stolen"
     if grant.name != seen.name:
         return f"serial {seen.serial} was granted to {grant.name}, not to {seen.name}"
+    if grant.fingerprint != seen.fingerprint:
+        return (
+            f"serial {seen.serial} was granted to {grant.name} for the key {grant.fingerprint}, not"
+            f" for {seen.fingerprint}: the CA's key is stolen"
+        )
     return None
 
 
