@@ -32,7 +32,7 @@ BAR = 10.0
 _OURS = re.compile(
     r"(?:hardening|firewall) : |(?:Firewalls|Firewalls that are in force|Certificates) \| "
     r"|base : (?:Pack|Settings|Certificate|Sshd|Login) \| "
-    r"|base : Main \| (?:Have a certificate|Look what sshd|Put the SSH settings)"
+    r"|base : Main \| (?:Have a certificate|Put the SSH settings)"
 )
 _TIMED = re.compile(r"^(?P<task>\S.*?) -+ +(?P<seconds>[0-9.]+)s$")
 _PROFILE = {
