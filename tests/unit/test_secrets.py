@@ -253,7 +253,8 @@ def plugin(settings, monkeypatch):
 
 
 def test_hosts_are_configured_with_every_secret_or_none_is(settings, plugin):
-    assert plugin()["values"]["redis/app_password"] == "redis/app_password"
+    slot = "redis/app_password"
+    assert plugin()["values"][slot] == slot
     ssm.client(settings, "ssm").delete_parameter(
         Name=settings.parameter("redis", "monitor_password")
     )
