@@ -17,6 +17,7 @@ from typed import fab, typed
 
 from flotilla import config, demo, inventory
 from flotilla.drill.subject import started
+from flotilla.hosts.ssh import Runner, prepare
 from flotilla.mysql.session import session
 from flotilla.settings import ROLES, Settings
 
@@ -80,6 +81,15 @@ def names(standing_fleet: Settings) -> dict[str, list[str]]:
     """The hosts that run, by role. Other tests exchange some, so app-1 need not be one."""
     snapshot = inventory.load(standing_fleet, refresh=True)
     return {role: [host.name for host in snapshot.by_role(role)] for role in ROLES}
+
+
+@pytest.fixture(scope="module")
+def runner(standing_fleet: Settings) -> Iterator[Runner]:
+    """Commands on the standing fleet's hosts, over SSH."""
+    snapshot = inventory.load(standing_fleet, refresh=True)
+    prepare(standing_fleet, snapshot)
+    with Runner(standing_fleet, snapshot) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from guests import needs_lab
 
-from flotilla import inventory
-from flotilla.hosts.ssh import Runner, prepare
-from flotilla.settings import ROLES, Settings
+from flotilla.hosts.ssh import Runner
+from flotilla.settings import ROLES
 
 pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.timeout(900)]
 
@@ -38,14 +36,6 @@ sh ../../sbin/lynis audit system --quick --no-colors --plugindir "$folder/etc/ly
 cat "$folder/report"
 """
 LEFT = "ls -d /root/lynis.* /var/log/lynis* /run/lynis.pid /usr/sbin/lynis 2>/dev/null"
-
-
-@pytest.fixture(scope="module")
-def runner(standing_fleet: Settings) -> Iterator[Runner]:
-    snapshot = inventory.load(standing_fleet, refresh=True)
-    prepare(standing_fleet, snapshot)
-    with Runner(standing_fleet, snapshot) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

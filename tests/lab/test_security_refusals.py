@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from security.rights import ASKED_FOR
 
 from flotilla import inventory
 from flotilla.aws import edge
-from flotilla.hosts.ssh import Runner, prepare
+from flotilla.hosts.ssh import Runner
 from flotilla.settings import Settings
 
 pytestmark = needs_lab
@@ -58,14 +58,6 @@ SOCKET = (
     "except PermissionError:\n"
     "    print('refused')\n"
 )
-
-
-@pytest.fixture(scope="module")
-def runner(standing_fleet: Settings) -> Iterator[Runner]:
-    snapshot = inventory.load(standing_fleet, refresh=True)
-    prepare(standing_fleet, snapshot)
-    with Runner(standing_fleet, snapshot) as opened:
-        yield opened
 
 
 def as_nobody(runner: Runner, host: str, program: str) -> str:

@@ -5,7 +5,6 @@ The same by the newest images' own programs, where there is no lab, is in tests/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import certifi
@@ -15,7 +14,7 @@ from security import tls
 
 from flotilla import inventory
 from flotilla.aws import edge
-from flotilla.hosts.ssh import Runner, prepare
+from flotilla.hosts.ssh import Runner
 from flotilla.settings import Settings
 
 pytestmark = [needs_lab, pytest.mark.drill, pytest.mark.timeout(1200)]
@@ -27,14 +26,6 @@ HOPS = [
     ("mysql", "app", "mysql", 3306),
     ("redis", "app", "redis", 6379),
 ]
-
-
-@pytest.fixture(scope="module")
-def runner(standing_fleet: Settings) -> Iterator[Runner]:
-    snapshot = inventory.load(standing_fleet, refresh=True)
-    prepare(standing_fleet, snapshot)
-    with Runner(standing_fleet, snapshot) as opened:
-        yield opened
 
 
 @pytest.fixture
