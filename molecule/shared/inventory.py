@@ -2,9 +2,10 @@
 """Ansible's inventory of one Molecule scenario: the instances it launched through the EC2 API.
 
 A scenario is a small fleet of its own: the settings of the environment in FLOTILLA_ENV under
-another environment name, so that its instances and SSH files never meet the real fleet's. Which
-hosts it wants is in its ``vars/hosts.yml``: role to number. Reading the inventory also writes the
-scenario's ``ssh_config`` and ``known_hosts``.
+another environment name, so that its instances and SSH files never meet the real fleet's, and with
+the addresses of the default VPC, where its hosts are. Which hosts it wants is in its
+``vars/hosts.yml``: role to number. Reading the inventory also writes the scenario's ``ssh_config``
+and ``known_hosts``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from ipaddress import IPv4Network
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +24,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import yaml  # noqa: E402
 
 from flotilla import config  # noqa: E402
-from flotilla.errors import FlotillaError  # noqa: E402
+from flotilla.aws.session import client  # noqa: E402
+from flotilla.errors import FlotillaError, Refused  # noqa: E402
 from flotilla.hosts import access, keys  # noqa: E402
 from flotilla.inventory.collect import collect  # noqa: E402
 from flotilla.inventory.groups import document  # noqa: E402
@@ -33,7 +36,23 @@ def scenario_settings(scenario: str) -> Settings:
     """The environment's settings, as a fleet called after the scenario."""
     settings = config.load()
     keys.ensure(settings)  # made for the environment itself: a scenario may only use it
-    return settings.model_copy(update={"env": f"molecule-{scenario}"})
+    # Authorities vouch for addresses of the VPC alone.
+    network = default_network(settings)
+    return settings.model_copy(update={"env": f"molecule-{scenario}", "vpc_cidr": network})
+
+
+def default_network(settings: Settings) -> IPv4Network:
+    """The addresses of the VPC that the account has from the start. Raises Refused without one."""
+    only = [{"Name": "is-default", "Values": ["true"]}]
+    found = client(settings, "ec2").describe_vpcs(Filters=only)["Vpcs"]
+    if not found:
+        raise Refused(
+            "the account has no default VPC",
+            "the hosts of a scenario are launched there",
+            "Nothing was launched",
+            "aws ec2 create-default-vpc",
+        )
+    return IPv4Network(found[0]["CidrBlock"])
 
 
 def wanted(scenario: str) -> Path:
@@ -51,7 +70,7 @@ def listing(scenario: str) -> dict[str, object]:
     fleet = yaml.safe_load(fleet_file.read_text())["fleet"]
     counts = yaml.safe_load(wanted(scenario).read_text())
     found["all"]["vars"] |= {
-        "fleet": {**fleet, "env": settings.env},
+        "fleet": {**fleet, "env": settings.env, "vpc_cidr": str(settings.vpc_cidr)},
         "scenario_hosts": [
             {"name": f"{role}-{number}", "role": role}
             for role, count in counts.items()
