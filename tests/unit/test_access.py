@@ -104,6 +104,15 @@ def test_openssh_jumps_where_the_kit_says_and_asks_nobody(settings, tmp_path):
         assert one["identityfile"] == f"~/.ssh/{settings.prefix}/key"
 
 
+def test_an_rsa_key_that_is_too_small_is_not_granted(settings, tmp_path):
+    key = tmp_path / "rsa"
+    argv = ["ssh-keygen", "-q", "-t", "rsa", "-b", "1024", "-N", "", "-f", str(key)]
+    subprocess.run(argv, check=True)
+    with pytest.raises(BadOption, match="RSA key of 1024 bits"):
+        let_in(settings, Path(f"{key}.pub"))
+    assert grants.granted(settings) == []
+
+
 def test_every_certificate_has_a_serial_of_its_own(settings, key):
     assert [let_in(settings, key)["serial"] for _ in range(3)] == [1, 2, 3]
 

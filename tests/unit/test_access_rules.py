@@ -62,6 +62,14 @@ def test_what_is_one_public_key(text, says):
     assert found is None if says is None else says in found
 
 
+@pytest.mark.parametrize(
+    ("kind", "bits", "allowed"),
+    [("ssh-rsa", 2047, False), ("ssh-rsa", 2048, True), ("ssh-ed25519", 256, True)],
+)
+def test_which_size_of_key_is_allowed(kind, bits, allowed):
+    assert (rules.size_objection(kind, bits) is None) is allowed
+
+
 def test_what_ended_or_was_revoked_is_not_revoked_again():
     known = [grant(1), grant(2, ends=10), grant(3), grant(4, name="bob")]
     assert rules.to_revoke(known, "alice", {3}, now=500) == [grant(1)]

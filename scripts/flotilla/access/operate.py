@@ -319,7 +319,10 @@ def _key(name: str, file: str | Path, hours: float, principal: str) -> str:
             ) from error
         why = rules.key_objection(text)
         if why is None:
-            return next(x for x in text.splitlines() if x.strip() and not x.startswith("#")).strip()
+            key = next(x for x in text.splitlines() if x.strip() and not x.startswith("#")).strip()
+            why = rules.size_objection(key.split()[0], certificates.bits(key))
+            if why is None:
+                return key
         why = f"--key {file}: {why}"
     raise BadOption(why, untouched="Nothing was changed", next="fab --help access.grant")
 

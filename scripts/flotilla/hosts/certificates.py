@@ -92,6 +92,11 @@ def fingerprint(key: str) -> str:
     return _keygen("-l", "-E", "sha256", "-f", "-", stdin=f"{key}\n").split()[1]
 
 
+def bits(key: str) -> int:
+    """The size of a public key. Raises Refused for what ssh-keygen cannot read."""
+    return int(_keygen("-l", "-f", "-", stdin=f"{key}\n").split()[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What a certificate says; keys as fingerprints, ``ends`` in seconds since the epoch."""

@@ -25,6 +25,8 @@ MOST_HOURS = 168
 EARLY_SECONDS = 300
 # A host's certificate is for its key alone, which never leaves it. Renewed when half of it is over.
 HOST_SECONDS = 365 * 86400
+# NIST SP 800-131A disallows fewer. sshd by itself takes 1,024.
+RSA_BITS = 2048
 # How a list of revoked keys begins; sshd takes no key at all by one that it cannot read.
 KRL_MAGIC = b"SSHKRL\n\0"
 
@@ -90,6 +92,13 @@ def key_objection(text: str) -> str | None:
         return "it is a certificate already: give the key that was certified"
     if kind not in _KINDS:
         return f"its key is of type {kind[:40]!r}: it must be one of {', '.join(sorted(_KINDS))}"
+    return None
+
+
+def size_objection(kind: str, bits: int) -> str | None:
+    """Why a key of this type and size may not be granted anything; None when it may."""
+    if kind == "ssh-rsa" and bits < RSA_BITS:
+        return f"it is an RSA key of {bits} bits: it must have {RSA_BITS}, or be of another type"
     return None
 
 
