@@ -123,6 +123,17 @@ def test_the_fleets_own_key_goes_on_working_and_opens_no_jump(running: Fleet) ->
     assert running.operator("jump", running.bastion, "true").returncode
 
 
+def test_every_login_that_sshd_writes_is_one_that_the_audit_can_read(running: Fleet) -> None:
+    kit, _ = running.kit()
+    assert running.ssh(kit, "app-1", "true").returncode == 0
+    assert running.operator("admin", running.host, "true").returncode == 0
+    for machine in (running.bastion, running.host):
+        said = [line for line in machine.log.splitlines() if rules.is_login(line)]
+        read = [seen for seen in map(rules.login, said) if seen]
+        assert len(read) == len(said) > 0, said
+        assert any(seen.serial for seen in read)
+
+
 def test_paramiko_connects_through_a_bastion_that_is_post_quantum_only(running: Fleet) -> None:
     script = (
         "import paramiko, sys\n"

@@ -154,6 +154,18 @@ def test_no_login_goes_unnoticed(line):
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "Accepted key ED25519 SHA256:key found at /home/admin/.ssh/authorized_keys:1",
+        'Accepted certificate ID "alice" (serial 7) signed by ED25519 CA SHA256:ca via /etc/ca',
+        "Connection from 10.0.0.5 port 4711",
+    ],
+)
+def test_a_key_that_would_do_is_no_login_yet(line):
+    assert not rules.is_login(line)
+
+
+@pytest.mark.parametrize(
     ("seen", "says"),
     [
         (Login("admin", "a", "k"), None),

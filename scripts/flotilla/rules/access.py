@@ -176,6 +176,8 @@ _ACCEPTED = re.compile(
     r"Accepted publickey for (?P<account>\S+) from (?P<address>\S+) port \d+ ssh2: "
     r"\S+ (?P<key>SHA256:\S+)(?: ID (?P<name>.*) \(serial (?P<serial>\d+)\) CA \S+ SHA256:\S+)?$"
 )
+# What sshd (LogLevel VERBOSE) says of a key that would do, before it is proved to be held.
+_WOULD_DO = ("Accepted key ", "Accepted certificate ID ")
 _REFUSED = (
     *("Certificate invalid", "revoked by file", "Failed publickey", "Certificate lacks principal"),
     *("no matching signing key", "Refused", "administratively prohibited", "no more sessions"),
@@ -203,7 +205,7 @@ def is_login(line: str) -> bool:
 
     sshd cuts a line after 1023 bytes: a forged certificate with a long name would hide its serial.
     """
-    return line.startswith("Accepted ")
+    return line.startswith("Accepted ") and not line.startswith(_WOULD_DO)
 
 
 def is_refusal(line: str) -> bool:
