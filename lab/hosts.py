@@ -231,13 +231,17 @@ class HostSet:
         # podman mounts a file of its own there, and a mount cannot be replaced by rename as
         # hostnamectl does. Below it is the host's own file, written by the seed. By now systemd may
         # have taken the name from podman's, and a renamed host would have its first name again.
-        own_name = "umount /etc/hostname && hostname --file /etc/hostname"
-        _captured(
+        # Lazily: a service that starts in a mount namespace of its own may be reading the file.
+        own_name = "umount --lazy /etc/hostname && hostname --file /etc/hostname"
+        done = _captured(
             ["nsenter", "-t", str(record.pid), "-m", "-p", "-u", "--", "sh", "-c", own_name],
             None,
             _UMOUNT_SECONDS,
         )
         self._watch.add(instance_id, record.pid)
+        # One that has ended by now is the watch's to tell.
+        if done.returncode and Path(f"/proc/{record.pid}").exists():
+            raise LabError(f"{instance_id} has podman's /etc/hostname: {done.stderr.strip()}")
 
     def _kill(self, record: _Record) -> None:
         if record.pid:

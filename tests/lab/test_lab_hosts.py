@@ -199,10 +199,11 @@ def test_a_host_may_reboot_and_power_itself_off(bench: Bench) -> None:
     host = bench.launch()
     address = bench.address(host)
     pid = _row(host)["pid"]
-    bench.ssh(address, "sudo systemctl reboot")
+    bench.ssh(address, "sudo hostnamectl set-hostname renamed; sudo systemctl reboot")
     until(lambda: _row(host)["pid"] not in {None, pid}, 30, "it booted again")
     bench.answers(host)
     assert bench.address(host) == address
+    assert bench.ssh(address, "cat /etc/hostname").stdout == "renamed\n"
     bench.ssh(address, "sudo systemctl poweroff")
     until(lambda: state(bench.ec2, host) == "stopped", 30, "the API says stopped")
 

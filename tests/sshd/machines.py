@@ -32,8 +32,9 @@ _ENVIRONMENT = {
 
 # HUP is what `systemctl reload ssh` sends; a timer is a process that waits.
 _SYSTEMCTL = """#!/bin/sh
+[ "$1" != --no-block ] || shift
 case "$1" in
-  reload|reload-or-restart)
+  reload|reload-or-restart|try-reload-or-restart)
     [ ! -e /run/cannot-reload ] || { echo "no reload" >&2; exit 1; }
     pkill -HUP -o -x sshd || touch /run/start-sshd ;;
   stop) [ ! -e /run/timer ] || { kill -- "-$(cat /run/timer)"; rm -f /run/timer; } ;;

@@ -189,7 +189,7 @@ def test_a_reboot_in_between_takes_it_back(changed: Machine) -> None:
     """The timer is gone then; a unit before sshd does it."""
     stage(changed, "DenyUsers admin\n")
     begin(changed)
-    assert json.loads(changed.run(TOOL, "revert", "--no-reload").stdout)["reverted"]
+    assert json.loads(changed.run(TOOL, "revert", "--at-boot").stdout)["reverted"]
     assert not is_there(changed)
 
 

@@ -109,10 +109,12 @@ def confirm(login: float | None) -> dict[str, Any]:
     return {"confirmed": True, "files": pending["files"]}
 
 
-def revert(*, reload: bool) -> dict[str, Any]:
+def revert(*, reload: bool, at_boot: bool = False) -> dict[str, Any]:
     """Put back what was there before the last ``begin``; nothing to do once that is confirmed.
 
-    Raises RefusedError while sshd has not taken it up: what calls this tries again.
+    ``at_boot`` sshd is waiting for us, and waiting for it would be for ever; only where an earlier
+    attempt failed it runs, and reloads. Raises RefusedError while sshd has not taken it up: what
+    calls this tries again.
     """
     if not PENDING.exists():
         return {"reverted": False, "files": []}
@@ -131,6 +133,8 @@ def revert(*, reload: bool) -> dict[str, Any]:
             raise RefusedError(
                 f"What was there is in place again, and sshd has not taken it up: {error}"
             ) from error
+    elif at_boot:
+        _run("systemctl", "--no-block", "try-reload-or-restart", "ssh.service")
     _forget()
     return {"reverted": True, "files": files}
 
@@ -288,7 +292,7 @@ def main() -> int:
     beginning.add_argument("--seconds", type=int, default=120, help="until they are taken back")
     verbs.add_parser("confirm", help="keep them; from a new login only")
     reverting = verbs.add_parser("revert", help="put back what was there, unless it was confirmed")
-    reverting.add_argument("--no-reload", action="store_true", help="before sshd starts")
+    reverting.add_argument("--at-boot", action="store_true", help="before sshd starts")
     verbs.add_parser("differs", help="only say what begin would change")
     verbs.add_parser("place", help="put them in place for the next boot, of an image")
     given = parser.parse_args()
@@ -299,7 +303,7 @@ def main() -> int:
             elif given.verb == "confirm":
                 told = confirm(login_began(os.getpid()))
             elif given.verb == "revert":
-                told = revert(reload=not given.no_reload)
+                told = revert(reload=not given.at_boot, at_boot=given.at_boot)
             elif given.verb == "differs":
                 found = [f"/{path}" for path in differing()]
                 told = {"changed": bool(found), "files": found}
