@@ -43,7 +43,8 @@ def configure(
     failed; all of Ansible's output goes to ``var/<env>/log/``. Raises what ``ansible.failure``
     makes of the ending, Refused with nothing changed when somebody else holds the lock.
     """
-    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings))
+    # Asked of EC2 now: a host that was started seconds ago would be left out, without a word.
+    snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
     hosts = selection.hosts(snapshot, selection.ALL if limit is None else limit)
     unknown = access.prepare(settings, snapshot)
     for host in unknown:

@@ -177,19 +177,31 @@ class Asleep(edge.Fleet):
 
 
 @pytest.mark.parametrize(
-    ("name", "users"),
-    [("redis-app", "app-1"), ("mysql-app", "app-1"), ("redis-replication", "redis-1")],
+    ("name", "users", "away"),
+    [
+        ("redis-app", "app-1", {"app-1", "redis-1"}),
+        ("mysql-app", "app-1", {"app-1"}),
+        ("redis-replication", "redis-1", {"redis-1"}),
+        ("mysql-monitor", None, set()),
+    ],
 )
-def test_a_host_that_is_stopped_is_one_that_has_the_old_value(settings, name, users):
+def test_a_host_that_is_stopped_is_one_that_has_the_old_value(settings, name, users, away):
     """It was not asked, and came back after the rotation with a password that is refused."""
     ssm.client(settings, "ssm").put_parameter(
         Name=settings.parameter("authority", "certificate"), Value="one", Type="String"
     )
     fleet = Asleep(settings, ROTATED[name], name, print)
     why = "it does not run, and would come back with the old value"
-    assert fleet.behind("new", "old") == {users: why}
+    assert fleet.behind("new", "old") == ({users: why} if users else {})
+    assert fleet.away() == dict.fromkeys(away, why)
     servers = {"redis-1": [why, why]} if name.startswith("redis") else {}
     assert fleet.logins(["new", "old"]) == servers
+
+
+def test_a_rotation_that_a_stopped_host_would_end_is_not_begun(settings):
+    with pytest.raises(Refused, match=r"app-1: it does not run.*; redis-1: .*Nothing was changed"):
+        capability.rotate(settings, "redis-app", confirmed=pytest.fail, said=print, hosts=Asleep)
+    assert not ssm.held(settings, "redis", ["app_password"])["app_password"].is_rotating
 
 
 @dataclass(frozen=True)

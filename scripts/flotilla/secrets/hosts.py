@@ -62,6 +62,9 @@ _LOCAL = ("127.0.0.1", "localhost", "")
 class Hosts(Protocol):
     """What a rotation does to hosts, and asks of them."""
 
+    def away(self) -> Mapping[str, str]:
+        """The hosts that would keep the old value because they do not run, with the reason."""
+
     def tell_servers(self) -> None:
         """Have every server accept what SSM says, and nothing else."""
 
@@ -94,6 +97,14 @@ class Fleet:
     def account(self) -> str:
         """Whom the secret lets in."""
         return self.secret.account or self.settings.mysql.user
+
+    def away(self) -> dict[str, str]:
+        """See ``Hosts``: a MySQL server that is stopped gets accounts by replication later."""
+        roles = {self.secret.users}
+        if self.secret.role == "redis" or self.secret.watchers:
+            roles.add(self.secret.role)
+        with self._runner() as (_, snapshot):
+            return {host.name: _AWAY for role in roles for host in snapshot.stopped(role)}
 
     def tell_servers(self) -> None:
         """See ``Hosts``: Redis by the playbook, MySQL by its primary."""

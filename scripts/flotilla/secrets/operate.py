@@ -96,6 +96,8 @@ def rotate(
     """
     secret = demanded(name)
     held = _held(settings, secret)
+    fleet = hosts(settings, secret, name, said)
+    _demand_all_run(fleet, held)
     confirmed(_plan(settings, name, secret, held))
     why = f"{COMMAND} {name}"
     with (
@@ -105,7 +107,7 @@ def rotate(
         run = Rotation(
             settings,
             secret,
-            hosts(settings, secret, name, said),
+            fleet,
             check=lock.check,
             make=make,
             strangers_ready=strangers_ready,
@@ -130,6 +132,17 @@ def demanded(name: str) -> Secret:
         "Nothing was changed",
         rules.INSTEAD.get(name, "fab secrets.status"),
     )
+
+
+def _demand_all_run(fleet: Hosts, held: Held) -> None:
+    """Refuse before the first step what a later one would find, with two values left behind."""
+    if away := fleet.away():
+        raise Refused(
+            "; ".join(f"{host}: {why}" for host, why in sorted(away.items())),
+            "the old value is dropped only when nobody has it any more",
+            "Clients go on with either value" if held.is_rotating else "Nothing was changed",
+            "start the host or remove it (fab fleet.status), then the same command again",
+        )
 
 
 class Rotation:
