@@ -107,8 +107,9 @@ def list_(_: Context, *, all: bool = False, json: bool = False) -> None:
 def audit(_: Context, hours: int = 24, *, json: bool = False) -> None:
     """Show who logged in where, what nobody was granted, and what hosts refused: from their logs.
 
-    Exit 0 every login is explained, 1 one is not (the CA's key may be stolen), 2 a host did not
-    answer, 4 none did, 5 bad option.
+    Hosts that are no more are not looked for: their logs are in CloudWatch Logs. Exit 0 every login
+    is explained, 1 one is not (the CA's key may be stolen), 2 a host is stopped, did not answer or
+    has no journal of all these hours, 4 none answered, 5 bad option.
     """
     from flotilla import config
     from flotilla.access import operate

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleets import Make, maker
@@ -21,13 +24,14 @@ from flotilla.aws import grants
 from flotilla.aws.session import client
 from flotilla.errors import BadOption, HostFailed, Refused
 from flotilla.hosts import certificates
-from flotilla.hosts.ssh import Result
+from flotilla.hosts.ssh import Result, Results
 from flotilla.provision import storage
 from flotilla.rules import access as rules
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 
 NOW = 1_800_000_000.0
+DAY = 86_400
 
 
 @pytest.fixture
@@ -197,7 +201,7 @@ def test_nobody_is_revoked_who_was_not_granted_or_whose_time_is_over(settings, k
         revoke(settings)
     let_in(settings, key)
     with pytest.raises(Refused, match="all have ended"):
-        revoke(settings, now=NOW + 9 * 3600)
+        revoke(settings, now=NOW + 8 * 3600 + DAY)
 
 
 def test_a_host_never_goes_back_to_an_older_list(settings, key, host):
@@ -241,7 +245,7 @@ def test_what_was_granted_while_the_plan_was_read_is_revoked_too(settings, key, 
 
 def test_one_that_a_host_with_a_slow_clock_takes_can_still_be_revoked(settings, key, host):
     let_in(settings, key)
-    assert revoke(settings, now=NOW + 8 * 3600 + 60)["revoked"] == [1]
+    assert revoke(settings, now=NOW + 8 * 3600 + DAY - 60)["revoked"] == [1]
 
 
 def test_publishing_twice_changes_nothing(settings, key):
@@ -393,3 +397,47 @@ def test_the_watch_takes_what_is_new_and_keeps_what_it_has(settings, key, tmp_pa
     assert (folder / "principals/admin").read_text() == "ops\n"
     assert agent.applied(folder)["generation"] == 0
     assert "what is in place stays: away" in caplog.text
+
+
+@dataclass
+class Logs:
+    """A runner whose hosts have journals: by name, what the command printed."""
+
+    journals: dict[str, str]
+
+    def run_on(self, hosts: Sequence[Host], command: str, **_: Any) -> Results:
+        assert command.endswith(f"--since=@{round(NOW) - 24 * 3600}")
+        return Results(
+            {one.name: Result(one.name, self.journals[one.name], "", 0, 0.0) for one in hosts}
+        )
+
+
+def test_an_audit_names_hosts_that_do_not_tell_of_all_hours(settings, monkeypatch):
+    def journal(begins: float) -> str:
+        first = {"__REALTIME_TIMESTAMP": str(round(begins * 1e6)), "PRIORITY": "6"}
+        login = {
+            "__REALTIME_TIMESTAMP": str(round(NOW * 1e6)),
+            "_SYSTEMD_UNIT": rules.SSHD,
+            "MESSAGE": "Accepted publickey for admin from 10.0.0.5 port 1 ssh2: ED25519 SHA256:k",
+        }
+        return f"{json.dumps(first)}\n{json.dumps(login)}\n"
+
+    old, new = NOW - 9 * DAY, NOW - 3600
+    born = {"app-1": old, "app-2": old, "app-3": new, "app-4": old}
+    hosts = [
+        replace(machine(name, "10.0.0.5"), launched_at=datetime.fromtimestamp(at, UTC))
+        for name, at in born.items()
+    ]
+    away = replace(machine("redis-1", "10.0.0.9"), state="stopped")
+    begun = {"app-1": old, "app-2": NOW - 7200, "app-3": new + 60}
+    runner = Logs({"app-4": ""} | {name: journal(at) for name, at in begun.items()})
+
+    @contextmanager
+    def reached(_: Settings) -> Iterator[Any]:
+        yield runner, hosts, [away]
+
+    monkeypatch.setattr(operate, "_reached", reached)
+    found = operate.audited(settings, hours=24, clock=lambda: NOW)
+    assert {one["host"] for one in found["logins"]} == {"app-1", "app-2", "app-3"}
+    assert set(found["silent"]) == {"app-2", "app-4", "redis-1"}
+    assert found["problems"] == []

@@ -133,6 +133,29 @@ CERTIFIED = (
 PLAIN = "Accepted publickey for admin from 10.0.0.5 port 4711 ssh2: ED25519 SHA256:key"
 
 
+@pytest.mark.parametrize(
+    ("begins", "launched", "since", "is_whole"),
+    [
+        (1000, 0, 2000, True),
+        (2000, 0, 2000, True),
+        (3000, 0, 2000, False),
+        (3000, 2900, 2000, True),
+        (3600, 2900, 2000, False),
+        (None, 0, 2000, False),
+    ],
+)
+def test_a_journal_tells_of_all_hours_or_is_told_of(begins, launched, since, is_whole):
+    why = rules.journal_objection(begins, launched, since)
+    assert (why is None) == is_whole
+
+
+def test_what_a_stranger_calls_himself_is_no_login():
+    """sshd writes the ID of a certificate that it refuses, whoever signed it."""
+    line = f"Failed publickey for admin from 10.0.0.9 port 1 ssh2: ED25519-CERT SHA256:x ID {PLAIN}"
+    assert rules.login(line) is None
+    assert rules.is_refusal(line)
+
+
 def test_logins_are_read_from_what_sshd_writes():
     assert rules.login(CERTIFIED) == Login("admin", "10.0.0.5", "SHA256:key", "alice", 7)
     assert rules.login(PLAIN) == Login("admin", "10.0.0.5", "SHA256:key")

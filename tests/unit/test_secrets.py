@@ -86,6 +86,17 @@ def test_a_write_says_who_made_it_and_is_read_back(settings):
     assert gone.next is None, "what is gone already is no error"
 
 
+def test_a_run_that_lost_its_lock_while_it_read_writes_nothing(settings):
+    """Asleep between the two, it would bring back what another one has ended."""
+
+    def lost() -> None:
+        raise Refused("the lock is lost")
+
+    with pytest.raises(Refused, match="lock is lost"):
+        ssm.write(settings, "redis", "app_password", Write(PREVIOUS, "old"), by="x", check=lost)
+    assert not ssm.held(settings, "redis", ["app_password"])["app_password"].is_rotating
+
+
 @pytest.mark.parametrize("name", ["app-secret", "mysql-backup-keys", "mysql-root", "nobody"])
 def test_what_is_not_rotated_is_refused_with_those_that_are(settings, name):
     with pytest.raises(BadOption, match="redis-app, mysql-app"):

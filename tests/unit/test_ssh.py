@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import stat
@@ -240,6 +241,30 @@ def test_a_key_that_others_can_read_is_refused(settings):
     keys.ensure(settings).chmod(0o644)
     with pytest.raises(Refused, match="Next: chmod 600"):
         keys.ensure(settings)
+
+
+@pytest.mark.parametrize("made", ["open", "file", "link", "theirs"])
+def test_a_folder_for_sockets_that_others_can_write_to_is_refused(
+    settings, tmp_path, monkeypatch, made
+):
+    """OpenSSH takes a socket that it finds there for a host, and asks it for no key."""
+    monkeypatch.setattr(access.tempfile, "gettempdir", lambda: str(tmp_path))
+    access.prepare(settings, Snapshot(0.0))
+    folder = tmp_path / f"flotilla-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    if made == "open":
+        folder.chmod(0o777)
+    elif made == "theirs":
+        monkeypatch.setattr(access.os, "getuid", lambda: os.geteuid() + 1)
+        folder.rename(tmp_path / f"flotilla-{os.geteuid() + 1}")
+    else:
+        folder.rmdir()
+        if made == "file":
+            folder.touch(mode=0o600)
+        else:
+            folder.symlink_to(tmp_path)
+    with pytest.raises(Refused, match="not a folder of yours alone"):
+        access.prepare(settings, Snapshot(0.0))
 
 
 # -- running commands ----------------------------------------------------------------------------

@@ -115,8 +115,7 @@ def revoke(
     """
 
     def now() -> float:
-        # A host whose clock is behind ours lets in for some minutes more.
-        return clock() - rules.EARLY_SECONDS
+        return clock() - rules.LATE_SECONDS
 
     known, gone = grants.granted(settings), grants.revoked(settings)
     mine = [one for one in known if one.name == name]
@@ -170,7 +169,7 @@ def revoke(
 def tell(settings: Settings, body: bytes) -> dict[str, str | None]:
     """Have every host apply a document now; by name, why that is not known to be done, or None."""
     generation = json.loads(body)["generation"]
-    with _reached(settings) as (runner, hosts):
+    with _reached(settings) as (runner, hosts, _):
 
         def work(host: Host) -> Result:
             # The zip is in the image; a host that was made without it says so.
@@ -216,18 +215,22 @@ def listed(settings: Settings, *, every: bool, clock: Clock = time.time) -> list
     return [row for row in rows if every or row["state"] == "valid"]
 
 
-def audited(settings: Settings, *, hours: float) -> dict[str, Any]:
+def audited(settings: Settings, *, hours: float, clock: Clock = time.time) -> dict[str, Any]:
     """Who logged in where: {logins, refused, counted, problems, silent}, by every host's own log.
 
     A login is {at, host, account, from, name, serial, fingerprint}; ``name`` is "" for a key that
     is no certificate. ``counted`` is what others than sshd refused, {host, what, times}: packets,
     connections without TLS. ``problems`` are logins that no grant explains. ``silent`` are hosts
-    that did not answer, with the reason. Raises Unreachable when none does.
+    that do not tell of all these hours, with the reason: stopped, without an answer, or with a
+    journal that begins later. Hosts that are no more are not looked for. Raises Unreachable when
+    none answers.
     """
+    since = clock() - hours * 3600
     known = {one.serial: one for one in grants.granted(settings)}
-    with _reached(settings) as (runner, hosts):
-        answers = _logs(runner, hosts, hours)
-    silent = {name: error.what for name, error in answers.errors.items()}
+    with _reached(settings) as (runner, hosts, away):
+        answers = _logs(runner, hosts, since)
+    silent = {host.name: f"it is {host.state}" for host in away}
+    silent |= dict(_not_whole(hosts, answers, since))
     logins: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -273,16 +276,39 @@ def audited(settings: Settings, *, hours: float) -> dict[str, Any]:
     }
 
 
-def _logs(runner: Runner, hosts: Sequence[Host], hours: float) -> Results:
-    since = f"--since=-{round(hours * 60)}min"
+def _logs(runner: Runner, hosts: Sequence[Host], since: float) -> Results:
+    """Of each host the first entry that its journal has, then what these units wrote."""
+    journal = "journalctl --quiet --no-pager -o json --output-fields"
     units = " ".join(f"-u {unit}" for unit in rules.TELLING)
-    fields = "--output-fields=MESSAGE,_SYSTEMD_UNIT"
-    command = f"journalctl --quiet --no-pager -o json {fields} {units} {since}"
+    command = (
+        f"{journal}=PRIORITY | head -n 1;"
+        f" {journal}=MESSAGE,_SYSTEMD_UNIT {units} --since=@{round(since)}"
+    )
     answers = runner.run_on(hosts, command, sudo=True, seconds=60)
     if hosts and len(answers.errors) == len(hosts):
         why = next(iter(answers.errors.values())).what
         raise Unreachable(f"no host tells who logged in: {why}")
     return answers
+
+
+def _not_whole(hosts: Iterable[Host], answers: Results, since: float) -> Iterator[tuple[str, str]]:
+    """The hosts that do not tell of all from ``since`` on, with the reason."""
+    for host in hosts:
+        answer = answers[host.name]
+        if isinstance(answer, FlotillaError):
+            yield host.name, answer.what
+            continue
+        begins = _begins(answer.stdout)
+        if why := rules.journal_objection(begins, host.launched_at.timestamp(), since):
+            yield host.name, why
+
+
+def _begins(text: str) -> float | None:
+    """When the first entry was written; None where there is none."""
+    try:
+        return int(json.loads(text.partition("\n")[0])["__REALTIME_TIMESTAMP"]) / 1e6
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _entries(text: str) -> Iterable[tuple[float, str, str]]:
@@ -296,12 +322,13 @@ def _entries(text: str) -> Iterable[tuple[float, str, str]]:
 
 
 @contextmanager
-def _reached(settings: Settings) -> Iterator[tuple[Runner, list[Host]]]:
-    """A runner, and every host that runs, as EC2 has them now."""
+def _reached(settings: Settings) -> Iterator[tuple[Runner, list[Host], list[Host]]]:
+    """A runner, every host that runs, and the others, as EC2 has them now."""
     snapshot = inventory.load(settings, max_age_seconds=inventory.max_age(settings), refresh=True)
     prepare(settings, snapshot)
     with Runner(settings, snapshot) as runner:
-        yield runner, [host for host in snapshot.hosts if host.is_active]
+        active = [host for host in snapshot.hosts if host.is_active]
+        yield runner, active, [host for host in snapshot.hosts if not host.is_active]
 
 
 def _key(name: str, file: str | Path, hours: float, principal: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flotilla.aws.session import client, described
@@ -117,10 +117,20 @@ def version(settings: Settings, role: str, parameter: str) -> int:
     return int(answer["Parameter"]["Version"])
 
 
-def write(settings: Settings, role: str, parameter: str, change: Write, *, by: str) -> Held:
+def write(
+    settings: Settings,
+    role: str,
+    parameter: str,
+    change: Write,
+    *,
+    by: str,
+    check: Callable[[], None] = lambda: None,
+) -> Held:
     """Make one change of a rotation and read it back: what SSM holds now.
 
-    Raises FlotillaError where it is not what was written.
+    ``check`` raises where the lock is lost; it is asked when all has been read. A machine that was
+    asleep meanwhile would bring back a value that another one has ended. Raises FlotillaError where
+    SSM does not hold what was written.
     """
     name = settings.parameter(role, parameter) + change.suffix
     before = held(settings, role, [parameter]).get(parameter)
@@ -132,6 +142,7 @@ def write(settings: Settings, role: str, parameter: str, change: Write, *, by: s
             "docs/runbooks/rotate-a-secret.md",
         )
     ssm = client(settings, "ssm")
+    check()
     with described(settings, f"write {name}"):
         if change.value is None:
             # Gone already is what was wanted.

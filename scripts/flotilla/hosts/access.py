@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from flotilla.aws import console
+from flotilla.errors import Refused
 from flotilla.files import replace
 from flotilla.hosts import keys as operator_key
 from flotilla.hosts import known_hosts
@@ -97,6 +100,21 @@ def ssh_config(settings: Settings, hosts: list[Host], *, sockets: Path) -> str:
 
 
 def _sockets() -> Path:
+    """Where OpenSSH keeps the sockets of connections that it shares.
+
+    Anybody can make a folder of that name in /tmp first. OpenSSH asks a socket that it finds for no
+    host key: its owner would be given all that Ansible sends, and would answer.
+    """
     folder = Path(tempfile.gettempdir()) / f"flotilla-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise Refused(
+            f"{folder} is not a folder of yours alone (owner {found.st_uid}, mode"
+            f" {stat.filemode(found.st_mode)})",
+            "whoever may write there could read and answer what is sent to hosts",
+            "No host was connected to",
+            f"see who made it, then: rm -r {folder}",
+        )
     return folder

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 PRINCIPALS = ("ops",)
@@ -23,6 +24,10 @@ BASTION = "bastion"
 MOST_HOURS = 168
 # Clocks of hosts may be behind the operator's.
 EARLY_SECONDS = 300
+# A host whose clock is behind still takes what has ended by ours; one serial more costs nothing.
+LATE_SECONDS = 86_400
+# A host's journal begins with its first boot, a minute or two after its launch.
+BOOT_SECONDS = 600
 # A host's certificate is for its key alone, which never leaves it. Renewed when half of it is over.
 HOST_SECONDS = 365 * 86400
 # NIST SP 800-131A disallows fewer. sshd by itself takes 1,024.
@@ -187,7 +192,9 @@ _REFUSED = (
 
 def login(line: str) -> Login | None:
     """The login that a line of sshd's log tells of; None for any other line."""
-    found = _ACCEPTED.search(line)
+    # From its start: a certificate's ID, which sshd writes of a refused one too, is a stranger's
+    # text, and may hold all of this sentence.
+    found = _ACCEPTED.match(line)
     if not found:
         return None
     serial = found["serial"]
@@ -241,6 +248,16 @@ def refused(line: str) -> tuple[str, int] | None:
         return "".join(one if one.isprintable() else "?" for one in what), int(told["times"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def journal_objection(begins: float | None, launched: float, since: float) -> str | None:
+    """Why a host's journal cannot tell of all from ``since`` on; all in seconds of the epoch."""
+    if begins is None:
+        return "its journal is empty"
+    if begins <= max(since, launched + BOOT_SECONDS):
+        return None
+    at = datetime.fromtimestamp(begins, UTC).isoformat(timespec="seconds")
+    return f"its journal begins at {at}; what was before is in CloudWatch Logs only"
 
 
 def login_objection(seen: Login, grants: Mapping[int, Grant]) -> str | None:

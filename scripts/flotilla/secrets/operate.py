@@ -185,9 +185,8 @@ class Rotation:
     def _write(self, step: Step, held: Held) -> None:
         new = self._make(SECRET_BYTES) if step is Step.MAKE else ""
         for change in rules.writes(step, held, new):
-            self._check()
             role, parameter = self._secret.role, self._secret.parameter
-            ssm.write(self._settings, role, parameter, change, by=holder())
+            ssm.write(self._settings, role, parameter, change, by=holder(), check=self._check)
 
     def _accept(self, held: Held) -> None:
         self._hosts.tell_servers()
