@@ -176,6 +176,39 @@ def test_a_change_that_is_killed_at_any_step_can_be_taken_back(changed: Machine)
     until(lambda: login(changed, "true").returncode == 0, seconds=10)
 
 
+# The host's disk, of which ext4 writes only its journal before the power goes.
+DISK = "/root/disk"
+POWER_LOSS = f"""
+import fcntl, os
+fcntl.ioctl(os.open("{DISK}", os.O_RDONLY), 0x8004587D, (1).to_bytes(4, "little"))
+"""
+
+
+def plug(host: Machine) -> None:
+    """Have what the tool writes on a disk of its own."""
+    host.run("mkdir", "-p", DISK)
+    if (done := host.run("mount", "-o", "loop", f"{DISK}.img", DISK, check=False)).returncode:
+        pytest.skip(f"no disk of a file here: {done.stderr}")
+    for path in ("/etc/ssh/sshd_config.d", "/var/lib/flotilla"):
+        host.run("mkdir", "-p", path, f"{DISK}{path}")
+        host.run("mount", "--bind", f"{DISK}{path}", path)
+
+
+def test_what_was_confirmed_is_whole_after_a_power_loss(changed: Machine) -> None:
+    changed.run("truncate", "--size=16M", f"{DISK}.img")
+    subprocess.run(["mkfs.ext4", "-q", str(changed.path(f"{DISK}.img"))], check=True)
+    plug(changed)
+    stage(changed, "MaxAuthTries 4\n")
+    begin(changed)
+    done = login(changed, "sudo", TOOL, "confirm")
+    assert done.returncode == 0, done.stderr
+    changed.run("python3", "-c", POWER_LOSS)
+    changed.run("umount", "/etc/ssh/sshd_config.d", "/var/lib/flotilla", DISK)
+    plug(changed)
+    assert not json.loads(changed.run(TOOL, "revert", "--at-boot").stdout)["reverted"]
+    assert changed.path(FILE).read_text() == "MaxAuthTries 4\n"
+
+
 def test_pam_is_changed_the_same_way(changed: Machine) -> None:
     before = changed.path(PAM).read_text()
     stage(changed, "account required pam_deny.so\n" + before, PAM)

@@ -125,6 +125,8 @@ def revert(*, reload: bool, at_boot: bool = False) -> dict[str, Any]:
             _put_back(saved, place_)
         else:
             place_.unlink(missing_ok=True)
+        if place_.parent.is_dir():
+            _to_disk(place_.parent)
     if reload:
         # Also when it has ended, of settings that it could not read.
         try:
@@ -191,6 +193,7 @@ def _pending(files: list[Path], now: float) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(PENDING)
+    _to_disk(HOME)
 
 
 def _install(files: list[Path]) -> None:
@@ -230,7 +233,20 @@ def _replace(source: Path, target: Path) -> None:
     fresh.unlink(missing_ok=True)
     shutil.copy2(source, fresh)
     os.chown(fresh, 0, 0)
+    # Renamed before its text is on the disk, it is empty after a power loss.
+    _to_disk(fresh)
     fresh.replace(target)
+    _to_disk(*target.parents)
+
+
+def _to_disk(*paths: Path) -> None:
+    """Have files and folders outlive a power loss."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _check() -> None:
@@ -263,6 +279,8 @@ def _disarm() -> None:
 
 def _forget() -> None:
     PENDING.unlink(missing_ok=True)
+    # Else a boot would take back by it what was said to stay, with files that are gone.
+    _to_disk(HOME)
     shutil.rmtree(SAVED, ignore_errors=True)
 
 
