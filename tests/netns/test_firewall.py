@@ -393,6 +393,17 @@ def killed(loader: Loader, deed: int, *words: str) -> bool:
     return bool(subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode)
 
 
+def waiting(loader: Loader) -> dict[str, str]:
+    """The timers that are set, by unit, and what each does."""
+    found = {}
+    for line in loader.timers().splitlines():
+        if line.startswith("systemctl stop "):
+            found.pop(line.split()[2].removesuffix(".timer"), None)
+        elif unit := re.search(r"--unit=(\S+)", line):
+            found[unit[1]] = line.split()[-1]
+    return found
+
+
 def confirmed(loader: Loader, role: str) -> None:
     loader.want(text_of(role))
     loader("try", "--seconds", "30")
@@ -411,11 +422,31 @@ def test_a_trial_that_is_killed_at_any_step_ends_as_it_began(
     deed = 0
     while killed(loader, (deed := deed + 1), "try", "--seconds", "30"):
         if opened(pair) != before:
-            assert "--on-active=30" in loader.timers().splitlines()[-2], deed
+            assert waiting(loader)["flotilla-firewall-revert"] == "revert", deed
             loader("revert")
         assert opened(pair) == before, deed
     assert deed > 5
     assert opened(pair) == {80}
+
+
+def test_what_is_let_in_for_a_while_ends_also_when_the_next_trial_is_killed(
+    pair: Pair, loader: Loader
+):
+    deed, is_going = 0, True
+    while is_going:
+        loader("off")
+        loader.want(text_of("mysql"))
+        loader("try", "--seconds", "30")
+        loader("confirm")
+        assert "older than" in pair.host.run("nft", "list", "ruleset")
+        loader.want(text_of("app"))
+        is_going = killed(loader, (deed := deed + 1), "try", "--seconds", "30")
+        for verb in waiting(loader).values():
+            loader(verb)
+        (loader.folder / "timers").unlink()
+        assert "older than" not in pair.host.run("nft", "list", "ruleset"), deed
+        assert opened(pair) == {3306}, deed
+    assert deed > 5
 
 
 def test_a_revert_that_is_killed_is_done_by_the_next(pair: Pair, loader: Loader):

@@ -196,10 +196,11 @@ def attempt(seconds: int) -> str:
         first = now.picks_up or not in_force()
         # The way back first: from the next line on we may be deaf.
         arm(REVERT, seconds, "revert")
-        # It would end this trial by loading what was confirmed before.
-        disarm(SETTLE)
         replace(text + PICK_UP if first else text)
         note(State(loaded=digest(text), trial=True, picks_up=first))
+        # It would end this trial by loading what was confirmed before. Not sooner: killed in
+        # between, nothing would ever end what the rules of before let in for a while.
+        disarm(SETTLE)
     except (RefusedError, OSError):
         # Also an earlier trial, whose timer may be gone.
         revert()
