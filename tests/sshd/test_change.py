@@ -114,6 +114,19 @@ def test_a_revert_that_sshd_does_not_take_up_is_tried_again(changed: Machine) ->
     until(lambda: login(changed, "true").returncode == 0, seconds=10)
 
 
+def test_what_is_half_taken_back_is_not_confirmed(changed: Machine) -> None:
+    stage(changed, "MaxAuthTries 4\n")
+    begin(changed)
+    changed.write("/run/cannot-reload", "")
+    # On a full disk, too.
+    assert changed.run("sh", "-c", f"ulimit -f 0; exec {TOOL} revert", check=False).returncode
+    done = login(changed, "sudo", TOOL, "confirm")
+    assert (done.returncode, "being taken back" in done.stderr) == (1, True), done
+    assert not is_there(changed)
+    changed.path("/run/cannot-reload").unlink()
+    assert json.loads(changed.run(TOOL, "revert").stdout)["reverted"]
+
+
 def test_a_full_disk_keeps_nobody_out(changed: Machine) -> None:
     changed.write(FILE, "MaxAuthTries 5\n")
     stage(changed, "DenyUsers admin\n")
@@ -156,6 +169,30 @@ sys.argv[0] = "{TOOL}"
 sys.addaudithook(hook)
 runpy.run_path("{TOOL}", run_name="__main__")
 """
+
+
+def test_a_way_back_that_is_killed_at_any_step_is_gone_to_its_end(changed: Machine) -> None:
+    other = FILE.replace("70", "71")
+    changed.write(FILE, "MaxAuthTries 5\n")
+    deed, is_going = 0, True
+    while is_going:
+        deed += 1
+        stage(changed, "MaxAuthTries 4\n")
+        stage(changed, "MaxSessions 19\n", other)
+        begin(changed)
+        done = changed.run("python3", "-c", KILLED, str(deed), "revert", check=False)
+        is_going = bool(done.returncode)
+        is_kept = login(changed, "sudo", TOOL, "confirm").returncode == 0
+        texts = [changed.path(FILE).read_text(), is_there(changed, other)]
+        assert not is_kept or texts == ["MaxAuthTries 4\n", True], deed
+        # The timer's next attempt, where something was begun.
+        changed.run(TOOL, "revert")
+        if is_kept:
+            changed.path(other).unlink()
+            changed.write(FILE, "MaxAuthTries 5\n")
+        assert changed.path(FILE).read_text() == "MaxAuthTries 5\n", deed
+        assert not is_there(changed, other), deed
+    assert deed > 5
 
 
 def test_a_change_that_is_killed_at_any_step_can_be_taken_back(changed: Machine) -> None:

@@ -28,8 +28,11 @@ from typing import Any
 HOME = Path("/var/lib/flotilla/sshd")
 STAGED = HOME / "staged"
 SAVED = HOME / "saved"
-# There while a change waits for its proof: what was changed, and when, in seconds since boot.
+# There while a change waits for its proof: which files it changed.
 PENDING = HOME / "pending.json"
+# There while a proof is taken: since when logins are one, in seconds since boot. A way back removes
+# it first, for which a full disk has room.
+PROVABLE = HOME / "provable"
 UNIT = "flotilla-sshd-revert"
 TOOL = "/usr/local/sbin/flotilla-sshd"
 # sshd starts itself anew some milliseconds after it was told to; logins before are the old one's.
@@ -37,8 +40,6 @@ SETTLE_SECONDS = 1.0
 # A host that shuts somebody out for longer than this needs another way in.
 MOST_SECONDS = 3600
 SESSION = "sshd-session"
-# Until sshd was reloaded no login is a proof.
-NEVER = 1e12
 
 
 class RefusedError(Exception):
@@ -74,7 +75,7 @@ def begin(seconds: int) -> dict[str, Any]:
             raise RefusedError(f"{error}. {worse}. Next: {TOOL} revert") from error
         raise RefusedError(f"{error}. What was there is in place again.") from error
     time.sleep(SETTLE_SECONDS)
-    _pending(files, since_boot())
+    PROVABLE.write_text(f"{since_boot()}\n")
     return {"changed": True, "files": [f"/{path}" for path in files], "seconds": seconds}
 
 
@@ -98,15 +99,21 @@ def confirm(login: float | None) -> dict[str, Any]:
     """Keep the change; ``login`` is when the asking login began, in seconds since boot."""
     if not PENDING.exists():
         raise RefusedError("no change waits: it was put back, or never begun")
-    pending = _read_pending()
+    files = _read_pending()
     if login is None:
         raise RefusedError("this is no login over SSH, which is what has to be proved")
-    if login < pending["since_boot"]:
+    since = _provable_since()
+    if since is None:
+        raise RefusedError(
+            "the change is being taken back, or sshd was not given all of it: it cannot be kept."
+            f" Next: {TOOL} revert"
+        )
+    if login < since:
         raise RefusedError("this login is older than the change and proves nothing: log in anew")
     _forget()
     # It would find nothing to do.
     _disarm()
-    return {"confirmed": True, "files": pending["files"]}
+    return {"confirmed": True, "files": files}
 
 
 def revert(*, reload: bool, at_boot: bool = False) -> dict[str, Any]:
@@ -118,7 +125,10 @@ def revert(*, reload: bool, at_boot: bool = False) -> dict[str, Any]:
     """
     if not PENDING.exists():
         return {"reverted": False, "files": []}
-    files = _read_pending()["files"]
+    files = _read_pending()
+    # Before the first file: kept half-way, it would be the old settings that somebody is told stay.
+    PROVABLE.unlink(missing_ok=True)
+    _to_disk(HOME)
     for name in files:
         saved, place_ = SAVED / name.lstrip("/"), Path(name)
         if saved.exists():
@@ -174,6 +184,7 @@ def _content(path: Path) -> tuple[bytes, int] | None:
 
 
 def _save(files: list[Path]) -> None:
+    PROVABLE.unlink(missing_ok=True)
     shutil.rmtree(SAVED, ignore_errors=True)
     for path in files:
         there = Path("/") / path
@@ -182,14 +193,9 @@ def _save(files: list[Path]) -> None:
             shutil.copy2(there, SAVED / path)
     # On the disk before the first file is replaced: a reboot puts back what it names.
     os.sync()
-    _pending(files, NEVER)
-
-
-def _pending(files: list[Path], now: float) -> None:
-    record = {"files": [f"/{path}" for path in files], "since_boot": now}
     fresh = PENDING.with_suffix(".new")
     with fresh.open("w") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps({"files": [f"/{path}" for path in files]}) + "\n")
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(PENDING)
@@ -201,15 +207,21 @@ def _install(files: list[Path]) -> None:
         _replace(STAGED / path, Path("/") / path)
 
 
-def _read_pending() -> dict[str, Any]:
+def _read_pending() -> list[str]:
     try:
-        found: dict[str, Any] = json.loads(PENDING.read_text())
-        return {"files": [str(name) for name in found["files"]], "since_boot": found["since_boot"]}
+        return [str(name) for name in json.loads(PENDING.read_text())["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise RefusedError(
             f"{PENDING} cannot be read, so nothing was changed: compare what {SAVED} holds with"
             f" what is in place, put it back by hand, reload ssh, and remove {PENDING}"
         ) from error
+
+
+def _provable_since() -> float | None:
+    try:
+        return float(PROVABLE.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _put_back(saved: Path, target: Path) -> None:
@@ -281,6 +293,7 @@ def _forget() -> None:
     PENDING.unlink(missing_ok=True)
     # Else a boot would take back by it what was said to stay, with files that are gone.
     _to_disk(HOME)
+    PROVABLE.unlink(missing_ok=True)
     shutil.rmtree(SAVED, ignore_errors=True)
 
 
