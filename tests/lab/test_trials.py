@@ -1,4 +1,6 @@
-"""What no login has proved does not outlive a reboot: sshd settings, rules of the firewall."""
+"""What nobody vouches for does not outlive a reboot: sshd settings and rules of the firewall that
+no login has proved, the CA of certificates that may have been revoked since.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ pytestmark = [needs_lab, pytest.mark.drill]
 SETTINGS = "/etc/ssh/sshd_config.d/10-locked.conf"
 STAGED = f"/var/lib/flotilla/sshd/staged{SETTINGS}"
 RULES = "/etc/flotilla/firewall.nft"
+CA = "/etc/ssh/flotilla/user_ca.pub"
+AGENT = "flotilla-access.service"
 FIREWALL = "/usr/local/lib/flotilla/firewall.py"
 # No timer takes anything back before that: it has to be the boot.
 TRIAL_SECONDS = 1200
@@ -100,3 +104,22 @@ def test_rules_that_shut_everybody_out_are_gone_after_a_reboot(
         assert '"trial": false' in guest.says(FIREWALL, "status")
     finally:
         guest.says("sh", "-c", 'printf "%s\\n" "$1" >"$2"', "sh", wanted, RULES)
+
+
+def test_a_host_that_boots_trusts_no_certificate_before_it_was_told(
+    guest: Guest, logs_in: Callable[[], bool]
+) -> None:
+    trusted = guest.says("cat", CA)
+    assert trusted, "nothing was at stake"
+    # As one that cannot ask S3.
+    guest.says("systemctl", "disable", AGENT)
+    try:
+        guest = booted(guest)
+        until(logs_in, BOOT_SECONDS, "the operator gets in")
+        assert not guest.says("cat", CA)
+    finally:
+        guest.says("systemctl", "enable", "--now", AGENT)
+    until(lambda: guest.says("cat", CA) == trusted, BOOT_SECONDS, "the fleet is asked")
+    guest = booted(guest)
+    until(logs_in, BOOT_SECONDS, "the operator gets in")
+    until(lambda: guest.says("cat", CA) == trusted, BOOT_SECONDS, "it asks by itself")

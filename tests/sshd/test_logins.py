@@ -8,9 +8,12 @@ from pathlib import Path
 
 import paramiko
 import pytest
+import yaml
 from mysqld.binaries import NoImageError
 from sshd.fleet import Fleet, fleet
+from sshd.machines import REPO
 from sshd.token import TOUCHED, VERIFIED, Token
+from templates.conftest import render_template
 
 from flotilla.agent.access import apply
 from flotilla.errors import Refused
@@ -45,6 +48,26 @@ def test_a_certificate_leads_through_the_bastion_without_a_question(running: Fle
     assert seen["jump"].fingerprint == certificates.fingerprint(key)
     inner = [one for line in running.host.log.splitlines() if (one := rules.login(line))]
     assert (inner[-1].account, inner[-1].serial) == ("admin", serial)
+
+
+def test_a_host_that_boots_takes_no_certificate_before_it_was_told(running: Fleet) -> None:
+    """Who was revoked while it was down stays out, and the fleet's own key gets in."""
+    kit, _ = running.kit()
+    files = yaml.safe_load((REPO / "roles/base/vars/main.yml").read_text())["__base_baked_files"]
+    dest = next(one["dest"] for one in files if one["src"] == "tmpfiles.conf.j2")
+    ca = "/etc/ssh/flotilla/user_ca.pub"
+    for host in (running.bastion, running.host):
+        trusted = host.path(ca).read_text()
+        host.write(dest, render_template("base", "tmpfiles.conf.j2", host=host.name))
+        prepare = ["systemd-tmpfiles", "--create", "--prefix", "/etc/ssh/flotilla"]
+        host.run(*prepare)
+        assert host.path(ca).read_text() == trusted, "a package that is installed is no boot"
+        host.run(*prepare, "--boot")
+        assert host.path(ca).read_text() == ""
+        assert running.operator("admin", host, "id", "-un").stdout == "admin\n"
+        assert running.ssh(kit, "app-1", "true").returncode
+        running.tell()
+        assert running.ssh(kit, "app-1", "true").returncode == 0
 
 
 def test_the_bastion_gives_no_shell(running: Fleet) -> None:

@@ -378,6 +378,18 @@ def test_the_watch_puts_a_damaged_file_right_by_itself(settings, key, tmp_path):
         assert (folder / "revoked").read_bytes() == whole
 
 
+def test_the_first_look_puts_back_the_ca_that_was_emptied_at_boot(settings, key, tmp_path):
+    authority.publish(settings, Authority(settings))
+    body, _ = grants.published(settings)
+    folder = tmp_path / "watched"
+    agent.apply(body, "app", folder)
+    trusted = (folder / "user_ca.pub").read_bytes()
+    (folder / "user_ca.pub").write_bytes(b"")
+    # S3 answers by the ETag it is given: a host that boots has none.
+    agent.Watch(lambda etag: None if etag else ("1", body), "app", folder).look()
+    assert (folder / "user_ca.pub").read_bytes() == trusted
+
+
 def test_the_watch_takes_what_is_new_and_keeps_what_it_has(settings, key, tmp_path, caplog):
     authority.publish(settings, Authority(settings))
     body, _ = grants.published(settings)

@@ -2,8 +2,8 @@
 
 ``watch`` asks S3 every few seconds; ``apply`` is told on stdin, by an operator who cannot wait for
 that. Both do the same, one at a time. A host that was never told anything trusts no certificate;
-one that loses S3 goes on with what it has. sshd reads the files at every login: nothing is
-reloaded.
+one that loses S3 goes on with what it has until it boots: systemd-tmpfiles empties the file of the
+CA then, and the first look puts it back. sshd reads the files at every login: nothing is reloaded.
 """
 
 from __future__ import annotations
