@@ -10,9 +10,11 @@ from pathlib import Path
 from flotilla.errors import FlotillaError
 
 
-def replace(target: Path, text: str, *, mode: int = 0o600) -> Path:
+def replace(target: Path, text: str, *, mode: int = 0o600, durable: bool = False) -> Path:
     """Replace ``target`` at once with ``text``, making its folder; returns ``target``.
 
+    A ``durable`` one is whole after a power cut, too: no file system then has the new name of a
+    text that never reached the disk.
     A file that holds the text already is left alone, so that commands which only look go on when
     the disk is full or read-only.
     Raises FlotillaError when the disk refuses it; a file that was there is then unchanged.
@@ -26,6 +28,9 @@ def replace(target: Path, text: str, *, mode: int = 0o600) -> Path:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), mode)
                 file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

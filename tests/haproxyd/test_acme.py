@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import multiprocessing
+import os
+import signal
 import time
 from dataclasses import replace
 
@@ -17,7 +21,8 @@ from haproxyd.pair import FIRST, Pair, services
 from flotilla.certificate import order as ordering
 from flotilla.certificate import pem
 from flotilla.certificate.follow import Follower
-from flotilla.errors import FlotillaError, HostFailed, Refused
+from flotilla.errors import FlotillaError, HostFailed, Refused, Unreachable
+from flotilla.hosts.haproxy import Runtime, local
 from flotilla.rules.acme import CHALLENGES, FIRST_PAUSE_SECONDS, Request, Tokens
 from flotilla.wait import until
 
@@ -205,6 +210,86 @@ def test_what_haproxy_does_not_take_does_not_stay_where_its_next_start_reads_it(
     with pytest.raises(HostFailed, match="did not take"):
         follower.follow(replace(shared, certificate=weak), time.time())
     assert edge.pem.read_text() == before
+
+
+@pytest.mark.parametrize("step", ["load_certificate", "_answer"])
+def test_killed_in_a_turn_it_leaves_nothing_that_haproxy_does_not_start_with(
+    pair: Pair, step: str
+) -> None:
+    edge = pair.edges["lb-1"]
+    follower = Follower(edge.runtime(), NAME, certificate=edge.pem, map_file=edge.acme_map)
+    shared = pair.store.read()
+    follower.follow(replace(shared, certificate=certificate(7)), time.time())
+    before = edge.pem.read_text()
+    weak = certificate(8, key=rsa.generate_private_key(65537, 1024))
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run() -> None:
+        setattr(Runtime if step == "load_certificate" else Follower, step, die)
+        follower.follow(replace(shared, certificate=weak), time.time())
+
+    killed = multiprocessing.get_context("fork").Process(target=run)
+    killed.start()
+    killed.join(30)
+    assert killed.exitcode == -signal.SIGKILL
+    with pytest.raises(HostFailed, match="did not take"):
+        follower.follow(replace(shared, certificate=weak), time.time())
+    assert edge.pem.read_text() == before
+    edge.reload()
+    assert pair.served()["lb-1"] == "7"
+    # Killed with a good one it is done again.
+    shared = replace(shared, certificate=certificate(9))
+    assert follower.follow(shared, time.time()) == "9"
+    assert edge.pem.read_text() == shared.certificate
+
+
+def test_a_full_disk_keeps_the_old_file_whole_and_the_new_certificate_is_served(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = pair.edges["lb-1"]
+    follower = Follower(edge.runtime(), NAME, certificate=edge.pem, map_file=edge.acme_map)
+    shared = replace(pair.store.read(), certificate=certificate(7))
+    before = edge.pem.read_text()
+    loaded: list[str] = []
+    load = Runtime.load_certificate
+
+    def counted(runtime: Runtime, file: str, text: str) -> None:
+        loaded.append(text)
+        load(runtime, file, text)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Runtime, "load_certificate", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for _ in range(3):
+            with pytest.raises(FlotillaError, match="No space left"):
+                follower.follow(shared, time.time())
+    assert edge.pem.read_text() == before
+    assert pair.served()["lb-1"] == "7"
+    assert follower.follow(shared, time.time()) == "7"
+    assert edge.pem.read_text() == shared.certificate
+    assert len(loaded) == 1, "sessions are resumed by what was loaded before"
+
+
+@pytest.mark.parametrize(("there", "is_written"), [("", True), ("junk", True), ("good", False)])
+def test_where_haproxy_does_not_run_only_what_it_cannot_start_with_is_replaced(
+    pair: Pair, there: str, is_written: bool
+) -> None:
+    edge = pair.edges["lb-1"]
+    before = certificate(7) if there == "good" else there
+    edge.pem.unlink()
+    if before:
+        edge.pem.write_text(before)
+    gone = Runtime("lb-1", local(edge.folder / "no-such-socket"))
+    follower = Follower(gone, NAME, certificate=edge.pem, map_file=edge.acme_map)
+    shared = replace(pair.store.read(), certificate=certificate(8))
+    with pytest.raises(Unreachable):
+        follower.follow(shared, time.time())
+    assert edge.pem.read_text() == (shared.certificate if is_written else before)
 
 
 def test_a_key_of_another_certificate_is_no_certificate() -> None:

@@ -1,7 +1,8 @@
 """This host's HAProxy serves what is stored: tokens by its map, the certificate without a reload.
 
-The file is written first, then the process is told: whatever starts in between has the new one, and
-a turn that was cut off is done again by the next one, which compares with both.
+Invariant: what lies where HAProxy's next start reads it is what HAProxy took. So the certificate is
+given to the process first and written when it is served; whatever starts in between has the old one
+for a turn. A turn that was cut off is done again by the next one, which compares with both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from flotilla import files
 from flotilla.certificate import pem
 from flotilla.certificate.store import Shared
-from flotilla.errors import FlotillaError, HostFailed
+from flotilla.errors import FlotillaError, HostFailed, Unreachable
 from flotilla.hosts.haproxy import Runtime
 from flotilla.rules import acme as rules
 from flotilla.rules.acme import MAP, Issued
@@ -30,6 +31,8 @@ class Follower:
     ) -> None:
         self._runtime, self._domain = runtime, domain
         self._certificate, self._map_file = certificate, map_file
+        # What HAProxy took last: while the disk refuses it, it is not given to it again and again.
+        self._taken = ""
 
     def follow(self, shared: Shared, now: float) -> str:
         """Serve what is stored; the serial number that is served, "" for none of a stored one.
@@ -52,19 +55,27 @@ class Follower:
         wanted = pem.read(text)
         if why := rules.unfit(wanted, self._domain, now):
             raise HostFailed(f"the stored certificate is {why}, and is not served")
-        before = self._certificate.read_text() if self._certificate.exists() else ""
-        files.replace(self._certificate, text)
-        if self._served() != wanted.serial:
-            try:
+        kept = self._kept()
+        try:
+            if self._served() != wanted.serial or text not in (kept, self._taken):
                 self._runtime.load_certificate(str(self._certificate), text)
-            except FlotillaError:
-                # What HAProxy refuses now, it would refuse to start with.
-                if before:
-                    files.replace(self._certificate, before)
-                raise
+        except Unreachable:
+            # Nobody can say whether HAProxy takes it; with what is there it does not start.
+            if current(kept) is None:
+                files.replace(self._certificate, text, durable=True)
+            raise
         if (found := self._served()) != wanted.serial:
             raise HostFailed(f"HAProxy serves {found or 'nothing'} and was given {wanted.serial}")
+        self._taken = text
+        files.replace(self._certificate, text, durable=True)
         return wanted.serial
+
+    def _kept(self) -> str:
+        """What HAProxy's next start would read; "" for nothing."""
+        try:
+            return self._certificate.read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
 
     def _served(self) -> str:
         found = self._runtime.certificates()
