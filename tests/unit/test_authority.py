@@ -121,9 +121,29 @@ def test_a_certificate_that_is_kept_is_valid_and_has_a_third_left(lasts, age, is
     assert not tool.why_new(made, wanted, issuer.certificate, NOW) or issuer_age > 0
     then = NOW + timedelta(hours=age)
     if not tool.why_new(made, wanted, issuer.certificate, then):
-        whole = made.not_valid_after_utc - made.not_valid_before_utc
-        assert made.not_valid_after_utc - then >= whole / 3
-        assert then >= made.not_valid_before_utc
+        assert made.not_valid_before_utc <= then < made.not_valid_after_utc
+        is_last = made.not_valid_after_utc == issuer.certificate.not_valid_after_utc
+        assert is_last or made.not_valid_after_utc - then >= timedelta(hours=lasts) / 3
+
+
+def test_an_issuer_that_ends_fails_the_run_a_week_before_and_restarts_nobody(home: Path, capsys):
+    put(home, after=[["sh", "-c", f"echo told >> {home}/told"]])
+    end = ISSUER.certificate.not_valid_after_utc
+    assert tool.renew(home, end - timedelta(days=8)) == 0
+    assert tool.renew(home, end - timedelta(days=4)) == 1
+    assert tool.renew(home, end - timedelta(hours=60)) == 1
+    last = (home / "leaf.pem").read_bytes()
+    for hours in (50, 20, 1):
+        capsys.readouterr()
+        assert tool.renew(home, end - timedelta(hours=hours)) == 1
+        (told,) = capsys.readouterr().err.splitlines()
+        assert "and what it signed not later: fab fleet.provision, then fab fleet.conf" in told
+        # A playbook may have something else to mend.
+        assert tool.renew(home, end - timedelta(hours=hours), tell=False) == 0
+        assert (home / "leaf.pem").read_bytes() == last
+    assert tool.renew(home, end) == 1
+    assert "fab fleet.provision" in capsys.readouterr().err
+    assert (home / "told").read_text() == "told\n" * 7
 
 
 @pytest.mark.parametrize(
@@ -223,7 +243,9 @@ def test_status_tells_when_everything_ends(home: Path, capsys) -> None:
     tool.renew(home, NOW)
     capsys.readouterr()
     tool.status(home, NOW)
-    ends = tool.json.loads(capsys.readouterr().out)["ends"]
+    told = tool.json.loads(capsys.readouterr().out)
+    ends = told["ends"]
+    assert told["hours"] == 168
     assert NOW.timestamp() < ends["leaf"] < ends["issuer"] < ends["root"]
 
 

@@ -24,10 +24,11 @@ from worlds import (
 )
 
 from flotilla import environment
+from flotilla.rules.redis import Lasts
 from flotilla.rules.restore_drill import Drilled
 from flotilla.rules.status import findings, is_well
 from flotilla.rules.status_finding import Severity
-from flotilla.rules.status_world import Backups, Disk, Follows, RedisBackups, World
+from flotilla.rules.status_world import Backups, Disk, Follows, RedisBackups, Tls, World
 
 PAGES = {page.stem for page in (environment.root() / "docs" / "runbooks").glob("*.md")}
 UNREADY = "RISK the application on app-2 cannot serve: its readiness page"
@@ -378,6 +379,105 @@ def test_a_certificate_that_mysql_did_not_renew_is_told_of(hours: float, what: s
     members[0]["certificate"] = [(hours - 168) * 3600, hours * 3600]
     found = findings(world(mysql=mysql(members=members), at=0.0))
     assert [one.what for one in found] == ([what] if what else [])
+
+
+# --- certificates that hosts make for themselves --------------------------------------------------
+
+DAY = 86400.0
+
+
+def certified(*names: str, hours: float = 100.0, days: float = 400.0, **changes: Any) -> World:
+    """Hosts whose certificate lasts so many hours more, and its issuer so many days."""
+    fleet = world(at=0.0, **changes)
+    tls = Tls(hours * 3600, days * DAY, 168)
+    return replace(
+        fleet,
+        hosts=tuple(
+            replace(one, report=replace(one.report, tls=tls))
+            if one.report and one.name.startswith(names)
+            else one
+            for one in fleet.hosts
+        ),
+    )
+
+
+@pytest.mark.parametrize("role", ["app", "mysql", "redis"])
+@pytest.mark.parametrize(("days", "is_told"), [(91.0, False), (89.0, True), (8.0, True)])
+def test_an_issuer_that_ends_is_told_of_for_every_role_once_and_90_days_before(
+    role: str, days: float, is_told: bool
+) -> None:
+    found = findings(certified(role, days=days))
+    said = f"what {role}-1, {role}-2, {role}-3 sign certificates with ends in {days:.0f} days"
+    assert [(one.subject, one.what) for one in found] == ([(role, said)] if is_told else [])
+    assert all("--limit" not in one.next and "fleet.provision" in one.next for one in found)
+    assert is_well(found) is not is_told
+
+
+@pytest.mark.parametrize("name", ["app-1", "mysql-1", "redis-1"])
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        (48.0, None),
+        (47.0, "its certificate ends in 47 h and was not renewed"),
+        (-1.0, "its certificate has ended: clients refuse it"),
+    ],
+)
+def test_a_certificate_that_a_host_did_not_renew_is_told_of_once(
+    name: str, hours: float, said: str | None
+) -> None:
+    # What the service serves is the same file, and its report says so too.
+    members = mysql()["members"]
+    members[0]["certificate"] = [-700 * DAY, hours * 3600 if name == "mysql-1" else 9 * DAY]
+    mine = Lasts(hours, 168.0, 400.0) if name == "redis-1" else None
+    redis = (cache(1, "primary", certificate=mine), cache(2), cache(3))
+    fleet = certified(name, hours=hours, mysql=mysql(members=members), redis=redis)
+    # The other databases' hosts know how long theirs are to last, too.
+    found = [one for one in findings(fleet) if "certificate" in one.what]
+    expected = [f"{name}: {said}"] if said else []
+    assert [one.what for one in found if one.subject == name] == expected
+    assert all(one.page == "certificate-runs-out" for one in found)
+
+
+@pytest.mark.parametrize("hours", [47.0, 20.0, 1.0])
+def test_near_its_issuers_end_a_certificate_is_late_however_short_it_is_itself(hours: float):
+    """Each is shorter than the one before: measured by its own length none was ever late."""
+    members = mysql()["members"]
+    members[0]["certificate"] = [(hours - hours * 1.5) * 3600, hours * 3600]
+    fleet = certified("mysql-1", hours=hours, days=hours / 24, mysql=mysql(members=members))
+    told = {one.subject: one for one in findings(fleet)}
+    assert told["mysql"].what.startswith("what mysql-1 signs certificates with ends in")
+    mine = told["mysql-1"]
+    assert mine.what == f"mysql-1: its certificate ends in {hours:.0f} h and so does its issuer"
+    assert mine.next == "fab fleet.provision, then fab fleet.configure"
+
+
+def test_a_server_that_did_not_take_its_hosts_certificate_is_told_of_by_its_settings() -> None:
+    members = mysql()["members"]
+    # Valid for two years by its dates, and made for a week.
+    members[0]["certificate"] = [-700 * DAY, 60 * 3600]
+    assert findings(certified("mysql-1", mysql=mysql(members=members))) == []
+    members[0]["certificate"] = [-700 * DAY, 40 * 3600]
+    (found,) = findings(certified("mysql-1", mysql=mysql(members=members)))
+    assert found.what == "mysql-1: its certificate ends in 40 h and was not renewed"
+
+
+def test_a_host_without_a_certificate_and_one_that_does_not_say_are_told_of() -> None:
+    members = mysql()["members"]
+    members[0]["certificate"] = [-700 * DAY, 60 * 3600]
+    for tls, severity, said in (
+        (Tls(None, 400 * DAY, 168), Severity.RISK, "mysql-1: it has no certificate"),
+        (Tls(error="timed out"), Severity.NOTE, "mysql-1: when its certificate ends is not known"),
+    ):
+        fleet = with_host("mysql-1", report=report("mysql", tls=tls))
+        (found,) = findings(replace(fleet, mysql=mysql(members=members), at=0.0))
+        assert (found.severity, said in found.what) == (severity, True)
+
+
+def test_many_hosts_are_counted() -> None:
+    fleet = certified("app", days=10)
+    hosts = [replace(host(f"app-{n}"), report=fleet.by_role("app")[0].report) for n in range(9)]
+    found = findings(replace(fleet, wanted={"app": 9}, hosts=tuple(hosts), mysql=None))
+    assert "what 9 app hosts sign certificates with ends in 10 days" in [one.what for one in found]
 
 
 def test_a_primary_that_takes_no_writes_is_down_however_it_is_called():

@@ -23,7 +23,7 @@ from flotilla.errors import BadOption, FlotillaError, HostFailed, Unreachable
 from flotilla.inventory import store
 from flotilla.rules.redis import Member
 from flotilla.rules.status import findings
-from flotilla.rules.status_world import World
+from flotilla.rules.status_world import Tls, World
 from flotilla.settings import Settings
 from flotilla.snapshot import Host, Snapshot
 from flotilla.status import asking, board, gather, page
@@ -182,6 +182,41 @@ def test_the_probe_asks_haproxys_socket_and_an_application(tmp_path: Path):
             check=True,
         )
     assert json.loads(done.stdout)["haproxy"] == {"stat": text}
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (
+            'import sys; print(\'{"at": 1, "hours": 168, "ends": {"leaf": 5, "issuer": 9}}\')',
+            Tls(5, 9, 168),
+        ),
+        # A host that was configured before there were hours.
+        ('print(\'{"at": 1, "ends": {"leaf": null, "issuer": 9}}\')', Tls(None, 9, None)),
+        ('print("{}")', Tls(error="its answer cannot be read ('ends')")),
+        ("import no_such_module", "JSONDecodeError"),
+        (None, "FileNotFoundError"),
+    ],
+)
+def test_the_probe_asks_a_host_for_its_own_certificate(
+    tmp_path: Path, program: str | None, said: Tls | str
+) -> None:
+    tool, settings = tmp_path / "tool", tmp_path / "tls.json"
+    if program:
+        tool.write_text(f"#!{sys.executable}\n{program}\n")
+        tool.chmod(0o755)
+    wanted = {"units": [], "disks": [], "tls": {"tool": str(tool), "settings": str(settings)}}
+
+    def asked() -> Tls | None:
+        argv = [sys.executable, str(asking.SOURCE), json.dumps(wanted)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+        return asking.report(asking.parsed(HOST, done.stdout), now=0.0).tls
+
+    assert asked() is None, "it makes none"
+    settings.write_text("{}")
+    found = asked()
+    assert found is not None
+    assert said in found.error if isinstance(said, str) else found == said
 
 
 # --- the statistics page -------------------------------------------------------------------------

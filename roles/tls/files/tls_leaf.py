@@ -36,6 +36,9 @@ HOME = Path("/etc/flotilla/tls")
 # Clocks of hosts differ by less.
 BEFORE = timedelta(hours=1)
 RENEW_AT = 1 / 3
+# How soon before its issuer's end a host says so by a run that fails: until then somebody has had
+# 80 days of `fab fleet.status`.
+LAST = timedelta(days=7)
 HOOK_SECONDS = 120
 # What cryptography raises on bytes that are no key, or no certificate, or none that it knows.
 _NOT_READ = (
@@ -102,7 +105,10 @@ def why_new(
     start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
     if now < start:
         return "it is not valid yet"
-    return f"it ends {end:%Y-%m-%d %H:%M} UTC" if end - now < (end - start) * RENEW_AT else ""
+    is_due = end - now < timedelta(hours=wanted.hours) * RENEW_AT
+    # One that ends with its issuer is not made better by another, only services restarted for it.
+    is_due = (is_due and end < issuer.not_valid_after_utc) or now >= end
+    return f"it ends {end:%Y-%m-%d %H:%M} UTC" if is_due else ""
 
 
 def why_not(
@@ -301,6 +307,13 @@ def renew(home: Path, now: datetime, *, tell: bool = True) -> int:
     except (LeafError, OSError, LookupError) as error:
         failed = 1
         sys.stderr.write(f"no new certificate, {home / 'leaf.pem'} is as it was: {error}\n")
+    issuer = certificate(home / "issuer.pem") if tell and not failed else None
+    if issuer is not None and issuer.not_valid_after_utc - now < LAST:
+        failed = 1
+        sys.stderr.write(
+            f"the issuer ends {issuer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and what it signed"
+            " not later: fab fleet.provision, then fab fleet.configure\n"
+        )
     # Not under the lock: a service that is restarted looks for a certificate before it starts.
     for argv in _after(home) if tell else []:
         failed |= _run(argv)
@@ -324,7 +337,9 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def status(home: Path, now: datetime) -> int:
-    """One JSON object: when what this host has ends, in seconds since the epoch."""
+    """One JSON object: when what this host has ends, in seconds since the epoch, and how many hours
+    a certificate is to last, null where the settings cannot be read.
+    """
     found = {
         name: ends.not_valid_after_utc.timestamp() if (ends := certificate(home / file)) else None
         for name, file in (
@@ -333,7 +348,11 @@ def status(home: Path, now: datetime) -> int:
             ("root", "authority.pem"),
         )
     }
-    json.dump({"at": now.timestamp(), "ends": found}, sys.stdout)
+    try:
+        hours = load(home).hours
+    except LeafError:
+        hours = None
+    json.dump({"at": now.timestamp(), "hours": hours, "ends": found}, sys.stdout)
     sys.stdout.write("\n")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 from flotilla.errors import FlotillaError
 from flotilla.hosts.redis import read
 from flotilla.hosts.ssh import Runner
-from flotilla.rules.redis import Member, certificates, fullness, primary, problems
+from flotilla.rules.redis import Member, certificates, fullness, issuers, primary, problems
 from flotilla.snapshot import Host
 
 # A host that is being terminated is no member any more.
@@ -40,7 +40,7 @@ def status(
             *({"name": name, "role": "silent", "why": why} for name, why in silent.items()),
         ],
         "problems": found,
-        "certificates": certificates(members),
+        "certificates": [*certificates(members), *issuers(members)],
         "next": "fab fleet.status" if found else "",
     }
 

@@ -19,7 +19,9 @@ NEARLY_FULL = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Lasts:
-    """How long a host's certificate lasts: what is served has ``hours_left`` of ``hours``."""
+    """How long a host's certificate lasts: what is served has ``hours_left``, and was to last
+    ``hours``.
+    """
 
     hours_left: float | None
     hours: float | None
@@ -125,10 +127,19 @@ def certificates(members: Sequence[Member]) -> list[str]:
             elif lasts.hours_left < lasts.hours * LATE:
                 left = f"{lasts.hours_left:.0f} h"
                 found.append(f"{member.name}: its certificate ends in {left} and was not renewed")
-        if lasts.issuer_days_left is not None and lasts.issuer_days_left < ISSUER_DAYS:
+    return found
+
+
+def issuers(members: Sequence[Member]) -> list[str]:
+    """What hosts make certificates with and ends, in sentences. Told of as ``certificates`` are."""
+    found = []
+    for member in members:
+        lasts = member.certificate
+        days = lasts.issuer_days_left if lasts else None
+        if days is not None and days < ISSUER_DAYS:
             found.append(
                 f"{member.name}: what it signs certificates with ends in"
-                f" {lasts.issuer_days_left:.0f} days: fab fleet.provision, then fab fleet.configure"
+                f" {days:.0f} days: fab fleet.provision, then fab fleet.configure"
             )
     return found
 

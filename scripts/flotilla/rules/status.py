@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from flotilla.rules import status_data, status_traffic
+from flotilla.rules import status_certificates, status_data, status_traffic
 from flotilla.rules.status_finding import (
     FAILED_OVER,
     STATUS,
@@ -48,6 +48,7 @@ def findings(world: World) -> list[Finding]:
         status_data.backups,
         status_data.redis,
         status_data.redis_backups,
+        status_certificates.certificates,
         _machines,
         _images,
         _agents,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from flotilla.rules import redis as redis_rules
 from flotilla.rules.redis import Member
 from flotilla.rules.restore_drill import LATE
+from flotilla.rules.status_certificates import ENDING, late
 from flotilla.rules.status_finding import FAILED_OVER, NO_WRITES, Finding, Severity, down, risk
 from flotilla.rules.status_world import Backups, World
 
@@ -22,7 +23,6 @@ REDIS_LAG_BYTES = 8 * 1024 * 1024
 
 REPLICA, REDIS = "mysql-replica-stopped", "redis-failed-over"
 FULL = "redis-memory-is-full"
-ENDING = "certificate-runs-out"
 NO_BACKUP, NO_ARCHIVE = "backup-is-missing", "binlog-archive-stops"
 NO_DRILL = "restore-drill-fails"
 NO_ANSWER = "aws-api-does-not-answer"
@@ -40,7 +40,7 @@ def mysql(world: World) -> Iterator[Finding]:
         return
     yield from _problems(world, world.mysql)
     yield from _members(world.mysql)
-    yield from _certificates(world.mysql, world.at)
+    yield from _certificates(world.mysql, world)
 
 
 def _problems(world: World, cluster: Mapping[str, Any]) -> Iterator[Finding]:
@@ -86,16 +86,25 @@ def _members(cluster: Mapping[str, Any]) -> Iterator[Finding]:
             yield down(member["name"], what, "fab mysql.ensure", NO_WRITES)
 
 
-def _certificates(cluster: Mapping[str, Any], at: float) -> Iterator[Finding]:
-    """Those that were not renewed in time; a server's own, of before, last ten years."""
+def _certificates(cluster: Mapping[str, Any], world: World) -> Iterator[Finding]:
+    """Servers whose host has a good one and that did not take it; a server's own, of before, lasts
+    ten years.
+    """
+    told = late(world)
+    known = {host.name: host.report.tls for host in world.hosts if host.report}
     for member in cluster["members"]:
-        if not member.get("certificate"):
+        if not member.get("certificate") or member["name"] in told:
             continue
         begins, ends = member["certificate"]
-        name, hours = member["name"], (ends - at) / 3600
+        name, hours = member["name"], (ends - world.at) / 3600
+        # Its own dates do not tell how long it was to last; a host that was configured before
+        # hosts said that has none that was dated otherwise.
+        tls = known.get(name)
+        whole = tls.hours if tls and tls.hours else (ends - begins) / 3600
+        is_known = tls is None or not tls.error
         if hours <= 0:
             what = f"{name}: its certificate has ended: clients and replicas refuse it"
-        elif ends - at < (ends - begins) * redis_rules.LATE:
+        elif is_known and hours < whole * redis_rules.LATE:
             what = f"{name}: its certificate ends in {hours:.0f} h and was not renewed"
         else:
             continue
@@ -160,7 +169,7 @@ def redis(world: World) -> Iterator[Finding]:
         severity = Severity.RISK if chosen else Severity.DOWN
         after = f"fab fleet.logs {name if is_host else 'redis'} --unit redis-sentinel"
         yield Finding(severity, name if is_host else "redis", problem, after, REDIS)
-    yield from _redis_ends(members)
+    yield from _redis_ends(members, late(world))
     for member in members:
         if chosen and member.role == "replica" and member.offset is not None:
             behind = (chosen.offset or 0) - member.offset
@@ -169,12 +178,14 @@ def redis(world: World) -> Iterator[Finding]:
                 yield risk(member.name, what, f"fab fleet.logs {member.name} --unit redis-server")
 
 
-def _redis_ends(members: Sequence[Member]) -> Iterator[Finding]:
-    """What is all right now and will not stay so."""
+def _redis_ends(members: Sequence[Member], told: Container[str]) -> Iterator[Finding]:
+    """What is all right now and will not stay so; of hosts that are ``told`` of, not again."""
     for problem in redis_rules.fullness(members):
         yield risk(problem.partition(":")[0], problem, "fab redis.status", FULL)
     for problem in redis_rules.certificates(members):
         name = problem.partition(":")[0]
+        if name in told:
+            continue
         yield risk(name, problem, f"fab fleet.logs {name} --unit flotilla-tls", ENDING)
 
 

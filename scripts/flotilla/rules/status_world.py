@@ -28,12 +28,26 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """A host's own certificate and the issuer it makes the next one with: when they end, in seconds
+    since the epoch, None where there is none. ``hours`` is how long one is to last, None where the
+    host does not say; ``error`` is why nothing is known.
+    """
+
+    ends_at: float | None = None
+    issuer_ends_at: float | None = None
+    hours: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a host says of itself.
 
     ``units`` is systemd's word by unit that its role needs ("active" is well), ``failed_units`` any
     other unit that failed. ``agent_missing`` is why the CloudWatch agent was left out, None where
-    it was not. ``clock_offset_seconds`` is its clock minus the operator's.
+    it was not. ``clock_offset_seconds`` is its clock minus the operator's. ``tls`` is
+    None on a host that makes no certificates.
     """
 
     units: Mapping[str, str] = field(default_factory=dict)
@@ -41,6 +55,7 @@ class Report:
     disks: tuple[Disk, ...] = ()
     agent_missing: str | None = None
     clock_offset_seconds: float = 0.0
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)

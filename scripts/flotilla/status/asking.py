@@ -16,7 +16,7 @@ from flotilla.rules.lb_certificate import Certificate, Renewal
 from flotilla.rules.lb_maintenance import MAP, Notice
 from flotilla.rules.redis import Member
 from flotilla.rules.rotation import Server
-from flotilla.rules.status_world import App, Balancer, Disk, Follows, Report, Traffic
+from flotilla.rules.status_world import App, Balancer, Disk, Follows, Report, Tls, Traffic
 from flotilla.settings import Settings
 from flotilla.snapshot import Host
 
@@ -27,6 +27,11 @@ RELEASE = "/etc/app/release.json"
 DISCOVERY_REPORT = "/var/lib/flotilla-discovery/report.json"
 RENEWAL_REPORT = "/var/lib/flotilla-certificate/report.json"
 RENEWAL_UNIT = "flotilla-certificate"
+# On every host that makes certificates for itself.
+TLS = {
+    "tool": "/usr/local/lib/flotilla/tls_leaf.py",
+    "settings": "/etc/flotilla/tls/tls.json",
+}
 BACKEND = "app"
 _AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
 
@@ -43,6 +48,7 @@ UNITS = {
 def command(settings: Settings, role: str) -> str:
     """The shell command that runs the probe, which it reads from its input."""
     wanted: dict[str, Any] = {"units": list(UNITS.get(role, ("ssh",))), "disks": ["/"]}
+    wanted["tls"] = TLS
     if role == "mysql":
         wanted["disks"].append("/var/lib/mysql")
     if role in {"lb", "app"}:
@@ -86,7 +92,21 @@ def report(answer: Mapping[str, Any], *, now: float) -> Report:
         disks=tuple(Disk(**one) for one in disks.values() if "error" not in one),
         agent_missing=str(agent.get("reason", "it says no reason")) if left_out else None,
         clock_offset_seconds=answer["at"] - now,
+        tls=_tls(answer.get("tls")),
     )
+
+
+def _tls(found: Any) -> Tls | None:
+    """What the host says of its own certificate; None where it makes none."""
+    if found is None:
+        return None
+    try:
+        if "error" in found:
+            return Tls(error=str(found["error"]))
+        ends = found["ends"]
+        return Tls(ends["leaf"], ends["issuer"], found.get("hours"))
+    except (KeyError, TypeError, AttributeError) as error:
+        return Tls(error=f"its answer cannot be read ({error})")
 
 
 def balancer(host: Host, answer: Mapping[str, Any], traffic: Traffic | None) -> Balancer:

@@ -4,7 +4,8 @@ Only Python's standard library, of any version since 3.11; nothing is installed.
 a JSON object: ``units`` and ``disks`` (paths) to look at, and which of ``haproxy`` (socket path),
 ``questions`` (to that socket, by name), ``app`` (release tool, its ``settings`` file, version_path,
 ready_path), ``redis`` (reporter), ``edge`` (state file), ``discovery`` and ``renewal`` (report
-files) there are. Each part that cannot be had is ``{"error": why}``; the others are there all the
+files) and ``tls`` (the ``tool`` that makes this host's certificate, its ``settings``) there
+are. Each part that cannot be had is ``{"error": why}``; the others are there all the
 same.
 """
 
@@ -80,6 +81,16 @@ def app(options: dict[str, str]) -> dict[str, Any]:
     return found | {"served": served, "ready": answer(site + options["ready_path"], trust)[0]}
 
 
+def certificate(options: dict[str, str]) -> Any:
+    """When this host's own certificate ends, and what it makes it with; None where it makes none.
+
+    By the tool itself: the standard library reads no dates of a certificate.
+    """
+    if not Path(options["settings"]).exists():
+        return None
+    return json.loads(said([options["tool"], "status"]))
+
+
 def answer(url: str, trust: ssl.SSLContext | None = None) -> tuple[int | None, str]:
     """Status and the beginning of the body; no status when nothing answers."""
     try:
@@ -127,16 +138,14 @@ def main() -> None:
         found["haproxy"] = tried(haproxy, wanted["haproxy"])
     for name, question in wanted.get("questions", {}).items():
         found[name] = tried(haproxy, wanted["haproxy"], question)
-    if "edge" in wanted:
-        found["edge"] = tried(read_json, wanted["edge"])
-    if "discovery" in wanted:
-        found["discovery"] = tried(read_json, wanted["discovery"])
-    if "renewal" in wanted:
-        found["renewal"] = tried(read_json, wanted["renewal"])
+    for name in {"edge", "discovery", "renewal"} & wanted.keys():
+        found[name] = tried(read_json, wanted[name])
     if "app" in wanted:
         found["app"] = tried(app, wanted["app"])
     if "redis" in wanted:
         found["redis"] = tried(lambda: json.loads(said(wanted["redis"])))
+    if "tls" in wanted:
+        found["tls"] = tried(certificate, wanted["tls"])
     sys.stdout.write(json.dumps(found))
 
 
