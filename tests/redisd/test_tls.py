@@ -180,6 +180,17 @@ def test_a_renewal_under_load_drops_no_connection_and_moves_no_primary(
     assert (epoch(group), group.primary()) == (failovers, "redis-1")
 
 
+def test_how_long_a_certificate_was_to_last_is_what_the_host_was_told(group: Group) -> None:
+    """It is valid from before it was made."""
+    here = place(group, "redis-1")
+    assert tls.lasts(here, PORTS)["hours"] is None
+    here.leaf.with_name("tls.json").write_text('{"hours": 168}')
+    found = tls.lasts(here, PORTS)
+    assert found["hours"] == 168
+    assert 160 < found["hours_left"] <= 168
+    assert 700 < found["issuer_days_left"] <= 730
+
+
 def test_a_host_whose_redis_is_not_configured_yet_has_nobody_to_tell(
     group: Group, hands: Hands
 ) -> None:

@@ -126,6 +126,61 @@ def test_a_certificate_that_is_kept_is_valid_and_has_a_third_left(lasts, age, is
         assert is_last or made.not_valid_after_utc - then >= timedelta(hours=lasts) / 3
 
 
+# What a host's clock may say, in hours from what it is.
+wrong = st.integers(-24 * 400, 24 * 700)
+
+
+@given(runs=st.lists(st.tuples(st.integers(0, 24 * 30), wrong), min_size=1, max_size=8))
+def test_whatever_a_clock_says_a_run_leaves_a_certificate_no_worse(runs):
+    """And one by a clock that is right leaves one that is valid for long enough."""
+    issuer = ISSUER.certificate
+    truth, kept = NOW, None
+    for hours, ahead in runs:
+        truth += timedelta(hours=hours)
+        for clock in (truth + timedelta(hours=ahead), truth):
+            before, kept = kept, _run(kept, issuer, clock)
+            if before is not None and before != kept:
+                assert kept.not_valid_before_utc <= before.not_valid_before_utc
+                assert kept.not_valid_after_utc >= before.not_valid_after_utc
+            assert kept is None or kept.not_valid_after_utc <= issuer.not_valid_after_utc
+            again = _run(kept, issuer, clock)
+            assert again == kept, "a second run by the same clock has nothing to do"
+        assert kept is not None
+        assert kept.not_valid_before_utc <= truth < kept.not_valid_after_utc
+        assert kept.not_valid_after_utc - truth >= timedelta(hours=168) / 3
+
+
+def _run(kept: Any, issuer: x509.Certificate, clock: datetime) -> Any:
+    """What a host has after a run by that clock."""
+    if not tool.why_new(kept, WANTED, issuer, clock):
+        return kept
+    if tool.why_not(WANTED, issuer, ROOT.certificate, clock):
+        return kept
+    return tool.made(WANTED, ISSUER.key, issuer, clock, kept)[1]
+
+
+@pytest.mark.parametrize("days", [-20, -3, 3, 5, 30, 300])
+def test_clients_believe_a_host_after_one_run_with_a_wrong_clock(home: Path, tmp_path, days):
+    """30 days ahead it was refused by all, 20 days behind it had ended."""
+    issuer = _older()
+    put(home, issuer)
+    usual = timedelta(hours=100)
+    assert tool.renew(home, NOW - usual) == 0
+    for late in (0, 1, 24):
+        clock = NOW + timedelta(days=days, hours=late)
+        assert tool.renew(home, clock) == 0
+        folder = tmp_path / "client"
+        folder.mkdir(exist_ok=True)
+        assert shaken(folder, (home / "leaf.pem").read_bytes(), ZONE) == ""
+
+
+def test_one_of_before_that_was_dated_from_when_it_was_made_is_replaced_by_no_worse():
+    """What hosts have when the tool is updated; their clock may be wrong then, too."""
+    _, old = tool.made(WANTED, *ISSUER, NOW + timedelta(days=20))
+    behind = tool.made(WANTED, *ISSUER, NOW + timedelta(days=1), old)[1]
+    assert behind.not_valid_after_utc == old.not_valid_after_utc
+
+
 def test_an_issuer_that_ends_fails_the_run_a_week_before_and_restarts_nobody(home: Path, capsys):
     put(home, after=[["sh", "-c", f"echo told >> {home}/told"]])
     end = ISSUER.certificate.not_valid_after_utc

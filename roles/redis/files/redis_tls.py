@@ -7,6 +7,7 @@ restarted, one at a time.
 
 import contextlib
 import functools
+import json
 import socket
 import ssl
 import subprocess
@@ -163,7 +164,8 @@ def restart_sentinel(
 
 def lasts(place: Place, ports: Sequence[int]) -> dict[str, float | None]:
     """How long the certificate lasts that is served, in hours, by the first to end of ``ports``;
-    how long it does in all; and the issuer's days. None for what is not there.
+    how long one does in all, by this host's settings; and the issuer's days. None for what is
+    not there.
     """
     now = time.time()
     served = [
@@ -174,9 +176,17 @@ def lasts(place: Place, ports: Sequence[int]) -> dict[str, float | None]:
     issuer = _span(_der(blocks[1])) if len(blocks) > 1 else None
     return {
         "hours_left": (first[1] - now) / 3600 if first else None,
-        "hours": (first[1] - first[0]) / 3600 if first else None,
+        "hours": _hours(place.leaf.with_name("tls.json")),
         "issuer_days_left": (issuer[1] - now) / 86400 if issuer else None,
     }
+
+
+def _hours(settings: Path) -> float | None:
+    """A certificate is valid from before it was made: its own dates do not tell."""
+    try:
+        return float(json.loads(settings.read_text())["hours"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"

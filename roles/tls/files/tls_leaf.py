@@ -33,8 +33,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 HOME = Path("/etc/flotilla/tls")
-# Clocks of hosts differ by less.
-BEFORE = timedelta(hours=1)
 RENEW_AT = 1 / 3
 # How soon before its issuer's end a host says so by a run that fails: until then somebody has had
 # 80 days of `fab fleet.status`.
@@ -111,6 +109,24 @@ def why_new(
     return f"it ends {end:%Y-%m-%d %H:%M} UTC" if is_due else ""
 
 
+def span(
+    wanted: Settings, issuer: x509.Certificate, now: datetime, old: x509.Certificate | None
+) -> tuple[datetime, datetime]:
+    """From when to when the next one is valid: whenever ``old``, of the same issuer, is.
+
+    For no clock is to be trusted. A run with one that is 30 days ahead would make a certificate
+    that nobody believes yet, one with a clock 20 days behind one that has ended; and a host cannot
+    know: a machine that was restored from a snapshot calls its old time synchronised, and one that
+    is right may never do. Begun with its issuer and ended no sooner than the one of before,
+    a certificate is at worst as good as that. After a clock that was ahead it lasts longer than
+    others; to shorten it would again be a matter of trust.
+    """
+    end = now + timedelta(hours=wanted.hours)
+    if old is not None:
+        end = max(end, old.not_valid_after_utc)
+    return issuer.not_valid_before_utc, min(end, issuer.not_valid_after_utc)
+
+
 def why_not(
     wanted: Settings, issuer: x509.Certificate, root: x509.Certificate, now: datetime
 ) -> str:
@@ -161,16 +177,20 @@ def _may(
 
 
 def made(
-    wanted: Settings, key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate, now: datetime
+    wanted: Settings,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate,
+    now: datetime,
+    old: x509.Certificate | None = None,
 ) -> tuple[bytes, x509.Certificate]:
     """A new key with its certificate, and the issuer's: what a server sends. It never outlives
-    its issuer.
+    its issuer, and is valid whenever ``old`` is.
     """
     own = ec.generate_private_key(ec.SECP256R1())
     names = [x509.DNSName(name) for name in wanted.names]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted.names[0][:64])])
-    end = min(now + timedelta(hours=wanted.hours), issuer.not_valid_after_utc)
+    begin, end = span(wanted, issuer, now, old)
     above = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     leaf = (
         x509.CertificateBuilder()
@@ -178,7 +198,7 @@ def made(
         .issuer_name(issuer.subject)
         .public_key(own.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(max(now - BEFORE, issuer.not_valid_before_utc))
+        .not_valid_before(begin)
         .not_valid_after(end)
         .add_extension(x509.SubjectAlternativeName([*names, *wanted.parsed()]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -272,14 +292,15 @@ def issue(home: Path, now: datetime) -> str:
     issuer = certificate(home / "issuer.pem")
     if root is None or issuer is None:
         raise LeafError(f"{home} has no good authority.pem or issuer.pem: fab fleet.configure")
-    why = why_new(_kept(home / "leaf.pem", issuer), wanted, issuer, now)
+    old = _kept(home / "leaf.pem", issuer)
+    why = why_new(old, wanted, issuer, now)
     if not why:
         own(home / "leaf.pem", wanted.group)
         return ""
     cannot = why_not(wanted, issuer, root, now)
     if cannot:
         raise LeafError(f"{cannot}: fab fleet.provision, then fab fleet.configure")
-    content, leaf = made(wanted, _issuers_key(home, issuer), issuer, now)
+    content, leaf = made(wanted, _issuers_key(home, issuer), issuer, now, old)
     put(home / "leaf.pem", content, wanted.group)
     sys.stderr.write(f"new until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, for {why}\n")
     return why
