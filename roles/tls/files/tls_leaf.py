@@ -33,6 +33,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 HOME = Path("/etc/flotilla/tls")
+# How long before it is made a certificate begins, by its end: Mozilla's modern profile wants no
+# server's to last more than 90 days.
+SPAN = timedelta(days=80)
+BEFORE = timedelta(hours=1)
+# A host that did not run for longer than this may as well have a wrong clock.
+LATE = timedelta(days=30)
 RENEW_AT = 1 / 3
 # How soon before its issuer's end a host says so by a run that fails: until then somebody has had
 # 80 days of `fab fleet.status`.
@@ -112,19 +118,26 @@ def why_new(
 def span(
     wanted: Settings, issuer: x509.Certificate, now: datetime, old: x509.Certificate | None
 ) -> tuple[datetime, datetime]:
-    """From when to when the next one is valid: whenever ``old``, of the same issuer, is.
+    """From when to when the next one is valid; ``old`` is of the same issuer.
 
     For no clock is to be trusted. A run with one that is 30 days ahead would make a certificate
     that nobody believes yet, one with a clock 20 days behind one that has ended; and a host cannot
     know: a machine that was restored from a snapshot calls its old time synchronised, and one that
-    is right may never do. Begun with its issuer and ended no sooner than the one of before,
-    a certificate is at worst as good as that. After a clock that was ahead it lasts longer than
-    others; to shorten it would again be a matter of trust.
+    is right may never do. So it ends no sooner than the one of before, and begins long before it
+    is made: with the one of before where that one, or the clock, is not as an hourly timer leaves
+    it. After a clock that was more than LATE ahead one lasts longer than others, until it is made
+    anew for another issuer; to shorten it would again be a matter of trust.
     """
-    end = now + timedelta(hours=wanted.hours)
+    lasts = timedelta(hours=wanted.hours)
+    span = max(SPAN, lasts + BEFORE)
+    end = now + lasts
+    begin = end - span
     if old is not None:
-        end = max(end, old.not_valid_after_utc)
-    return issuer.not_valid_before_utc, min(end, issuer.not_valid_after_utc)
+        first, last = old.not_valid_before_utc, old.not_valid_after_utc
+        if now > last + LATE or last > end or last - first > span:
+            begin = min(first, begin)
+        end = max(end, last)
+    return max(begin, issuer.not_valid_before_utc), min(end, issuer.not_valid_after_utc)
 
 
 def why_not(
