@@ -25,7 +25,7 @@ _FAULTS = (
 @task(
     help={
         "runs": "deploys, back and forth between two versions (default 1)",
-        "rate": "requests a second, keep-alive, close, sticky, slow and POST (default 200)",
+        "rate": "requests a second, keep-alive, close, sticky, slow and POST (default 100)",
         "fault": _FAULTS,
         "versions": "the two versions, comma between (default: what runs, and a new build)",
         "bad": "a release of your own that is bad in the way of --fault",
@@ -40,7 +40,7 @@ _FAULTS = (
 def deploy(
     _: Context,
     runs: int = 1,
-    rate: int = 200,
+    rate: int = 100,
     fault: str = "",
     versions: str = "",
     bad: str = "",

@@ -149,9 +149,9 @@ def test_a_run_whose_fault_never_struck_says_so(folder: Path) -> None:
     with struck(site(folder), strike) as moments:
         write(folder, LINES)
     assert moments == []
-    assert "refused before the fault struck: deploy is taken" in str(
-        missed("refused", "deploy is taken")
-    )
+    refused = missed("refused", "deploy is taken")
+    assert "refused before the fault struck: deploy is taken" in str(refused)
+    assert (refused.exit_code, missed("failed", "").exit_code) == (3, 1)
 
 
 @pytest.mark.parametrize("kind", FAULTS)

@@ -36,6 +36,24 @@ def run(result: str = "done", failed: int = 0, lost: int = 0, **more: Any) -> di
     return made | {"lost": lost}
 
 
+@pytest.mark.parametrize(
+    ("latency", "failed", "why"),
+    [
+        (0.01, 0, None),
+        (0.2, 0, None),
+        (0.3, 0, "half of 300 requests took longer than"),
+        (0.01, 2, "2 of 302 requests failed"),
+    ],
+)
+def test_a_fleet_that_does_not_keep_up_is_not_drilled(latency, failed, why) -> None:
+    told = drill.overload(seen(latency, latency, failed))
+    assert told is None if why is None else told.startswith(why)
+
+
+def test_a_fleet_that_answers_nobody_does_not_keep_up() -> None:
+    assert drill.overload({"served": 0, "failed": 0, "p50_ms": None})
+
+
 def test_a_run_tells_what_clients_saw_before_during_and_after() -> None:
     told = run()
     assert (told["served"], told["failed"], told["acked"]) == (300, 0, 7)

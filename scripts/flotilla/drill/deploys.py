@@ -47,7 +47,7 @@ class Options:
     """
 
     runs: int = 1
-    rate: float = 200.0
+    rate: float = 100.0
     fault: str | None = None
     versions: tuple[str, ...] = ()
     bad: str | None = None
@@ -103,6 +103,7 @@ def deploys(
         if options.sticky:
             undo.enter_context(_sticky(settings, said))
         drill = _Drill(settings, options, fault, said, outside)
+        drill.demand_rate()
         hosts = drill.count()
         for number in range(options.runs):
             each.append(drill.run(number))
@@ -144,13 +145,34 @@ class _Drill:
         """How many application hosts there are."""
         return len(self._look())
 
+    def demand_rate(self) -> None:
+        """Raise Refused where the fleet does not serve so many requests with nothing done to it.
+
+        Two cores did not serve 200 a second: every server was down by its health checks, and what
+        was measured was that.
+        """
+        with Background(*self._clients()) as traffic:
+            time.sleep(WARM_SECONDS)
+            seen = traffic.stop()
+        if why := rules.overload(seen):
+            rate = self._options.rate
+            raise Refused(
+                f"the fleet does not keep up with {rate:g} requests/s: {why} in"
+                f" {seen['seconds']:.0f} s, before anything was done",
+                "a drill would show that, and not how a deploy goes",
+                "No host was touched",
+                f"fab drill.deploy --rate {max(round(rate / 2), 1)}",
+            )
+
+    def _clients(self) -> tuple[str, ...]:
+        mix = ",".join(f"{kind}={weight}" for kind, weight in self._options.mix.items())
+        return "--url", self._url, "--rate", f"{self._options.rate:g}", "--mix", mix, "--verify"
+
     def run(self, number: int) -> dict[str, Any]:
         """One deploy under traffic."""
         options, current = self._options, self._current()
         version = self._bad or next(one for one in self._versions if one != current)
-        mix = ",".join(f"{kind}={weight}" for kind, weight in options.mix.items())
-        clients = ("--url", self._url, "--rate", f"{options.rate:g}", "--mix", mix, "--verify")
-        with Background(*clients) as traffic:
+        with Background(*self._clients()) as traffic:
             time.sleep(WARM_SECONDS)
             traffic.mark(rules.BEFORE)
             time.sleep(options.calm_seconds)

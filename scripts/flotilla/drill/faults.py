@@ -225,7 +225,8 @@ def struck(where: Site, strike: Strike | None) -> Iterator[list[str]]:
 
 def missed(result: str, reason: str) -> FlotillaError:
     """The error for a deploy that ended, in whatever way, before its fault's moment came."""
-    return FlotillaError(
+    kind = Refused if result == "refused" else FlotillaError
+    return kind(
         f"the deploy was {result} before the fault struck{f': {reason}' if reason else ''}",
         why="such a run shows nothing",
         next="fab deploy.history",
