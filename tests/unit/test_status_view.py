@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,27 +185,21 @@ def test_the_probe_asks_haproxys_socket_and_an_application(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("settings", "files", "said"),
     [
-        (
-            'import sys; print(\'{"at": 1, "hours": 168, "ends": {"leaf": 5, "issuer": 9}}\')',
-            Tls(5, 9, 168),
-        ),
+        ('{"hours": 168}', {"leaf": 5, "issuer": 9}, (5, 9, 168)),
         # A host that was configured before there were hours.
-        ('print(\'{"at": 1, "ends": {"leaf": null, "issuer": 9}}\')', Tls(None, 9, None)),
-        ('print("{}")', Tls(error="its answer cannot be read ('ends')")),
-        ("import no_such_module", "JSONDecodeError"),
-        (None, "FileNotFoundError"),
+        ("{}", {"leaf": None, "issuer": 9}, (None, 9, None)),
+        ('{"hours": 168}', {"leaf": 0, "issuer": 9}, "ValueError"),
+        ("[]", {"leaf": 5, "issuer": 9}, "AttributeError"),
+        ("{", {}, "JSONDecodeError"),
     ],
 )
 def test_the_probe_asks_a_host_for_its_own_certificate(
-    tmp_path: Path, program: str | None, said: Tls | str
+    tmp_path: Path, settings: str, files: Mapping[str, int | None], said: Any
 ) -> None:
-    tool, settings = tmp_path / "tool", tmp_path / "tls.json"
-    if program:
-        tool.write_text(f"#!{sys.executable}\n{program}\n")
-        tool.chmod(0o755)
-    wanted = {"units": [], "disks": [], "tls": {"tool": str(tool), "settings": str(settings)}}
+    """``files`` end in so many days; 0 is one that is damaged, None one that is not there."""
+    wanted = {"units": [], "disks": [], "tls": str(tmp_path)}
 
     def asked() -> Tls | None:
         argv = [sys.executable, str(asking.SOURCE), json.dumps(wanted)]
@@ -213,10 +207,25 @@ def test_the_probe_asks_a_host_for_its_own_certificate(
         return asking.report(asking.parsed(HOST, done.stdout), now=0.0).tls
 
     assert asked() is None, "it makes none"
-    settings.write_text("{}")
+    for name, days in files.items():
+        if days is not None:
+            (tmp_path / f"{name}.pem").write_text(ending_in(days) if days else "damaged")
+    (tmp_path / "tls.json").write_text(settings)
     found = asked()
     assert found is not None
-    assert said in found.error if isinstance(said, str) else found == said
+    if isinstance(said, str):
+        assert said in found.error
+        return
+    ends = (found.ends_at, found.issuer_ends_at)
+    days = [None if one is None else round((one - time.time()) / 86400, 2) for one in ends]
+    assert (*days, found.hours) == said
+
+
+def ending_in(days: int) -> str:
+    """A key and its certificate, in that order, as an issuer's file has them."""
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    argv += ["-nodes", "-subj", "/CN=one", "-days", str(days), "-keyout", "-", "-out", "-"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 # --- the statistics page -------------------------------------------------------------------------

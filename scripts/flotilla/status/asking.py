@@ -28,10 +28,7 @@ DISCOVERY_REPORT = "/var/lib/flotilla-discovery/report.json"
 RENEWAL_REPORT = "/var/lib/flotilla-certificate/report.json"
 RENEWAL_UNIT = "flotilla-certificate"
 # On every host that makes certificates for itself.
-TLS = {
-    "tool": "/usr/local/lib/flotilla/tls_leaf.py",
-    "settings": "/etc/flotilla/tls/tls.json",
-}
+TLS = "/etc/flotilla/tls"
 BACKEND = "app"
 _AGGREGATES = frozenset({"FRONTEND", "BACKEND"})
 
